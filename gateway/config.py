@@ -1,0 +1,111 @@
+"""Settings: one frozen class, read from the environment (`OUTLAST_...`) and the command line, checked once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from gateway.errors import ConfigurationError
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class Settings(BaseSettings):
+    """All that can be set. Every value has its unit in its name; `docs/settings.md` lists them."""
+
+    model_config = SettingsConfigDict(env_prefix="OUTLAST_", frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on. A public one needs `api_keys`.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default_factory=dict, description="`name:secret` pairs, separated by commas; the name is the owner of the jobs."
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins of pages that may use the API from a browser, separated by commas."
+    )
+
+    redis_url: str = Field("", description="redis://, rediss:// or unix:// URL; empty starts an embedded Valkey.")
+    prefix: str = Field("ol", pattern=r"^[a-z][a-z0-9_-]{0,15}$", description="First part of every key in Redis.")
+    data: Path = Field(Path(".outlast"), description="Folder of the embedded Valkey and of the blobs.")
+    blob_url: str = Field("", description="Where files live: file:///path or s3://bucket/path; empty: in `data`.")
+    durability: Literal["redis", "disk", "replica"] = Field(
+        "redis",
+        description="What a submit and an end wait for: Redis's answer, its disk (WAITAOF), or a replica (WAIT).",
+    )
+
+    heartbeat_seconds: float = Field(15, gt=0, le=120, description="Longest silence on a stream.")
+    stream_max_age_seconds: float = Field(600, ge=1, description="A GET stream is ended by plan after this, +-20 %.")
+    retry_seconds: float = Field(2, ge=0.1, le=60, description="Reconnect advice to SSE clients; jittered.")
+    max_upload_bytes: int = Field(100 * 1024 * 1024, ge=1, description="Largest request body.")
+    max_inline_bytes: int = Field(256 * 1024, ge=1024, description="Larger inputs, outputs and results become blobs.")
+    header_timeout_seconds: float = Field(10, gt=0, description="For a request's head to arrive.")
+    upload_idle_seconds: float = Field(30, gt=0, description="Longest pause in an upload.")
+    write_stall_seconds: float = Field(20, gt=0, description="A listener that reads nothing for this long is closed.")
+    write_buffer_bytes: int = Field(256 * 1024, ge=16 * 1024, description="Most bytes that wait for one listener.")
+    max_connections: int = Field(10_000, ge=1, description="Connections of one gateway; further ones get 503.")
+    max_streams_per_owner: int = Field(10_000, ge=1, description="Streams of one owner on one gateway.")
+    drain_seconds: float = Field(5, ge=0, description="On SIGTERM, streams are closed spread over this time.")
+
+    lease_seconds: float = Field(30, gt=0.2, le=3600, description="A worker that is silent this long loses its jobs.")
+    job_deadline_seconds: float = Field(7 * 86_400, gt=0, description="No job stays open longer than this.")
+    tombstone_seconds: float = Field(7 * 86_400, ge=0, description="How long an expired job answers 410.")
+
+    concurrency: int = Field(0, ge=0, description="Attempts at once in one worker; 0: as many as there are cores.")
+    stop_grace_seconds: float = Field(10, ge=0, description="A stopping worker waits this long for its attempts.")
+
+    dev: bool = Field(False, description="Allows ?cut= on streams, to see the resume work.")
+    log_format: Literal["text", "json"] = Field("text", description="One line per log record, or JSON lines.")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.strip() for pair in value.split(",") if pair.strip()]
+        if any(":" not in pair for pair in pairs):
+            raise ValueError("give every key as name:secret")
+        return dict(pair.split(":", 1) for pair in pairs)
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(origin.strip().rstrip("/") for origin in value.split(",") if origin.strip())
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        weak = [name for name, secret in self.api_keys.items() if len(secret.get_secret_value()) < 16]
+        if weak:
+            raise ValueError(
+                f"the API key {weak[0]!r} is shorter than 16 characters; make one with `openssl rand -hex 24`"
+            )
+        if "null" in self.allowed_origins:
+            raise ValueError("the origin null stands for any sandboxed page; name real origins")
+        if self.host not in LOOPBACK and not self.api_keys:
+            raise ValueError(
+                f"{self.host} can be reached from outside, and no API key is set;"
+                " set OUTLAST_API_KEYS=me:$(openssl rand -hex 24), or listen on 127.0.0.1"
+            )
+        return self
+
+    @property
+    def blob_location(self) -> str:
+        """The blob store's URL, with the default filled in."""
+        return self.blob_url or (self.data.resolve() / "blobs").as_uri()
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the environment, then the overrides. Raises `ConfigurationError` naming each wrong setting."""
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            name = "_".join(str(part) for part in problem["loc"])
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"OUTLAST_{name.upper()}: {message}" if name else message)
+        raise ConfigurationError("; ".join(lines)) from None

@@ -1,0 +1,205 @@
+"""Every error that Outlast raises on purpose, in one tree, each with a stable code and its HTTP status.
+
+    OutlastError
+    ├── RequestError            the request can't be served as it is (4xx)
+    │   ├── BadRequest          400 bad_request · bad_cursor · bad_json · bad_frame
+    │   ├── Unauthorized        401    Forbidden 403
+    │   ├── NotFound            404    Gone 410
+    │   ├── Conflict            409 not_finished · still_open · resubmitted_stream
+    │   ├── TooLarge            413    UnsupportedType 415
+    │   ├── InvalidInput        422 (which field, and why)
+    │   ├── KeyReused           422    JobFailed 422
+    │   └── TooMany             429
+    ├── Unavailable             503 store_unavailable · draining · queue_full · store_full
+    ├── LeaseLost               a worker no longer has the job (never sent to a client)
+    ├── EventsLost              Redis lost acknowledged writes (never sent to a client)
+    └── ConfigurationError      a setting is wrong; says which and what to set
+
+This module knows no HTTP library: `gateway.handlers` turns an error into an answer, in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+
+class OutlastError(Exception):
+    """An error with a stable `code`; `detail` says what happened and what to do next."""
+
+    status: ClassVar[int] = 500
+    default_code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Something went wrong on our side"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: str | None = None,
+        retry_after_seconds: float | None = None,
+        errors: Sequence[dict[str, str]] | None = None,
+        **extra: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code or self.default_code
+        self.retry_after_seconds = retry_after_seconds
+        self.errors = list(errors or ())
+        self.extra = extra
+
+    def problem(self, instance: str | None = None) -> dict[str, Any]:
+        """The error as a problem document (RFC 9457, section 3.1), with `code` and `errors` as extension members."""
+        document: dict[str, Any] = {
+            "type": f"/docs#problem-{self.code}",
+            "title": self.title,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+        if instance:
+            document["instance"] = instance
+        if self.errors:
+            document["errors"] = self.errors
+        return document | self.extra
+
+
+class RequestError(OutlastError):
+    """The request can't be served as it is; repeating it unchanged won't help."""
+
+    status = 400
+    default_code = "bad_request"
+    title = "The request is not valid"
+
+
+class BadRequest(RequestError):
+    """400: the request is malformed."""
+
+
+class Unauthorized(RequestError):
+    """401: no credentials, or wrong ones."""
+
+    status = 401
+    default_code = "unauthorized"
+    title = "An API key is needed"
+
+
+class Forbidden(RequestError):
+    """403: the credentials are good, but not for this."""
+
+    status = 403
+    default_code = "forbidden"
+    title = "Not allowed"
+
+
+class NotFound(RequestError):
+    """404: there is no such thing, or it belongs to somebody else."""
+
+    status = 404
+    default_code = "not_found"
+    title = "Not found"
+
+
+class MethodNotAllowed(RequestError):
+    """405: the route exists, the method doesn't."""
+
+    status = 405
+    default_code = "method_not_allowed"
+    title = "Method not allowed"
+
+
+class Timeout(RequestError):
+    """408: the client sent nothing for too long."""
+
+    status = 408
+    default_code = "request_timeout"
+    title = "The request took too long to arrive"
+
+
+class Conflict(RequestError):
+    """409: the job is not in a state in which this can be done."""
+
+    status = 409
+    default_code = "conflict"
+    title = "Not possible in the job's present state"
+
+
+class Gone(RequestError):
+    """410: the job ended and its retention time is over."""
+
+    status = 410
+    default_code = "expired"
+    title = "The job's data has expired"
+
+
+class TooLarge(RequestError):
+    """413: the body or a part of it is over a limit."""
+
+    status = 413
+    default_code = "too_large"
+    title = "Too large"
+
+
+class UnsupportedType(RequestError):
+    """415: no way to read a body of this content type."""
+
+    status = 415
+    default_code = "unsupported_type"
+    title = "Unsupported content type"
+
+
+class InvalidInput(RequestError):
+    """422: well formed, but a field is wrong; `errors` names each field and why."""
+
+    status = 422
+    default_code = "invalid_input"
+    title = "The input is not valid"
+
+
+class KeyReused(RequestError):
+    """422: the Idempotency-Key was used for another request."""
+
+    status = 422
+    default_code = "idempotency_key_reused"
+    title = "The Idempotency-Key belongs to another request"
+
+
+class JobFailed(RequestError):
+    """422: a result was asked for, but the job failed or was cancelled."""
+
+    status = 422
+    default_code = "job_failed"
+    title = "The job did not succeed"
+
+
+class TooMany(RequestError):
+    """429: the caller is over one of its own limits."""
+
+    status = 429
+    default_code = "too_many"
+    title = "Too many"
+
+
+class Unavailable(OutlastError):
+    """503: not now; the same request will work later."""
+
+    status = 503
+    default_code = "store_unavailable"
+    title = "Temporarily unavailable"
+
+
+class LeaseLost(OutlastError):
+    """A worker no longer has the job: another attempt has it, or it has ended."""
+
+    default_code = "lease_lost"
+
+
+class EventsLost(OutlastError):
+    """Redis lost writes that it had acknowledged, so this attempt's batch numbers no longer fit."""
+
+    default_code = "events_lost"
+
+
+class ConfigurationError(OutlastError):
+    """A setting is wrong; the message names it and says what to set."""
+
+    default_code = "configuration"

@@ -1,0 +1,392 @@
+"""The wire protocol: states, events, cursors, job documents, WebSocket frames and close codes.
+
+No I/O here, and no third-party types but pydantic's. The text of one event is the same bytes in the log, in SSE
+`data:`, in a WebSocket frame, in an NDJSON line and in a JSON array; `docs/protocol.md` is its description.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic_core import from_json, to_json
+
+from gateway.errors import BadRequest
+
+
+class State(StrEnum):
+    """Where a job stands. The set is closed: time-outs, crashes and expiry are `failed` with a code."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL: Final = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+OPEN: Final = frozenset({State.QUEUED, State.RUNNING})
+
+
+class EventType(StrEnum):
+    """The event types that the protocol defines; an application's own types contain a dot."""
+
+    QUEUED = "queued"
+    STARTED = "started"
+    PROGRESS = "progress"
+    DELTA = "delta"
+    OUTPUT = "output"
+    LOG = "log"
+    RETRYING = "retrying"
+    CANCEL_REQUESTED = "cancel_requested"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    # Not numbered:
+    POSITION = "position"
+    LIVENESS = "liveness"
+    SNAPSHOT = "snapshot"
+    RESET = "reset"
+    CLOSING = "closing"
+
+
+TRANSIENT: Final = frozenset({EventType.POSITION, EventType.LIVENESS, EventType.CLOSING})
+TERMINAL_TYPES: Final = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED})
+# `?types=` never hides these: a listener that missed one of them would draw a wrong conclusion.
+NEVER_HIDDEN: Final = TERMINAL_TYPES | {EventType.RESET, EventType.SNAPSHOT}
+
+# (state, event type) -> state. A pair that is missing is an illegal change; events that are not named here change
+# nothing and are legal only while the job runs.
+TRANSITIONS: Final[Mapping[tuple[State | None, EventType], State]] = {
+    (None, EventType.QUEUED): State.QUEUED,
+    (State.QUEUED, EventType.STARTED): State.RUNNING,
+    (State.QUEUED, EventType.CANCELLED): State.CANCELLED,
+    (State.QUEUED, EventType.FAILED): State.FAILED,
+    (State.RUNNING, EventType.RETRYING): State.QUEUED,
+    (State.RUNNING, EventType.SUCCEEDED): State.SUCCEEDED,
+    (State.RUNNING, EventType.FAILED): State.FAILED,
+    (State.RUNNING, EventType.CANCELLED): State.CANCELLED,
+}
+
+KIND_PATTERN: Final = r"^[a-z][a-z0-9_.-]{0,63}$"
+INDEX_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+TAG_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$"
+JOB_PATTERN: Final = r"^[a-z0-9]{26}$"
+TYPE_PATTERN: Final = r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)*$"
+_CURSOR: Final = re.compile(r"^(0|[1-9][0-9]{0,15})(?:-(0|[1-9][0-9]{0,15}))?$", re.ASCII)
+_TYPE: Final = re.compile(TYPE_PATTERN, re.ASCII)
+
+# One event's JSON text, and one append. A larger value goes to the blob store and travels as a url.
+MAX_EVENT_BYTES: Final = 256 * 1024
+MAX_BATCH_EVENTS: Final = 64
+
+
+class Cursor(NamedTuple):
+    """The last event that a listener has: its number and, if known, its time in ms.
+
+    The time makes the cursor name content, not only a place: where Redis lost its tail in a failover and used a
+    number again, `17-T` doesn't match and the listener is told (`reset`). `time_ms` None is accepted, unchecked.
+    """
+
+    number: int
+    time_ms: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.number) if self.time_ms is None else f"{self.number}-{self.time_ms}"
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """Read `N` or `N-T`. Raises `BadRequest` (`bad_cursor`) for anything else; never reads unicode digits."""
+        match = _CURSOR.match(text)
+        if match is None:
+            raise BadRequest(
+                "A cursor is the id of the last event that you have, such as 17-1764000000000 or 17; use the last"
+                " `id:` of the stream as it came, or 0 for the start.",
+                code="bad_cursor",
+            )
+        number, time_ms = match.groups()
+        return cls(int(number), None if time_ms is None else int(time_ms))
+
+
+START: Final = Cursor(0)
+
+
+def format_time(time_ms: int) -> str:
+    """Milliseconds since 1970 as RFC 3339 UTC with three decimals, as every time on the wire."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def parse_time(text: str) -> int:
+    """An RFC 3339 time as milliseconds since 1970."""
+    return round(datetime.fromisoformat(text).timestamp() * 1000)
+
+
+# --- events -----------------------------------------------------------------------------------------------------
+
+
+class Event(BaseModel):
+    """One event as a listener reads it. Unknown fields and unknown types pass through untouched.
+
+    `id` is None for transient events. `cursor` is what to come back with.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    id: int | None = None
+    time: str | None = None
+    job: str
+    attempt: int | None = None
+    type: str
+    data: dict[str, Any] = Field(default_factory=dict)
+    terminal: bool = False
+
+    @property
+    def cursor(self) -> Cursor | None:
+        """The cursor that names this event, or None for an event without a number."""
+        if self.id is None or self.time is None:
+            return None
+        return Cursor(self.id, parse_time(self.time))
+
+
+def encode_event_tail(type_: str, data: Mapping[str, Any] | None = None) -> bytes:
+    """Encode all of an event that its writer knows: `"type":"progress","data":{...}}`.
+
+    The append script puts `{"id":17,"time":"...","job":"...","attempt":1,` before it, so the number and the time are
+    Redis's, and the text is never decoded again on its way to a listener.
+    Raises `ValueError` for a type that could not stand in the protocol, and for an event over `MAX_EVENT_BYTES`.
+    """
+    if _TYPE.match(type_) is None:
+        raise ValueError(f"{type_!r} is no event type: use lower-case words, and a dot in an application's own types")
+    terminal = b'"terminal":true,' if type_ in TERMINAL_TYPES else b""
+    tail = b'"type":"%b",%b"data":%b}' % (type_.encode(), terminal, to_json(data or {}, inf_nan_mode="null"))
+    if len(tail) > MAX_EVENT_BYTES:
+        raise ValueError(f"a {type_} event of {len(tail)} bytes is over {MAX_EVENT_BYTES}: put the value in a file")
+    return tail
+
+
+def encode_transient(type_: EventType, job: str, time_ms: int, data: Mapping[str, Any]) -> bytes:
+    """Encode an event that has no number: it is in no log and leaves a listener's cursor where it is."""
+    return to_json({"time": format_time(time_ms), "job": job, "type": type_, "data": data})
+
+
+def decode_event(text: bytes | str) -> Event:
+    """Read one event's JSON text. Raises `ValueError` if it is none."""
+    return Event.model_validate(from_json(text))
+
+
+# --- requests and documents ---------------------------------------------------------------------------------------
+
+Priority = Literal["high", "normal", "low"]
+# What one job adds to its owner's score (fair queueing): high goes 16 times as often as low, and low is never starved.
+PRIORITY_STEPS: Final[Mapping[Priority, int]] = {"high": 1, "normal": 4, "low": 16}
+
+DAY_SECONDS: Final = 86_400
+
+
+class JobOptions(BaseModel):
+    """What can be asked of a job besides its input. An unknown field is refused, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    priority: Priority = "normal"
+    start_at: AwareDatetime | None = Field(None, description="Not before this time.")
+    start_deadline_seconds: float | None = Field(
+        None, gt=0, le=30 * DAY_SECONDS, description="Fail if no attempt has begun after this time."
+    )
+    run_timeout_seconds: float | None = Field(
+        None, gt=0, le=7 * DAY_SECONDS, description="Fail an attempt that runs longer."
+    )
+    retention_seconds: float | None = Field(
+        None, ge=1, le=30 * DAY_SECONDS, description="How long the data is kept after the end."
+    )
+    tags: list[Annotated[str, Field(pattern=TAG_PATTERN)]] = Field(default_factory=list, max_length=16)
+
+
+class JobRequest(JobOptions):
+    """The JSON body of a submit."""
+
+    input: dict[str, Any] = Field(default_factory=dict, description="Validated against the kind's JSON Schema.")
+
+
+class FileInfo(BaseModel):
+    """A file that belongs to a job. `url` is a path on the gateway."""
+
+    name: str
+    content_type: str
+    size: int
+    url: str
+
+
+class JobUrls(BaseModel):
+    """Where to find the rest; path references, so that TLS in front of us can't make them wrong."""
+
+    self: str
+    events: str
+    websocket: str
+    result: str
+    outputs: str
+    cancel: str
+    watch: str
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = "about:blank"
+    title: str = ""
+    status: int | None = None
+    code: str
+    detail: str = ""
+
+
+class Liveness(BaseModel):
+    """When the worker that has the job last showed that it lives."""
+
+    worker: str
+    seen_at: str
+    silent_seconds: float
+
+
+class JobDocument(BaseModel):
+    """A job as `GET /v1/jobs/{id}` answers it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    kind: str
+    state: State
+    terminal: bool
+    attempt: int
+    last_event_id: str = Field(description="The cursor of the newest event, N-T.")
+    created_at: str
+    started_at: str | None = None
+    ended_at: str | None = None
+    expires_at: str | None = None
+    progress: dict[str, Any] | None = None
+    liveness: Liveness | None = None
+    result: Any = None
+    result_url: str | None = Field(None, description="Where the result is, if it is too large to stand here.")
+    problem: Problem | None = None
+    partial: bool = False
+    cancel_requested: bool = False
+    retry_of: str | None = None
+    priority: Priority = "normal"
+    tags: list[str] = Field(default_factory=list)
+    files: list[FileInfo] = Field(default_factory=list)
+    urls: JobUrls
+
+
+class KindDocument(BaseModel):
+    """A kind of work as `GET /v1/kinds` shows it and `ol:kinds` keeps it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    kind: Annotated[str, Field(pattern=KIND_PATTERN)]
+    description: str = ""
+    input_schema: dict[str, Any] = Field(default_factory=lambda: {"type": "object"})
+    result_schema: dict[str, Any] | None = None
+    files: Literal["none", "optional", "required"] = "none"
+    content_types: list[str] = Field(default_factory=list, description="Content types of files that it reads.")
+    max_attempts: int = 3
+    run_timeout_seconds: float = 3600
+    start_deadline_seconds: float | None = None
+    retention_seconds: float = DAY_SECONDS
+    max_running: int | None = Field(None, description="At most so many at once over all workers.")
+    max_waiting: int = 10_000
+    max_waiting_per_owner: int = 10_000
+
+
+# --- WebSocket ----------------------------------------------------------------------------------------------------
+
+
+class SubscribeFrame(BaseModel):
+    """Ask for a job's events after a cursor. The answer is `subscribed`, then the events themselves."""
+
+    model_config = ConfigDict(extra="forbid")
+    op: Literal["subscribe"]
+    ref: str | None = Field(None, max_length=64)
+    job: Annotated[str, Field(pattern=JOB_PATTERN)]
+    after: str | None = None
+    snapshot: bool = False
+    types: list[Annotated[str, Field(pattern=TYPE_PATTERN)]] | None = Field(None, max_length=64)
+
+
+class UnsubscribeFrame(BaseModel):
+    """Stop a job's events; the answer is `unsubscribed`."""
+
+    model_config = ConfigDict(extra="forbid")
+    op: Literal["unsubscribe"]
+    ref: str | None = Field(None, max_length=64)
+    job: Annotated[str, Field(pattern=JOB_PATTERN)]
+
+
+class SubmitFrame(JobRequest):
+    """Submit a job; the answer is `submitted` with the job document. `subscribe` starts its events as well."""
+
+    op: Literal["submit"]
+    ref: str | None = Field(None, max_length=64)
+    kind: Annotated[str, Field(pattern=KIND_PATTERN)]
+    idempotency_key: str | None = Field(None, min_length=1, max_length=255)
+    subscribe: bool = True
+
+
+class CancelFrame(BaseModel):
+    """Cancel a job; the answer is `cancelling` with the job document."""
+
+    model_config = ConfigDict(extra="forbid")
+    op: Literal["cancel"]
+    ref: str | None = Field(None, max_length=64)
+    job: Annotated[str, Field(pattern=JOB_PATTERN)]
+
+
+ClientFrame = Annotated[SubscribeFrame | UnsubscribeFrame | SubmitFrame | CancelFrame, Field(discriminator="op")]
+CLIENT_FRAME: Final[TypeAdapter[SubscribeFrame | UnsubscribeFrame | SubmitFrame | CancelFrame]] = TypeAdapter(
+    ClientFrame
+)
+# A frame of the server either has `op` (an answer: subscribed, unsubscribed, submitted, cancelling, error; with the
+# request's `ref`) or is an event, the same bytes as on any other transport.
+
+MAX_FRAME_BYTES: Final = 64 * 1024
+MAX_SUBSCRIPTIONS: Final = 100
+
+
+class CloseCode(StrEnum):
+    """Why a WebSocket was closed, by name. 4000 to 4499: come back with your cursors; 4500 to 4999: do not."""
+
+    SLOW = "slow"
+    DRAINING = "draining"
+    MAX_AGE = "max_age"
+    STORE_LOST = "store_lost"
+    CUT = "cut"
+    BAD_FRAME = "bad_frame"
+    UNAUTHORIZED = "unauthorized"
+    IDLE = "idle"
+
+
+CLOSE_CODES: Final[Mapping[CloseCode, int]] = {
+    CloseCode.SLOW: 4000,
+    CloseCode.DRAINING: 4001,
+    CloseCode.MAX_AGE: 4002,
+    CloseCode.STORE_LOST: 4003,
+    CloseCode.CUT: 4004,
+    CloseCode.BAD_FRAME: 4500,
+    CloseCode.UNAUTHORIZED: 4501,
+    CloseCode.IDLE: 4502,
+}
+
+
+def should_come_back(close_code: int) -> bool:
+    """Whether a client should reconnect after this close code, known to it or not.
+
+    1000 is a wish of one of the two sides, 1002 to 1010 (but 1005 and 1006) say that the client is at fault; what is
+    left of 1xxx (going away, no code, no close frame, restart, try again later) is the network's or the server's.
+    """
+    if 4000 <= close_code <= 4999:
+        return close_code < 4500
+    return close_code in {1001, 1005, 1006, 1011, 1012, 1013, 1014}

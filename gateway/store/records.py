@@ -1,0 +1,142 @@
+"""What the store hands out and takes in: plain frozen values, no Redis in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json
+
+from gateway.protocol import TERMINAL, Cursor, JobOptions, KindDocument, Priority, State
+
+
+class LogEntry(NamedTuple):
+    """One event of a job's log: its number, its time, its type, and its JSON text as it goes to every listener."""
+
+    number: int
+    time_ms: int
+    type: bytes
+    text: bytes
+
+    @property
+    def cursor(self) -> Cursor:
+        """The cursor of a listener that has this event."""
+        return Cursor(self.number, self.time_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file of a job: what the client called it, and the key of its blob."""
+
+    name: str
+    content_type: str
+    size: int
+    blob: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """All that `Store.submit` needs. `fingerprint` decides whether a used Idempotency-Key means the same request."""
+
+    kind: KindDocument
+    owner: str
+    input: dict[str, Any]
+    options: JobOptions
+    fingerprint: str
+    files: tuple[StoredFile, ...] = ()
+    retry_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as its record in Redis says it. Times are milliseconds since 1970; None where it hasn't happened."""
+
+    id: str
+    kind: str
+    owner: str
+    state: State
+    attempt: int
+    failures: int
+    last: Cursor
+    created_ms: int
+    started_ms: int | None
+    ended_ms: int | None
+    expires_ms: int | None
+    not_before_ms: int | None
+    priority: Priority
+    tags: tuple[str, ...]
+    files: tuple[StoredFile, ...]
+    retry_of: str | None
+    cancel_by: str | None
+    worker: str | None
+    seen_ms: int | None
+    progress: bytes | None
+    """The data of the newest `progress` event, JSON."""
+    input: bytes
+    """The input, JSON; empty where it is in `input_blob`."""
+    input_blob: str | None
+    end: bytes | None
+    """The data of the terminal event, JSON: `result` or `result_url`, or `problem` and `partial`, or `reason`."""
+    result_blob: str | None
+    options: JobOptions = field(default_factory=JobOptions)
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the job has ended."""
+        return self.state in TERMINAL
+
+    def end_data(self) -> dict[str, Any]:
+        """The data of the terminal event; empty while the job is open."""
+        return dict(from_json(self.end)) if self.end else {}
+
+
+class Submitted(NamedTuple):
+    """A submit's answer: the job's record, and whether an earlier request had made the job already."""
+
+    record: JobRecord
+    replayed: bool
+
+
+class Claim(NamedTuple):
+    """A job that a worker has taken from its kind's queue. `token` is its due score; see `Store.hold`."""
+
+    job: str
+    kind: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to write a job's events: what `begin` gave, and what every write is checked against."""
+
+    job: str
+    kind: str
+    attempt: int
+    nonce: str
+
+
+class Begun(NamedTuple):
+    """What `Store.begin` answers: the lease and the record, or neither and why (`outcome`).
+
+    `outcome` is `begun`, or: `unknown` · `ended` · `held` (another worker has it) · `early` (not before its time).
+    """
+
+    outcome: str
+    lease: Lease | None = None
+    record: JobRecord | None = None
+
+
+class Appended(NamedTuple):
+    """What `Store.append` answers: the numbers that the batch got, and who asked to cancel the job, if anybody."""
+
+    first: int
+    last: Cursor
+    cancel_by: str | None
+
+
+class WriterEvent(NamedTuple):
+    """An event that an attempt wants to append: its type, its tail (`encode_event_tail`), its index if an output."""
+
+    type: str
+    tail: bytes
+    index: str = ""

@@ -1,0 +1,1 @@
+"""Outlast's processors: the functions that do the work, and the runtime that runs them."""
