@@ -134,7 +134,8 @@ class Appended(NamedTuple):
     cancel_by: str | None
 
 
-class WriterEvent(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class WriterEvent:
     """An event that an attempt wants to append: its type, its tail (`encode_event_tail`), its index if an output."""
 
     type: str
