@@ -129,6 +129,8 @@ class Gone(RequestError):
     status = 410
     default_code = "expired"
     title = "The job's data has expired"
+    owner: str = ""
+    """Whose job it was, for the gateway's own check (another owner gets 404); never sent."""
 
 
 class TooLarge(RequestError):

@@ -1,0 +1,114 @@
+"""The store: jobs, their logs, their queues and their live feed in Redis or Valkey. Nobody else knows Redis.
+
+store = await Store.connect("redis://localhost:6379/0")
+...
+await store.close()
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from typing import Self
+
+from gateway.errors import Unavailable
+from gateway.store.connection import Durability, open_client, translated
+from gateway.store.feed import Feed, Follower
+from gateway.store.log import PAGE_EVENTS, Log, LogPage
+from gateway.store.look import Look
+from gateway.store.records import (
+    Appended,
+    Begun,
+    Claim,
+    JobRecord,
+    Lease,
+    LogEntry,
+    NewJob,
+    StoredFile,
+    Submitted,
+    WriterEvent,
+)
+from gateway.store.renewer import Renewed, Renewer
+
+__all__ = [
+    "PAGE_EVENTS",
+    "Appended",
+    "Begun",
+    "Claim",
+    "Feed",
+    "Follower",
+    "JobRecord",
+    "Lease",
+    "LogEntry",
+    "LogPage",
+    "NewJob",
+    "Renewed",
+    "Renewer",
+    "Store",
+    "StoredFile",
+    "Submitted",
+    "WriterEvent",
+]
+
+
+class Store(Log, Look):
+    """All operations on jobs. Each raises `Unavailable` while Redis does not answer."""
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str,
+        *,
+        prefix: str = "ol",
+        durability: Durability = "redis",
+        lease_seconds: float = 30,
+        job_deadline_seconds: float = 7 * 86_400,
+        tombstone_seconds: float = 7 * 86_400,
+    ) -> Self:
+        """Connect, check the server's version, and start the live feed.
+
+        Raises `Unavailable` if nobody answers and `ConfigurationError` for a server that can't be used.
+        """
+        store = cls(open_client(url), url, prefix, durability)
+        store.lease_seconds = lease_seconds
+        store.job_deadline_seconds = job_deadline_seconds
+        store.tombstone_seconds = tombstone_seconds
+        store._blocking = open_client(url, blocking_seconds=60, max_connections=4)
+        store._wanted = deque()
+        store._wake = asyncio.Event()
+        try:
+            await store.ping()
+            await store.info()
+        except BaseException:
+            await store._client.aclose()
+            await store._blocking.aclose()
+            raise
+        store.feed = Feed(url, store._keys)
+        store._tasks = [
+            asyncio.create_task(store._read_loop(), name="store reads the log"),
+            asyncio.create_task(store.feed.run(), name="store keeps the live feed"),
+        ]
+        return store
+
+    feed: Feed
+    _tasks: list[asyncio.Task[None]]
+
+    def renewer(self, worker: str) -> Renewer:
+        """A renewer for a worker's thread, with a connection of its own."""
+        return Renewer(self._url, prefix=self._keys.prefix, lease_seconds=self.lease_seconds, worker=worker)
+
+    async def close(self) -> None:
+        """Stop the feed and close all connections."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        for read in self._wanted:
+            if not read.page.done():
+                read.page.set_exception(Unavailable("This gateway is closing; come back."))
+        with suppress(Unavailable):
+            async with translated():
+                await self._client.aclose()
+                await self._blocking.aclose()

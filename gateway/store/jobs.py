@@ -1,0 +1,305 @@
+"""Jobs: submitting, reading, listing, cancelling."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+import time
+from typing import Any, Final
+
+from pydantic_core import from_json, to_json
+
+from gateway.errors import Gone, KeyReused, NotFound, TooMany, Unavailable
+from gateway.protocol import PRIORITY_STEPS, TERMINAL, Cursor, EventType, JobOptions, State, encode_event_tail
+from gateway.store.connection import Connection, translated
+from gateway.store.records import JobRecord, NewJob, StoredFile, Submitted
+from gateway.store.scripts import encode_owner
+
+# A submit takes milliseconds; after this, somebody looks whether it was finished.
+_SUBMIT_LOOK_MS: Final = 30_000
+# An open job is looked at this often at least, so that a lost pointer is found.
+LONGEST_LOOK_MS: Final = 300_000
+# Recent jobs kept per owner.
+_MAX_LISTED: Final = 10_000
+
+
+def encode_id(digest: bytes) -> str:
+    """128 bits as 26 characters [a-z2-7]."""
+    return base64.b32encode(digest[:16]).decode().rstrip("=").lower()
+
+
+def read_record(fields: dict[bytes, bytes]) -> JobRecord:
+    """A job's record from its hash in Redis."""
+
+    def text(name: str) -> str | None:
+        value = fields.get(name.encode())
+        return value.decode() if value else None
+
+    def number(name: str) -> int | None:
+        value = fields.get(name.encode())
+        return int(value) if value and value != b"0" else None
+
+    last, last_ms = number("last") or 0, number("last_ms") or 0
+    return JobRecord(
+        id=text("id") or "",
+        kind=text("kind") or "",
+        owner=text("owner") or "",
+        state=State(text("state") or ""),
+        attempt=number("attempt") or 0,
+        failures=number("failures") or 0,
+        last=Cursor(last, last_ms),
+        created_ms=number("created") or 0,
+        started_ms=number("started"),
+        ended_ms=number("ended"),
+        expires_ms=number("expires"),
+        not_before_ms=number("not_before"),
+        priority=text("priority") or "normal",  # type: ignore[arg-type]
+        tags=tuple(from_json(fields.get(b"tags") or b"[]")),
+        files=tuple(StoredFile(**file) for file in from_json(fields.get(b"files") or b"[]")),
+        retry_of=text("retry_of"),
+        cancel_by=text("cancel_by"),
+        worker=text("worker"),
+        seen_ms=number("seen"),
+        progress=fields.get(b"progress"),
+        input=fields.get(b"input") or b"",
+        input_blob=text("input_blob"),
+        end=fields.get(b"end"),
+        result_blob=text("result_blob"),
+        options=JobOptions.model_validate_json(fields.get(b"options") or b"{}"),
+    )
+
+
+class Jobs(Connection):
+    """A submit is three steps in two slots; whichever is the last one done, a look finishes or forgets the job."""
+
+    job_deadline_seconds: float
+    tombstone_seconds: float
+    _secret: bytes | None = None
+
+    async def job_id(self, owner: str, idempotency_key: str | None) -> str:
+        """The id of a job to come: random, or with a key always the same for this owner and key."""
+        if idempotency_key is None:
+            return encode_id(secrets.token_bytes(16))
+        if self._secret is None:
+            async with translated():
+                await self._client.set(self._keys.secret, secrets.token_hex(32), nx=True)
+                self._secret = await self._client.get(self._keys.secret)
+        assert self._secret is not None
+        text = f"{len(owner)}:{owner}{idempotency_key}".encode()
+        return encode_id(hmac.new(self._secret, text, hashlib.sha256).digest())
+
+    async def submit(self, job: str, new: NewJob, *, keyed: bool) -> Submitted:
+        """Take a job: after this returns it is kept and will end exactly once.
+
+        Raises `TooMany` or `Unavailable` where a queue is full, `KeyReused` for another request under the same key,
+        `Gone` for a key whose job has expired.
+        """
+        owner = encode_owner(new.owner)
+        kind_keys = self._keys.kind(new.kind.kind)
+        room = await self._run(
+            "reserve",
+            kind_keys,
+            (job, owner, new.kind.max_waiting, new.kind.max_waiting_per_owner, _SUBMIT_LOOK_MS),
+        )
+        if room != b"ok":
+            if keyed and (there := await self._find(job)) is not None:
+                # An accepted job is replayed, never refused for want of room.
+                return self._replay(there, new)
+            if room == b"owner_full":
+                raise TooMany(
+                    f"You have {new.kind.max_waiting_per_owner} jobs of kind {new.kind.kind} waiting; submit again when"
+                    " some have begun.",
+                    code="owner_queue_full",
+                    retry_after_seconds=5,
+                )
+            raise Unavailable(
+                f"The queue of kind {new.kind.kind} is full; try again later.", code="queue_full", retry_after_seconds=5
+            )
+
+        nonce = secrets.token_hex(8)
+        fields = self._fields(new)
+        created = await self._run_durably(
+            "create",
+            self._keys.job(job),
+            (job, nonce, new.fingerprint, encode_event_tail(EventType.QUEUED), *fields),
+        )
+        if created == b"gone":
+            raise Gone("The job of this Idempotency-Key has ended and expired; use a new key for a new job.")
+        if created == b"conflict":
+            raise _key_reused()
+        record = await self.job(job)
+        if not record.terminal:
+            # Also for a replay: the first submitter may have died between the last two steps.
+            start_after_ms = (record.not_before_ms or 0) - time.time() * 1000 if record.options.start_at else 0
+            look_ms = min(LONGEST_LOOK_MS, self.job_deadline_seconds * 1000, self._start_deadline_ms(new) or 1e12)
+            await self._run(
+                "enqueue",
+                kind_keys,
+                (
+                    job,
+                    new.options.priority,
+                    owner,
+                    PRIORITY_STEPS[new.options.priority],
+                    int(look_ms),
+                    max(0, int(start_after_ms)),
+                ),
+            )
+        async with translated():
+            # Not in the job's slot, and not part of a promise: the list is for people. The look repairs it.
+            await self.list_job(record)
+        return Submitted(record, created == b"replayed")
+
+    async def list_job(self, record: JobRecord) -> None:
+        """Put a job into its owner's list of recent jobs."""
+        key = self._keys.owner(record.owner)
+        async with translated(), self._client.pipeline(transaction=False) as pipe:
+            pipe.zadd(key, {record.id: record.created_ms}, nx=True)
+            pipe.zremrangebyrank(key, 0, -_MAX_LISTED - 1)
+            await pipe.execute()
+
+    def _fields(self, new: NewJob) -> list[Any]:
+        options = new.options
+        run_timeout = options.run_timeout_seconds or new.kind.run_timeout_seconds
+        retention = options.retention_seconds or new.kind.retention_seconds
+        fields: dict[str, Any] = {
+            "kind": new.kind.kind,
+            "owner": new.owner,
+            "priority": options.priority,
+            "tags": to_json(options.tags),
+            "files": to_json(new.files),
+            "input": to_json(new.input),
+            "options": options.model_dump_json(exclude_defaults=True),
+            "max_attempts": new.kind.max_attempts,
+            "run_timeout_ms": int(run_timeout * 1000),
+            "retention_ms": int(retention * 1000),
+            "tombstone_ms": int(self.tombstone_seconds * 1000),
+            "deadline_after_ms": int(self.job_deadline_seconds * 1000),
+        }
+        if new.retry_of:
+            fields["retry_of"] = new.retry_of
+        if start_deadline_ms := self._start_deadline_ms(new):
+            fields["start_deadline_after_ms"] = start_deadline_ms
+        if options.start_at is not None:
+            fields["not_before_after_ms"] = max(0, int((options.start_at.timestamp() - time.time()) * 1000))
+        return [part for pair in fields.items() for part in pair]
+
+    @staticmethod
+    def _start_deadline_ms(new: NewJob) -> int | None:
+        seconds = new.options.start_deadline_seconds or new.kind.start_deadline_seconds
+        if seconds is None:
+            return None
+        start = new.options.start_at
+        ahead = max(0.0, start.timestamp() - time.time()) if start else 0.0
+        return int((seconds + ahead) * 1000)
+
+    async def _find(self, job: str) -> tuple[JobRecord, bytes] | None:
+        async with translated():
+            fields: dict[bytes, bytes] = await self._client.hgetall(self._keys.record(job))
+        return (read_record(fields), fields.get(b"fingerprint", b"")) if fields else None
+
+    def _replay(self, there: tuple[JobRecord, bytes], new: NewJob) -> Submitted:
+        record, fingerprint = there
+        if fingerprint.decode() != new.fingerprint:
+            raise _key_reused()
+        return Submitted(record, True)
+
+    async def job(self, job: str) -> JobRecord:
+        """A job's record. Raises `NotFound`, and `Gone` for a job whose retention time is over."""
+        return (await self.read_jobs([job]))[0] or await self._missing(job)
+
+    async def read_jobs(self, jobs: list[str]) -> list[JobRecord | None]:
+        """Several records at once; None for those that are not there."""
+        async with translated(), self._client.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                pipe.hgetall(self._keys.record(job))
+            rows: list[dict[bytes, bytes]] = await pipe.execute()
+        return [read_record(row) if row else None for row in rows]
+
+    async def _missing(self, job: str) -> JobRecord:
+        async with translated():
+            owner = await self._client.hget(self._keys.job(job)[5], "owner")
+        if owner is None:
+            raise NotFound(f"There is no job {job}.", code="job_not_found")
+        gone = Gone(f"Job {job} has ended, and its data was removed after its retention time.")
+        gone.owner = owner.decode()
+        raise gone
+
+    async def jobs(
+        self,
+        owner: str,
+        *,
+        state: State | None = None,
+        kind: str | None = None,
+        tag: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> tuple[list[JobRecord], str | None]:
+        """An owner's recent jobs, newest first, and the cursor of the next page, if there is one."""
+        key = self._keys.owner(owner)
+        highest = f"({int(cursor)}" if cursor and cursor.isascii() and cursor.isdigit() else "+inf"
+        found: list[JobRecord] = []
+        while True:
+            async with translated():
+                rows = await self._client.zrevrangebyscore(key, highest, "-inf", start=0, num=200, withscores=True)
+            if not rows:
+                return found, None
+            records = await self.read_jobs([job.decode() for job, _ in rows])
+            expired = [job for (job, _), record in zip(rows, records, strict=True) if record is None]
+            if expired:
+                async with translated():
+                    await self._client.zrem(key, *expired)
+            for (_, created), record in zip(rows, records, strict=True):
+                if record is None or (state and record.state != state) or (kind and record.kind != kind):
+                    continue
+                if tag and tag not in record.tags:
+                    continue
+                # Jobs of the same millisecond stay on one page: the cursor is that millisecond.
+                if len(found) >= limit and found[-1].created_ms != int(created):
+                    return found, str(found[-1].created_ms)
+                found.append(record)
+            highest = f"({int(rows[-1][1])}"
+
+    async def cancel(self, job: str, by: str, reason: str) -> JobRecord:
+        """Ask for a job's end: a queued job ends at once, a running one is told; an ended one is returned as it is."""
+        requested = encode_event_tail(EventType.CANCEL_REQUESTED, {"by": by, "reason": reason})
+        cancelled = encode_event_tail(EventType.CANCELLED, {"reason": reason, "by": by})
+        answer = await self._run("cancel", self._keys.job(job), (job, by, requested, cancelled))
+        if answer == b"unknown":
+            return await self._missing(job)
+        return await self.job(job)
+
+    async def delete(self, record: JobRecord) -> None:
+        """Erase an ended job's data; the tombstone stays, so that its id answers 410."""
+        assert record.state in TERMINAL
+        keys = self._keys.job(record.id)
+        async with translated():
+            await self._client.delete(*keys[:5])
+            await self._client.zrem(self._keys.owner(record.owner), record.id)
+
+    async def depths(self, kinds: list[str]) -> dict[str, tuple[int, int]]:
+        """How many jobs of each kind are waiting, and how many are in hand."""
+        async with translated(), self._client.pipeline(transaction=False) as pipe:
+            for kind in kinds:
+                keys = self._keys.kind(kind)
+                pipe.zcard(keys[0])
+                pipe.zcard(keys[2])
+            counts = await pipe.execute()
+        return {kind: (counts[2 * i], counts[2 * i + 1]) for i, kind in enumerate(kinds)}
+
+    async def positions(self, jobs: list[JobRecord]) -> list[int | None]:
+        """Each job's place in its kind's queue, from 1; None for a job that is not in it."""
+        async with translated(), self._client.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                member = f"{job.id}|{job.priority}|{encode_owner(job.owner)}"
+                pipe.zrank(self._keys.kind(job.kind)[0], member)
+            ranks = await pipe.execute()
+        return [None if rank is None else rank + 1 for rank in ranks]
+
+
+def _key_reused() -> KeyReused:
+    return KeyReused(
+        "This Idempotency-Key was used for another request; use a new key for a new request, and the same body to"
+        " repeat the old one."
+    )

@@ -1,0 +1,69 @@
+"""Kinds and workers: what work there is, and who says that they do it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from gateway.protocol import KindDocument
+from gateway.store.connection import Connection, translated
+
+_CACHE_SECONDS = 1.0
+# A worker that has not shown itself for this long is no longer counted as present.
+PRESENCE_SECONDS = 15.0
+
+
+class Kinds(Connection):
+    """Kinds are kept when no worker runs: a known kind without a worker takes jobs all the same."""
+
+    _kinds_cache: tuple[float, dict[str, KindDocument]] = (float("-inf"), {})
+
+    async def register_kind(self, document: KindDocument) -> None:
+        """Make a kind known to all gateways, or replace what was known of it."""
+        async with translated():
+            await self._client.hset(self._keys.kinds, document.kind, document.model_dump_json())
+            hash_key = self._keys.kind(document.kind)[5]
+            if document.max_running is None:
+                await self._client.hdel(hash_key, "max_running")
+            else:
+                await self._client.hset(hash_key, "max_running", document.max_running)
+        self._kinds_cache = (float("-inf"), {})
+
+    async def kinds(self) -> dict[str, KindDocument]:
+        """All known kinds by name; at most a second old."""
+        read_at, cached = self._kinds_cache
+        now = time.monotonic()
+        if now - read_at < _CACHE_SECONDS:
+            return cached
+        async with translated():
+            stored: dict[bytes, bytes] = await self._client.hgetall(self._keys.kinds)
+        kinds = {name.decode(): KindDocument.model_validate_json(text) for name, text in sorted(stored.items())}
+        self._kinds_cache = (now, kinds)
+        return kinds
+
+    async def present(self, worker: str, kinds: list[str], concurrency: int) -> None:
+        """Say that a worker lives; call it every few seconds."""
+        member = to_json({"worker": worker, "kinds": sorted(kinds), "concurrency": concurrency})
+        async with translated():
+            seconds, _ = await self._client.time()
+            async with self._client.pipeline(transaction=False) as pipe:
+                pipe.zadd(self._keys.workers, {member: seconds})
+                pipe.zremrangebyscore(self._keys.workers, "-inf", seconds - 10 * PRESENCE_SECONDS)
+                await pipe.execute()
+
+    async def absent(self, worker: str, kinds: list[str], concurrency: int) -> None:
+        """Say that a worker is leaving."""
+        member = to_json({"worker": worker, "kinds": sorted(kinds), "concurrency": concurrency})
+        async with translated():
+            await self._client.zrem(self._keys.workers, member)
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """The workers that showed themselves lately: `worker`, `kinds`, `concurrency`, `seen_seconds` ago."""
+        async with translated():
+            seconds, _ = await self._client.time()
+            rows = await self._client.zrangebyscore(
+                self._keys.workers, seconds - PRESENCE_SECONDS, "+inf", withscores=True
+            )
+        return [from_json(member) | {"seen_seconds": max(0.0, seconds - score)} for member, score in rows]

@@ -1,0 +1,218 @@
+"""The event log: appending to it under a lease, and reading it in pages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from gateway.errors import BadRequest, EventsLost, Gone, LeaseLost, NotFound
+from gateway.protocol import TERMINAL, TERMINAL_TYPES, Cursor, EventType, encode_event_tail
+from gateway.store.connection import Connection, translated
+from gateway.store.records import Appended, Lease, LogEntry, WriterEvent
+
+# One read of the log; a longer one is read page by page, so that a thousand listeners at once need bounded memory.
+PAGE_EVENTS: Final = 256
+# Reads that go out in one pipeline. More wait for the next one.
+_BATCH_READS: Final = 64
+_ANY_TIME: Final = (1 << 64) - 1
+
+
+class LogPage(NamedTuple):
+    """Events after a cursor, in order without holes, and where the log ends.
+
+    `broken` says why nothing can be spliced to the cursor: `trimmed` (what follows it is gone) or `rewritten` (Redis
+    lost its tail and used the numbers again). The entries are then empty.
+    """
+
+    entries: list[LogEntry]
+    head: Cursor
+    terminal: bool
+    broken: str | None = None
+
+
+class _Read(NamedTuple):
+    job: str
+    after: Cursor
+    limit: int
+    page: asyncio.Future[LogPage | None]
+
+
+class Log(Connection):
+    """All reads of one loop turn go to Redis in one pipeline: many listeners need one connection, not many."""
+
+    _wanted: deque[_Read]
+    _wake: asyncio.Event
+
+    async def append(
+        self,
+        lease: Lease,
+        batch: int,
+        events: Sequence[WriterEvent],
+        *,
+        fold: bytes | None = None,
+        fold_cursor: Cursor | None = None,
+        result_blob: str | None = None,
+    ) -> Appended:
+        """Write an attempt's next batch in one atomic step: log, state, outputs, publication.
+
+        `batch` counts 1, 2, 3, ... in each attempt; sending the same batch again is safe and gets the first answer.
+        A terminal event, last of the batch, ends the job. `fold` is the state up to `fold_cursor`, as JSON.
+        Raises `LeaseLost` (stop: another has the job, or it ended) and `EventsLost` (Redis lost earlier batches).
+        """
+        closing = bool(events) and events[-1].type in TERMINAL_TYPES
+        folded: tuple[bytes | str, int] = ("", 0)
+        if fold is not None and fold_cursor is not None:
+            folded = (f"{fold_cursor} ".encode() + fold, fold_cursor.number)
+        arguments = [*folded, result_blob or "", 0, 0]
+        return await self._write(lease, batch, events, arguments, durably=closing)
+
+    async def retry(
+        self,
+        lease: Lease,
+        batch: int,
+        events: Sequence[WriterEvent],
+        problem: dict[str, Any],
+        delay_seconds: float,
+        *,
+        counts: bool,
+    ) -> Appended:
+        """Give the job back to the queue, after a delay: `retrying` is the last event of the batch.
+
+        `counts` False is a release (a stopping worker): it is no failure and costs no attempt.
+        """
+        data = {"problem": problem, "delay_seconds": round(delay_seconds, 3)}
+        closing = WriterEvent(EventType.RETRYING, encode_event_tail(EventType.RETRYING, data))
+        arguments = ["", 0, "", int(delay_seconds * 1000), int(counts)]
+        return await self._write(lease, batch, [*events, closing], arguments)
+
+    async def _write(
+        self, lease: Lease, batch: int, events: Sequence[WriterEvent], options: list[Any], *, durably: bool = False
+    ) -> Appended:
+        arguments: list[Any] = [lease.job, lease.attempt, lease.nonce, batch, *options]
+        for event in events:
+            arguments += [event.type, event.tail, event.index]
+        run = self._run_durably if durably else self._run
+        answer = await run("append", self._keys.job(lease.job), arguments)
+        if answer[0] == b"ok":
+            first, last, time_ms = (int(part) for part in answer[1:4])
+            return Appended(first, Cursor(last, time_ms), answer[4].decode() or None)
+        if answer[0] == b"gap":
+            raise EventsLost(f"Redis lost events of job {lease.job} that it had acknowledged.")
+        raise LeaseLost(f"Job {lease.job} is not attempt {lease.attempt}'s any more.")
+
+    async def events(self, job: str, after: Cursor, limit: int = PAGE_EVENTS) -> LogPage:
+        """The events after a cursor.
+
+        Raises `BadRequest` (`bad_cursor`) for a bare number beyond the head, `NotFound` and `Gone` for the job.
+        Cancelling it cancels nothing but the caller's own wait.
+        """
+        read = _Read(job, after, limit, asyncio.get_running_loop().create_future())
+        self._wanted.append(read)
+        self._wake.set()
+        page = await read.page
+        if page is None:
+            raise await self._absence(job)
+        return page
+
+    async def _absence(self, job: str) -> NotFound | Gone:
+        async with translated():
+            owner = await self._client.hget(self._keys.job(job)[5], "owner")
+        if owner is None:
+            return NotFound(f"There is no job {job}.", code="job_not_found")
+        gone = Gone(f"Job {job} has ended, and its data was removed after its retention time.")
+        gone.owner = owner.decode()
+        return gone
+
+    async def _read_loop(self) -> None:
+        """Send what was asked for since the last pipeline as the next one; owned by the store."""
+        while True:
+            await self._wake.wait()
+            batch = [self._wanted.popleft() for _ in range(min(_BATCH_READS, len(self._wanted)))]
+            if not self._wanted:
+                self._wake.clear()
+            if not batch:
+                continue
+            try:
+                await self._read_batch(batch)
+            except Exception as error:  # noqa: BLE001 - each waiting reader gets it
+                for read in batch:
+                    if not read.page.done():
+                        read.page.set_exception(error)
+            except asyncio.CancelledError:
+                for read in batch:
+                    read.page.cancel()
+                raise
+
+    async def _read_batch(self, batch: list[_Read]) -> None:
+        async with translated(), self._client.pipeline(transaction=False) as pipe:
+            for job, after, limit, _ in batch:
+                pipe.hmget(self._keys.record(job), "last", "last_ms", "state")
+                # A cursor with a time is read including its own entry, which proves that it is still the same one.
+                checked = after.time_ms is not None and after.number > 0
+                start = f"{after.number}-0" if checked else f"{after.number + 1}-0"
+                pipe.xrange(self._keys.events(job), start, "+", count=limit + checked)
+            rows = await pipe.execute()
+        for i, read in enumerate(batch):
+            if read.page.done():
+                continue
+            last, last_ms, state = rows[2 * i]
+            if state is None:
+                read.page.set_result(None)
+                continue
+            head = Cursor(int(last), int(last_ms))
+            try:
+                read.page.set_result(_page(read.after, rows[2 * i + 1], head, state.decode() in TERMINAL))
+            except BadRequest as error:
+                read.page.set_exception(error)
+
+    async def fold(self, job: str) -> tuple[Cursor, bytes] | None:
+        """The newest stored fold, as the JSON of a snapshot's data, and its cursor; None where none was stored."""
+        async with translated():
+            stored: bytes | None = await self._client.get(self._keys.job(job)[3])
+        if stored is None:
+            return None
+        cursor, _, text = stored.partition(b" ")
+        return Cursor.parse(cursor.decode()), text
+
+    async def outputs(self, job: str) -> list[bytes]:
+        """The texts of the newest output event of each index, in the order of their numbers."""
+        async with translated():
+            stored: list[bytes] = await self._client.hvals(self._keys.job(job)[2])
+        return sorted(stored, key=_number_of)
+
+    async def output(self, job: str, index: str) -> bytes | None:
+        """The text of the newest output event of an index."""
+        async with translated():
+            stored: bytes | None = await self._client.hget(self._keys.job(job)[2], index)
+        return stored
+
+
+def _number_of(text: bytes) -> int:
+    # Every event's text begins `{"id":17,`.
+    return int(text[6 : text.index(b",")])
+
+
+def _page(after: Cursor, rows: list[tuple[bytes, dict[bytes, bytes]]], head: Cursor, terminal: bool) -> LogPage:
+    entries = []
+    for stream_id, fields in rows:
+        number, _, time_ms = stream_id.partition(b"-")
+        entries.append(LogEntry(int(number), int(time_ms), fields[b"t"], fields[b"e"]))
+    if after.number > head.number:
+        if after.time_ms is None:
+            raise BadRequest(
+                f"The cursor {after} is beyond the job's last event, {head.number}; use the id of an event that you"
+                " have, or 0 for the start.",
+                code="bad_cursor",
+            )
+        return LogPage([], head, terminal, "rewritten")
+    if after.time_ms is not None and after.number > 0:
+        if not entries or entries[0].number > after.number:
+            return LogPage([], head, terminal, "trimmed")
+        if entries[0].time_ms != after.time_ms:
+            return LogPage([], head, terminal, "rewritten")
+        del entries[0]
+    elif head.number > after.number and (not entries or entries[0].number != after.number + 1):
+        return LogPage([], head, terminal, "trimmed")
+    return LogPage(entries, head, terminal)

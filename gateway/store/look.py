@@ -1,0 +1,137 @@
+"""Looking after open jobs: what is due is judged, and pointers go where the record says they belong.
+
+Every gateway and every worker looks, so that a job ends also when its worker died or none was ever there. The record
+decides; a pointer may be double or stale, and costs a look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterable
+from typing import Any, Final
+
+from gateway.errors import Unavailable
+from gateway.protocol import OPEN, EventType, encode_event_tail
+from gateway.store.connection import translated
+from gateway.store.jobs import LONGEST_LOOK_MS, Jobs, read_record
+from gateway.store.kinds import Kinds
+from gateway.store.queue import END_GRACE_MS, Queue
+from gateway.store.scripts import encode_owner
+
+logger = logging.getLogger(__name__)
+
+# Entries taken at once, and how long until another looker may take them, if this one dies.
+_TAKE: Final = 64
+_TAKEN_MS: Final = 2_000
+# With the take's 2 s this keeps "lease + 2 s" for a dead worker's job.
+LOOK_SECONDS: Final = 0.5
+SWEEP_SECONDS: Final = 3600.0
+
+
+def _failed(code: str, title: str, detail: str, **extra: Any) -> bytes:
+    problem = {"type": f"/docs#problem-{code}", "title": title, "code": code, "detail": detail, **extra}
+    return encode_event_tail(EventType.FAILED, {"problem": problem, "partial": False})
+
+
+_WORKER_LOST: Final = {
+    "type": "/docs#problem-worker_lost",
+    "title": "The worker was lost",
+    "code": "worker_lost",
+    "detail": "The worker that had the job stopped answering.",
+}
+_TAILS: Final = (
+    _failed("deadline", "The job was open for too long", "The job did not end before its overall deadline."),
+    _failed("run_timeout", "The attempt ran for too long", "The attempt did not end within its run time-out."),
+    _failed("start_deadline", "Nobody picked the job up", "No attempt had begun before the start deadline."),
+    _failed(
+        "retries_exhausted",
+        "All attempts failed",
+        "The worker that had the job stopped answering, and this was the last attempt.",
+        cause="worker_lost",
+    ),
+    encode_event_tail(EventType.RETRYING, {"problem": _WORKER_LOST, "delay_seconds": 0}),
+)
+
+
+class Look(Jobs, Queue, Kinds):
+    """One look is: take what is due, judge each in its own slot, settle its pointers in the kind's slot."""
+
+    async def look(self, kinds: Iterable[str]) -> int:
+        """Look at what is due now; returns how many jobs. Safe to run anywhere, any time, twice at once."""
+        looked = 0
+        for kind in kinds:
+            flat: list[bytes] = await self._run("take", self._keys.kind(kind), (_TAKE, _TAKEN_MS))
+            pairs = [(flat[i].decode(), flat[i + 1].decode()) for i in range(0, len(flat), 2)]
+            if pairs:
+                await asyncio.gather(*(self._look_at(kind, job, token) for job, token in pairs))
+            looked += len(pairs)
+        return looked
+
+    async def _look_at(self, kind: str, job: str, token: str) -> None:
+        answer: list[bytes] = await self._run(
+            "judge", self._keys.job(job), (job, *_TAILS, END_GRACE_MS, LONGEST_LOOK_MS)
+        )
+        verdict = answer[0].decode()
+        if verdict == "unknown":
+            await self._settle(kind, job, token, "drop", 0)
+            return
+        after_ms, _, priority, owner, attempt, _ = (part.decode() for part in answer[1:7])
+        if verdict == "ended":
+            record = (await self.read_jobs([job]))[0]
+            if record is not None:
+                await self.list_job(record)
+            verdict = "drop"
+        await self._settle(kind, job, token, verdict, int(after_ms), priority=priority, owner=owner, attempt=attempt)
+
+    async def sweep(self) -> int:
+        """Find open jobs without a due entry and give them one; returns how many. One process at a time does it."""
+        found = 0
+        async with translated():
+            if not await self._client.set(self._keys.sweeper, "1", nx=True, px=60_000):
+                return 0
+            names = [name async for name in self._client.scan_iter(f"{self._keys.prefix}:{{*}}:job", count=500)]
+        for name in names:
+            async with translated():
+                fields: dict[bytes, bytes] = await self._client.hgetall(name)
+            if not fields or b"state" not in fields:
+                continue
+            record = read_record(fields)
+            if record.state not in OPEN:
+                continue
+            keys = self._keys.kind(record.kind)
+            async with translated():
+                known = await self._client.zscore(keys[1], record.id)
+            if known is None:
+                # `reserve` sets a due entry only where there is none; room has been found already.
+                await self._run("reserve", keys, (record.id, encode_owner(record.owner), 1 << 52, 1 << 52, 0))
+                found += 1
+        return found
+
+    async def look_loop(self) -> None:
+        """Look every half second, and sweep at the start, after a change of server, and hourly; never returns.
+
+        After a start, an outage or a change of server nobody is judged for min(5 s, lease): workers renew first.
+        """
+        clock = asyncio.get_running_loop().time
+        grace = min(5.0, self.lease_seconds)
+        run_id: str | None = None
+        swept_at = float("-inf")
+        lost = True
+        while True:
+            await asyncio.sleep(grace if lost else LOOK_SECONDS * random.uniform(0.75, 1.25))
+            try:
+                if lost:
+                    server = (await self.info())["run_id"]
+                    if server != run_id:
+                        run_id, swept_at = server, float("-inf")
+                    lost = False
+                if clock() - swept_at > SWEEP_SECONDS:
+                    found = await self.sweep()
+                    swept_at = clock()
+                    if found:
+                        logger.warning("sweep: %d open jobs had no due entry", found)
+                await self.look(await self.kinds())
+            except Unavailable:
+                lost = True

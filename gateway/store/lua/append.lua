@@ -1,0 +1,53 @@
+-- use: clock log
+-- Writes an attempt's next batch: log, state, outputs and publication in one step.
+-- ARGV: job, attempt, nonce, batch, fold (cursor and JSON), fold's number, result blob, retry delay ms, counts (1: a failure), then
+-- type, tail, index of each event. The last event may be terminal, or `retrying`.
+-- Returns: ok, first number, last number, time, canceller | lost | gap
+local job, attempt, nonce, batch = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local record = redis.call('HMGET', KEYS[1], 'attempt', 'state', 'nonce', 'batch', 'answer', 'answer_nonce', 'cancel_by')
+if record[1] ~= attempt then
+  return { 'lost' }
+end
+-- Asked before the state: the end's own repeat must hear of its success.
+if record[6] == nonce and record[4] == batch then
+  return cjson.decode(record[5])
+end
+if record[2] ~= 'running' or record[3] ~= nonce then
+  return { 'lost' }
+end
+if tonumber(batch) ~= tonumber(record[4]) + 1 then
+  return { 'gap' }
+end
+
+local events = {}
+for i = 10, #ARGV, 3 do
+  events[#events + 1] = { ARGV[i], ARGV[i + 1], ARGV[i + 2] }
+end
+local closing = events[#events] and events[#events][1]
+if closing == 'retrying' then
+  local now = now_ms()
+  redis.call('HSET', KEYS[1], 'state', 'queued', 'nonce', '', 'worker', '', 'lease_until', '0', 'not_before',
+    int(now + tonumber(ARGV[8])))
+  redis.call('HINCRBY', KEYS[1], 'failures', ARGV[9])
+end
+local first, last, time = write(job, attempt, events, ARGV[7])
+local answer = { 'ok', int(first), int(last), int(time), record[7] or '' }
+redis.call('HSET', KEYS[1], 'batch', batch, 'answer', cjson.encode(answer), 'answer_nonce', nonce)
+
+-- A fold from the writer: kept for listeners that ask for a snapshot, and what a trim may reach back to.
+if ARGV[5] ~= '' then
+  redis.call('SET', KEYS[4], ARGV[5])
+  local marks = redis.call('HMGET', KEYS[1], 'fold_at', 'fold_bytes', 'bytes', 'trimmed_to', 'trimmed_bytes')
+  local before, before_bytes = tonumber(marks[1] or 0), tonumber(marks[2] or 0)
+  redis.call('HSET', KEYS[1], 'fold_at', ARGV[6], 'fold_bytes', marks[3])
+  local kept = last - tonumber(marks[4] or 0)
+  local kept_bytes = tonumber(marks[3]) - tonumber(marks[5] or 0)
+  if before > tonumber(marks[4] or 0) and (kept > 10000 or kept_bytes > 4194304) then
+    redis.call('XTRIM', KEYS[2], 'MINID', int(before + 1) .. '-0')
+    redis.call('HSET', KEYS[1], 'trimmed_to', int(before), 'trimmed_bytes', int(before_bytes))
+  end
+  if TERMINAL[closing] then
+    redis.call('PEXPIRE', KEYS[4], redis.call('PTTL', KEYS[1]))
+  end
+end
+return answer

@@ -1,0 +1,18 @@
+-- use: clock queue
+-- An attempt is over: its worker takes the job out of the jobs in hand. Without the token, due may only move earlier.
+-- ARGV: job, attempt, where (queue | later), due after ms, priority, owner
+local job = ARGV[1]
+local holder = redis.call('ZSCORE', KEYS[3], job)
+-- A higher number is another worker's attempt; 0 is a claim whose attempt has not been noted yet.
+if not holder or tonumber(holder) > tonumber(ARGV[2]) then
+  return 0
+end
+leave_running(job)
+if ARGV[3] == 'queue' then
+  enqueue(job, ARGV[5], ARGV[6], 0)
+end
+local due = redis.call('ZSCORE', KEYS[2], job)
+if not due or tonumber(due) > now_ms() + tonumber(ARGV[4]) then
+  set_due(job, tonumber(ARGV[4]))
+end
+return 1

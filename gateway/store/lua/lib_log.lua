@@ -1,0 +1,59 @@
+-- Writing a job's log. Every script of the job's slot has the same KEYS:
+-- 1 job  2 events  3 outputs  4 fold  5 listeners  6 gone  7 live (channel)
+
+local TERMINAL = { succeeded = true, failed = true, cancelled = true }
+
+-- The data of an event, cut out of its tail `"type":"...",...,"data":{...}}`.
+local function data_of(tail)
+  local _, at = string.find(tail, '"data":', 1, true)
+  return string.sub(tail, at + 1, -2)
+end
+
+-- Ends the job: its state, what its record keeps of the end, a TTL on every key, and the tombstone that outlives them.
+local function end_job(state, now, data, result_blob)
+  local record = redis.call('HMGET', KEYS[1], 'retention_ms', 'tombstone_ms', 'owner', 'fingerprint', 'kind')
+  local retention = tonumber(record[1])
+  redis.call('HSET', KEYS[1], 'state', state, 'ended', int(now), 'expires', int(now + retention), 'end', data,
+    'result_blob', result_blob, 'nonce', '')
+  for i = 1, 5 do
+    redis.call('PEXPIRE', KEYS[i], int(retention))
+  end
+  redis.call('HSET', KEYS[6], 'owner', record[3], 'fingerprint', record[4], 'kind', record[5], 'state', state)
+  redis.call('PEXPIRE', KEYS[6], int(retention + tonumber(record[2])))
+end
+
+-- Appends events {type, tail, index} to the log and publishes them as one message, a line for each:
+-- `N-T type text`. Returns the first number, the last one, and their time.
+local function write(job, attempt, events, result_blob)
+  local record = redis.call('HMGET', KEYS[1], 'last', 'last_ms', 'bytes')
+  local last = tonumber(record[1] or 0)
+  local first = last + 1
+  local now = now_ms()
+  -- Within a job the time never goes back, whatever the clock does.
+  local time = math.max(now, tonumber(record[2] or 0))
+  local bytes = tonumber(record[3] or 0)
+  local stamp = ',"time":"' .. rfc3339(time) .. '","job":"' .. job .. '","attempt":' .. attempt .. ','
+  local lines = {}
+  local closing = nil
+  for i, event in ipairs(events) do
+    last = last + 1
+    local id = int(last) .. '-' .. int(time)
+    local text = '{"id":' .. int(last) .. stamp .. event[2]
+    redis.call('XADD', KEYS[2], id, 't', event[1], 'e', text)
+    if event[1] == 'output' then
+      redis.call('HSET', KEYS[3], event[3], text)
+    elseif event[1] == 'progress' then
+      redis.call('HSET', KEYS[1], 'progress', data_of(event[2]))
+    elseif TERMINAL[event[1]] then
+      closing = event
+    end
+    bytes = bytes + #text
+    lines[i] = id .. ' ' .. event[1] .. ' ' .. text
+  end
+  redis.call('HSET', KEYS[1], 'last', int(last), 'last_ms', int(time), 'bytes', int(bytes))
+  if closing then
+    end_job(closing[1], now, data_of(closing[2]), result_blob or '')
+  end
+  redis.call('SPUBLISH', KEYS[7], table.concat(lines, '\n'))
+  return first, last, time
+end

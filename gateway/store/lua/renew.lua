@@ -1,0 +1,12 @@
+-- use: clock log
+-- Renews a lease and tells listeners that the worker lives. An expired lease may be renewed until a look has acted.
+-- ARGV: attempt, nonce, lease ms, worker
+-- Returns: ok, canceller | lost
+local record = redis.call('HMGET', KEYS[1], 'attempt', 'nonce', 'state', 'cancel_by')
+if record[1] ~= ARGV[1] or record[2] ~= ARGV[2] or record[3] ~= 'running' then
+  return { 'lost' }
+end
+local now = now_ms()
+redis.call('HSET', KEYS[1], 'lease_until', int(now + tonumber(ARGV[3])), 'seen', int(now))
+redis.call('SPUBLISH', KEYS[7], 'seen ' .. int(now) .. ' ' .. ARGV[4])
+return { 'ok', record[4] or '' }
