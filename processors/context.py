@@ -1,0 +1,301 @@
+"""What a processor sees of its job: the `Context` of an async function, the `SyncContext` of code in a thread.
+
+All reports go through one `Writer`, which gathers, orders and appends them. When the job is to stop, an async function
+gets `CancelledError` where it awaits; code in a thread gets it from the next report, or asks `cancelled`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+from pydantic_core import to_json
+
+from gateway.protocol import INDEX_PATTERN, MAX_EVENT_BYTES, EventType, decode_event, encode_event_tail
+from processors.files import InputFile, SyncInputFile, Workspace
+from processors.thread import Portal, run_in_thread
+from processors.writer import Writer, clean
+
+if TYPE_CHECKING:
+    from gateway.blobs import Blobs
+    from gateway.store import Store
+    from gateway.store.records import JobRecord
+
+T = TypeVar("T")
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_INDEX: Final = re.compile(INDEX_PATTERN, re.ASCII)
+# What an event is besides its value: an output of `max_inline_bytes` must still fit into one event.
+_ENVELOPE_BYTES: Final = 1024
+# Most of a log message that is kept: a stack trace fits, a dumped document doesn't.
+MAX_LOG_CHARACTERS: Final = 16_384
+# Reports that needn't wait let other attempts run at least so often, also from a function that awaits nothing else.
+_TURN_SECONDS: Final = 0.005
+
+
+class Context:
+    """A job as an async processor sees it. Its methods belong to the event loop; `sync` is for threads.
+
+    Every report may wait while too many earlier ones are under way, as when Redis is slow or away. Cancelling a
+    report leaves it either queued whole or not at all.
+    """
+
+    def __init__(self, record: JobRecord, writer: Writer, *, store: Store, blobs: Blobs, max_inline_bytes: int) -> None:
+        self.job_id = record.id
+        self.kind = record.kind
+        self.attempt = record.attempt
+        """1 for the first try at this job; `outputs` tells what earlier ones left."""
+        self.tags = record.tags
+        self.partial = False
+        """Set it to True where the result lacks something, such as a page that can't be read; clients see it."""
+        self.workspace = Workspace()
+        self.files = tuple(InputFile(file, blobs, self.workspace) for file in record.files)
+        self._writer = writer
+        self._store = store
+        self._blobs = blobs
+        self._inline_bytes = min(max_inline_bytes, MAX_EVENT_BYTES - _ENVELOPE_BYTES)
+        self._stopped = threading.Event()
+        self._current: float | None = None
+        self._loop = asyncio.get_running_loop()
+        self._turn_ends = 0.0
+        self.sync = SyncContext(self)
+        """The same context for code in a thread, as for what `in_thread` runs."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the attempt is to stop: cancelled, timed out, or the worker is stopping. Readable from any thread."""
+        return self._stopped.is_set()
+
+    def check_cancelled(self) -> None:
+        """Raise `asyncio.CancelledError` if the attempt is to stop. Callable from any thread."""
+        if self._stopped.is_set():
+            raise asyncio.CancelledError("the attempt is to stop")
+
+    async def progress(
+        self,
+        current: float,
+        total: float | None = None,
+        *,
+        unit: str | None = None,
+        message: str | None = None,
+        stage: str | None = None,
+        eta_seconds: float | None = None,
+    ) -> None:
+        """Say how far the work is. Call it as often as you like: at most ten a second are sent, the latest wins.
+
+        `current` never falls within an attempt: a smaller one is sent as the largest so far.
+        """
+        self._writer.progress(
+            self._progress(current, total, unit=unit, message=message, stage=stage, eta_seconds=eta_seconds)
+        )
+        await self._take_turns()
+
+    async def output(
+        self, index: str | int, value: Any = None, *, data: bytes | None = None, content_type: str | None = None
+    ) -> None:
+        """Publish a part of the result now; the same index again replaces it.
+
+        `value` is anything that pydantic can write as JSON; `data` is bytes, such as an image. What is large, and all
+        bytes, go to the blob store, and clients get a url. An index like `result.txt` is another form of the result.
+
+        Args:
+            index: 1 to 64 letters, digits, dots, underscores or dashes, the first a letter or digit; numbers are fine.
+            value: The value; a string with another content type than JSON is stored as text.
+            data: The bytes, instead of `value`.
+            content_type: `application/json` for a value and `application/octet-stream` for bytes, by default.
+        """
+        name = str(index)
+        if _INDEX.match(name) is None:
+            raise ValueError(f"{name!r} is no output index: use letters, digits, '.', '_', '-', at most 64")
+        if data is not None and value is not None:
+            raise ValueError("an output is either a value or data, not both")
+        content_type = content_type or ("application/json" if data is None else "application/octet-stream")
+        head = {"index": name, "content_type": content_type}
+        if data is None:
+            text = to_json(value, inf_nan_mode="null")
+            if len(text) <= self._inline_bytes:
+                # Encoded once: the value goes between the last two braces of a tail that lacks it.
+                tail = encode_event_tail(EventType.OUTPUT, head)[:-2] + b',"value":' + text + b"}}"
+                await self._writer.put(EventType.OUTPUT, tail, head, name)
+                return
+            data = value.encode() if isinstance(value, str) and content_type != "application/json" else text
+        # The gateway finds the blob by the event's attempt and index; a client sees the url only.
+        size, _ = await self._blobs.put(f"jobs/{self.job_id}/outputs/{self.attempt}-{name}", data, max_bytes=None)
+        where = {"url": f"/v1/jobs/{self.job_id}/outputs/{name}", "size": size}
+        await self._writer.put(EventType.OUTPUT, encode_event_tail(EventType.OUTPUT, head | where), head, name)
+
+    async def delta(self, text: str, channel: str = "text") -> None:
+        """Append text to a channel, as a model's tokens come. Gathered for at most 25 ms, so call it for each token."""
+        await self._writer.delta(channel, text)
+        await self._take_turns()
+
+    async def log(self, message: str, level: LogLevel = "info") -> None:
+        """Tell those who watch the job something, in one line; clients can read it, so no secrets."""
+        if len(message) > MAX_LOG_CHARACTERS:
+            message = message[:MAX_LOG_CHARACTERS] + "…"
+        data = {"level": level, "message": clean(message)}
+        await self._writer.put(EventType.LOG, encode_event_tail(EventType.LOG, data), data)
+
+    async def event(self, type: str, data: dict[str, Any] | None = None) -> None:
+        """Publish an event of your own; its type has a dot in it, such as `invoice.line`."""
+        if "." not in type:
+            raise ValueError(
+                f"the event type {type!r} needs a dot, such as invoice.line: the plain words are Outlast's"
+            )
+        await self._writer.put(type, encode_event_tail(type, data), data or {})
+
+    async def outputs(self) -> dict[str, dict[str, Any]]:
+        """The outputs that the job has so far, by index: what earlier attempts left need not be done again.
+
+        A value is each event's data: `content_type`, and `value`, or `url` and `size` (see `read_output`).
+        """
+        await self._writer.flush()
+        events = [decode_event(text) for text in await self._store.outputs(self.job_id)]
+        return {str(event.data["index"]): event.data for event in events}
+
+    async def read_output(self, index: str | int) -> bytes:
+        """One output as bytes: the JSON of its value, or the data that it was given. Raises `KeyError` without one."""
+        await self._writer.flush()
+        text = await self._store.output(self.job_id, str(index))
+        if text is None:
+            raise KeyError(f"the job has no output {index}")
+        event = decode_event(text)
+        if "url" in event.data:
+            return await self._blobs.get(f"jobs/{self.job_id}/outputs/{event.attempt}-{index}")
+        return to_json(event.data.get("value"))
+
+    async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Run heavy work in a thread and return its result; on the event loop it would hold up every other attempt.
+
+        Cancelling waits for the function to return, so long work asks `ctx.cancelled` now and then. To report from
+        the thread, use `ctx.sync`.
+        """
+        return await run_in_thread(function, *args, name=f"{self.kind} {self.job_id}")
+
+    def stop(self) -> None:
+        """Make `cancelled` true. The runtime's to call, not the processor's."""
+        self._stopped.set()
+
+    def _progress(self, current: float, total: float | None, **rest: Any) -> dict[str, Any]:
+        """The data of a progress event, with `current` kept from falling."""
+        current = _number(current)
+        self._current = current if self._current is None else max(self._current, current)
+        said = {
+            name: clean(value) if isinstance(value, str) else value for name, value in rest.items() if value is not None
+        }
+        return {"current": self._current, "total": None if total is None else _number(total)} | said
+
+    async def _take_turns(self) -> None:
+        # Without this, a function that awaits nothing but reports would keep the loop, and its reports, to itself.
+        now = self._loop.time()
+        if now >= self._turn_ends:
+            await asyncio.sleep(0)
+            self._turn_ends = self._loop.time() + _TURN_SECONDS
+
+
+class SyncContext:
+    """A job as code in a thread sees it: the names of `Context`, without `await`.
+
+    Once the attempt is to stop, the next report raises `asyncio.CancelledError`, and those after it go through, so
+    that a clean-up can still report. A function that reports nothing for long asks `cancelled` or `check_cancelled`.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.job_id = context.job_id
+        self.kind = context.kind
+        self.attempt = context.attempt
+        self.tags = context.tags
+        self._context = context
+        self._portal = Portal()
+        self.files = tuple(SyncInputFile(file, self._portal) for file in context.files)
+        self._told = False
+        self._latest: dict[str, Any] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def partial(self) -> bool:
+        """Set it to True where the result lacks something, such as a page that can't be read; clients see it."""
+        return self._context.partial
+
+    @partial.setter
+    def partial(self, value: bool) -> None:
+        self._context.partial = value
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the attempt is to stop: cancelled, timed out, or the worker is stopping."""
+        return self._context.cancelled
+
+    def check_cancelled(self) -> None:
+        """Raise `asyncio.CancelledError` if the attempt is to stop."""
+        if self._context.cancelled:
+            self._told = True
+            raise asyncio.CancelledError("the attempt is to stop")
+
+    def progress(
+        self,
+        current: float,
+        total: float | None = None,
+        *,
+        unit: str | None = None,
+        message: str | None = None,
+        stage: str | None = None,
+        eta_seconds: float | None = None,
+    ) -> None:
+        """Say how far the work is; see `Context.progress`. Never waits, so it may stand in a tight loop."""
+        self._tell_once()
+        with self._lock:
+            waking = self._latest is None
+            self._latest = self._context._progress(
+                current, total, unit=unit, message=message, stage=stage, eta_seconds=eta_seconds
+            )
+        if waking:
+            self._portal.post(self._pass_progress)
+
+    def output(
+        self, index: str | int, value: Any = None, *, data: bytes | None = None, content_type: str | None = None
+    ) -> None:
+        """Publish a part of the result now; see `Context.output`."""
+        self._call(self._context.output, index, value, data=data, content_type=content_type)
+
+    def delta(self, text: str, channel: str = "text") -> None:
+        """Append text to a channel; see `Context.delta`."""
+        self._call(self._context.delta, text, channel)
+
+    def log(self, message: str, level: LogLevel = "info") -> None:
+        """Tell those who watch the job something; see `Context.log`."""
+        self._call(self._context.log, message, level)
+
+    def event(self, type: str, data: dict[str, Any] | None = None) -> None:
+        """Publish an event of your own; see `Context.event`."""
+        self._call(self._context.event, type, data)
+
+    def outputs(self) -> dict[str, dict[str, Any]]:
+        """The outputs that the job has so far; see `Context.outputs`."""
+        return self._call(self._context.outputs)
+
+    def read_output(self, index: str | int) -> bytes:
+        """One output as bytes; see `Context.read_output`."""
+        return self._call(self._context.read_output, index)
+
+    def _call(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+        self._tell_once()
+        return self._portal.call(function, *args, **kwargs)
+
+    def _tell_once(self) -> None:
+        if self._context.cancelled and not self._told:
+            self.check_cancelled()
+
+    def _pass_progress(self) -> None:
+        with self._lock:
+            data, self._latest = self._latest, None
+        if data is not None:
+            self._context._writer.progress(data)
+
+
+def _number(value: float) -> float:
+    """A plain number: arrays' libraries have their own, which are no JSON."""
+    return value if type(value) in (int, float) else float(value)

@@ -1,0 +1,231 @@
+"""The `@processor` decorator: a function, the kind that it does, and what the gateway must know of it.
+
+A kind is announced with the JSON Schemas of its input model and its result, so that a gateway validates and shows it
+without importing any of this. Running a processor is `processors.attempt`; serving kinds is `processors.worker`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, Literal, get_type_hints
+
+from pydantic import PydanticSchemaGenerationError, TypeAdapter
+from pydantic.errors import PydanticInvalidForJsonSchema
+
+from gateway.errors import ConfigurationError
+from gateway.protocol import DAY_SECONDS, KIND_PATTERN, KindDocument
+
+_KIND: Final = re.compile(KIND_PATTERN, re.ASCII)
+
+
+class Style(Enum):
+    """How a processor's function is run."""
+
+    ASYNC = "an async function, on the event loop"
+    ASYNC_GENERATOR = "an async generator, on the event loop; each value that it yields is an output"
+    THREAD = "a plain function, in a thread"
+    THREAD_GENERATOR = "a plain generator, in a thread; each value that it yields is an output"
+
+
+@dataclass(frozen=True, eq=False)
+class Processor:
+    """A function that does one kind of work, and how to run it. Call it like the function to test it by hand."""
+
+    document: KindDocument
+    function: Callable[..., Any]
+    style: Style
+    input_adapter: TypeAdapter[Any] | None
+    """Validates the input; None for a function that takes the context only."""
+    result_adapter: TypeAdapter[Any] | None
+    """Encodes the result; None for a function without a typed result."""
+    concurrency: int | None
+    cancel_grace_seconds: float
+    setup: Callable[[], Any] | None
+
+    @property
+    def kind(self) -> str:
+        """The name of the work that it does."""
+        return self.document.kind
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<processor {self.kind}: {self.function.__module__}.{self.function.__qualname__}>"
+
+
+def processor(
+    kind: str,
+    *,
+    description: str | None = None,
+    files: Literal["none", "optional", "required"] = "none",
+    content_types: Iterable[str] = (),
+    concurrency: int | None = None,
+    max_running: int | None = None,
+    max_attempts: int = 3,
+    run_timeout_seconds: float = 3600,
+    start_deadline_seconds: float | None = None,
+    retention_seconds: float = DAY_SECONDS,
+    max_waiting: int = 10_000,
+    max_waiting_per_owner: int = 10_000,
+    cancel_grace_seconds: float = 5,
+    setup: Callable[[], Any] | None = None,
+) -> Callable[[Callable[..., Any]], Processor]:
+    """Make a processor of a function `(ctx)` or `(ctx, input)`.
+
+    The annotation of `input` (a pydantic model) becomes the kind's input schema, the return annotation its result's.
+    An async function gets a `Context`; a plain one runs in a thread and gets a `SyncContext`; a generator's values
+    become outputs 0, 1, 2, ...
+
+    Args:
+        kind: Name of the work, as in `POST /v1/kinds/{kind}/jobs`.
+        description: One line for people; the docstring's first line by default.
+        files: Whether a job of this kind comes with files.
+        content_types: What the files may be, such as `image/png` or `image/*`; empty: anything.
+        concurrency: At most so many attempts at once in one worker.
+        max_running: At most so many at once over all workers.
+        max_attempts: So many failed attempts end the job.
+        run_timeout_seconds: An attempt that runs longer fails the job; a job can ask for less or more.
+        start_deadline_seconds: A job that no worker began in this time fails.
+        retention_seconds: How long an ended job's data is kept.
+        max_waiting: Jobs beyond so many waiting ones are refused.
+        max_waiting_per_owner: The same for the jobs of one owner.
+        cancel_grace_seconds: A function that still runs so long after it was told to stop is given up.
+        setup: Called once per worker process, before the kind is announced: load models here. A plain function runs
+            in a thread; an async one is awaited.
+    """
+    # Models that are local to the function which decorates would not be found by their names otherwise.
+    local_names = sys._getframe(1).f_locals
+
+    def decorate(function: Callable[..., Any]) -> Processor:
+        if _KIND.match(kind) is None:
+            raise ConfigurationError(
+                f"{kind!r} is no kind: begin with a lower-case letter and go on with letters, digits, '_', '.' or '-'."
+            )
+        style = _style(function)
+        input_adapter, result_adapter = _adapters(kind, function, style, local_names)
+        document = KindDocument(
+            kind=kind,
+            description=description if description is not None else _first_line(function),
+            input_schema=_schema(kind, input_adapter, "validation") or {"type": "object"},
+            result_schema=_schema(kind, result_adapter, "serialization"),
+            files=files,
+            content_types=list(content_types),
+            max_attempts=_at_least_one("max_attempts", max_attempts),
+            run_timeout_seconds=run_timeout_seconds,
+            start_deadline_seconds=start_deadline_seconds,
+            retention_seconds=retention_seconds,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            max_waiting_per_owner=max_waiting_per_owner,
+        )
+        if document.input_schema.get("type", "object") != "object":
+            raise ConfigurationError(f"The input of {kind!r} must be a JSON object: annotate it with a pydantic model.")
+        if concurrency is not None:
+            _at_least_one("concurrency", concurrency)
+        return Processor(
+            document, function, style, input_adapter, result_adapter, concurrency, cancel_grace_seconds, setup
+        )
+
+    return decorate
+
+
+def load_processors(modules: Iterable[str]) -> dict[str, Processor]:
+    """Import modules and collect the processors that are among their names.
+
+    Raises:
+        ConfigurationError: A module can't be found, has no processor, or two processors do the same kind.
+    """
+    found: dict[str, Processor] = {}
+    for name in modules:
+        here = [value for value in vars(_import(name)).values() if isinstance(value, Processor)]
+        if not here:
+            raise ConfigurationError(
+                f"The module {name} has no processor: decorate a function in it with @processor('its-kind')."
+            )
+        for one in here:
+            other = found.setdefault(one.kind, one)
+            if other is not one:
+                raise ConfigurationError(f"{other} and {one} do the same kind; give one of them another name.")
+    return found
+
+
+def _import(name: str) -> Any:
+    # The current folder is where people keep the file that they name; a console script doesn't have it on its path.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # A module that exists but misses one of its own imports is another mistake: its traceback says which.
+        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+            raise
+        raise ConfigurationError(
+            f"There is no module {name}: name it as Python imports it, such as package.module, from a folder where"
+            " that works."
+        ) from None
+
+
+def _style(function: Callable[..., Any]) -> Style:
+    if inspect.isasyncgenfunction(function):
+        return Style.ASYNC_GENERATOR
+    if inspect.iscoroutinefunction(function):
+        return Style.ASYNC
+    if inspect.isgeneratorfunction(function):
+        return Style.THREAD_GENERATOR
+    return Style.THREAD
+
+
+def _adapters(
+    kind: str, function: Callable[..., Any], style: Style, local_names: Mapping[str, Any]
+) -> tuple[TypeAdapter[Any] | None, TypeAdapter[Any] | None]:
+    """The adapters of the input and of the result, from the function's annotations."""
+    try:
+        hints = get_type_hints(function, localns=dict(local_names), include_extras=True)
+    except NameError as error:
+        raise ConfigurationError(
+            f"An annotation of {function.__qualname__} names {error.name}, which can't be found: import it at the top"
+            " of the module, not under TYPE_CHECKING."
+        ) from None
+    parameters = list(inspect.signature(function).parameters.values())
+    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    if len(positional) != len(parameters) or not 1 <= len(positional) <= 2:
+        raise ConfigurationError(f"{function.__qualname__} must take (ctx) or (ctx, input), to be a processor.")
+    yields = style in (Style.ASYNC_GENERATOR, Style.THREAD_GENERATOR)
+    result = hints.get("return", Any)
+    try:
+        return (
+            TypeAdapter(hints.get(positional[1].name, dict[str, Any])) if len(positional) == 2 else None,
+            None if yields or result in (Any, None, type(None)) else TypeAdapter(result),
+        )
+    except PydanticSchemaGenerationError as error:
+        raise ConfigurationError(
+            f"An annotation of the processor of {kind!r} is no type that pydantic knows: {error.message}"
+        ) from None
+
+
+def _schema(
+    kind: str, adapter: TypeAdapter[Any] | None, mode: Literal["validation", "serialization"]
+) -> dict[str, Any] | None:
+    if adapter is None:
+        return None
+    try:
+        return adapter.json_schema(mode=mode)
+    except PydanticInvalidForJsonSchema as error:
+        raise ConfigurationError(f"A type of the processor of {kind!r} has no JSON Schema: {error.message}") from None
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    return (inspect.getdoc(function) or "").split("\n", 1)[0].strip()
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise ConfigurationError(f"{name} is {value}; it must be at least 1.")
+    return value

@@ -1,0 +1,88 @@
+"""Between the event loop and threads: run a function in a thread of its own, and call the loop from there.
+
+The threads are daemons and belong to no pool: a function that hangs in foreign code would otherwise keep a place in
+the pool, and the process, for ever. An attempt is long, so what a new thread costs (about 50 µs) doesn't count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Portal:
+    """The way from a thread back to the event loop that it was made on."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+
+    def call(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+        """Run an async function on the loop and wait for its result here.
+
+        Raises:
+            RuntimeError: It was called on the loop's own thread, where waiting would wait for itself.
+            asyncio.CancelledError: The loop is closed: the worker has stopped.
+        """
+        if threading.get_ident() == self._loop_thread:
+            raise RuntimeError("This face is for threads; on the event loop use the async methods of Context.")
+
+        async def awaited() -> T:
+            return await function(*args, **kwargs)
+
+        coroutine = awaited()
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError:
+            coroutine.close()
+            raise asyncio.CancelledError("the worker has stopped") from None
+        return future.result()
+
+    def post(self, function: Callable[..., object], *args: Any) -> None:
+        """Have the loop call a plain function soon; nobody waits for it."""
+        # Closed: the worker has stopped, and nobody would hear it.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *args)
+
+
+async def run_in_thread(function: Callable[..., T], *args: Any, name: str = "", **kwargs: Any) -> T:
+    """Run a function in a thread and return its result.
+
+    Cancelling waits until the function has returned, since a thread can't be stopped from outside, and raises
+    `CancelledError` then: whoever waits for the attempt's end can rely on nothing of it running on.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[tuple[T | None, BaseException | None]] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def work() -> None:
+        outcome: tuple[T | None, BaseException | None]
+        try:
+            outcome = context.run(function, *args, **kwargs), None
+        except BaseException as error:  # noqa: BLE001 - raised again below, on the loop
+            outcome = None, error
+        try:
+            loop.call_soon_threadsafe(done.set_result, outcome)
+        except RuntimeError:
+            # The loop is closed: the worker gave this thread up and left.
+            return
+
+    threading.Thread(target=work, name=name or getattr(function, "__name__", "processor"), daemon=True).start()
+    cancelled: asyncio.CancelledError | None = None
+    while not done.done():
+        try:
+            await asyncio.shield(done)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    result, failure = done.result()
+    if failure is not None:
+        raise failure
+    return result  # type: ignore[return-value]
