@@ -1,0 +1,247 @@
+/**
+ * The gateway's client for browsers and Node: submit a job, follow its events through every cut, fetch its result.
+ *
+ * @typedef {import("./protocol.js").JobDocument} JobDocument
+ * @typedef {import("./protocol.js").KindDocument} KindDocument
+ * @typedef {import("./protocol.js").JobEvent} JobEvent
+ * @typedef {import("./upload.js").UploadProgress} UploadProgress
+ * @typedef {"sse" | "websocket"} TransportName
+ *
+ * @typedef {object} ClientOptions
+ * @property {string | (() => string | null | Promise<string | null>) | null} [apiKey] asked before each request, so
+ *   that a short-lived key can be renewed
+ * @property {TransportName} [transport]
+ * @property {number} [silenceSeconds] a connection that brings nothing for this long is taken for dead; the gateway's
+ *   heartbeat comes every 15 s
+ * @property {typeof fetch} [fetch]
+ * @property {typeof WebSocket} [WebSocket]
+ *
+ * @typedef {object} SubmitOptions
+ * @property {Record<string, unknown>} [input]
+ * @property {(File | {name: string, blob: Blob})[]} [files]
+ * @property {Record<string, unknown>} [options] priority, tags, run_timeout_seconds, ...
+ * @property {string} [idempotencyKey] a random one by default, so that a lost answer never submits twice
+ * @property {number} [retries]
+ * @property {AbortSignal} [signal]
+ * @property {(progress: UploadProgress) => void} [onUploadProgress]
+ *
+ * @typedef {object} EventsOptions
+ * @property {string} [after] the cursor of the last event that you have
+ * @property {boolean} [snapshot] begin with a snapshot instead of the log's first event
+ * @property {string[]} [types]
+ * @property {TransportName} [transport]
+ * @property {AbortSignal} [signal]
+ * @property {import("./backoff.js").Backoff} [backoff]
+ * @property {(subscription: Subscription) => void} [onconnection]
+ */
+
+import { Backoff, pause } from "./backoff.js";
+import { answerError, connectionError, GatewayError } from "./errors.js";
+import { Subscription } from "./subscription.js";
+import { authorization, openSse, openWebSocket } from "./transports.js";
+import { send } from "./upload.js";
+
+/** @type {Record<TransportName, import("./transports.js").Transport>} */
+export const TRANSPORTS = { sse: openSse, websocket: openWebSocket };
+
+export class GatewayClient {
+  #apiKey;
+  #silenceMs;
+  #transport;
+  #fetch;
+  #WebSocket;
+
+  /**
+   * @param {string} [base] the gateway's address; the page's own by default
+   * @param {ClientOptions} [options]
+   */
+  constructor(base = globalThis.location?.origin ?? "http://127.0.0.1:8080", options = {}) {
+    this.base = base;
+    this.#apiKey = options.apiKey ?? null;
+    this.#silenceMs = (options.silenceSeconds ?? 45) * 1000;
+    this.#transport = options.transport ?? "sse";
+    // A bare reference: the platform's fetch refuses to be called as another object's method.
+    const chosen = options.fetch ?? globalThis.fetch;
+    this.#fetch = /** @type {typeof fetch} */ ((...request) => chosen(...request));
+    this.#WebSocket = options.WebSocket ?? globalThis.WebSocket;
+  }
+
+  /**
+   * Submit a job. Answers that say nothing about the job (a lost connection, an edge's 524) are tried again under the
+   * same Idempotency-Key, so the job runs once whatever happened to the answers.
+   * @param {string} kind
+   * @param {SubmitOptions} [submit]
+   * @returns {Promise<JobDocument>}
+   */
+  async submit(kind, { input = {}, files = [], options = {}, idempotencyKey, retries = 5, signal, onUploadProgress } = {}) {
+    const key = idempotencyKey ?? randomKey();
+    const backoff = new Backoff();
+    for (let attempt = 0; ; attempt += 1) {
+      try {
+        const answer = await send({
+          url: this.url(`/v1/kinds/${encodeURIComponent(kind)}/jobs`),
+          headers: {
+            Accept: "application/json",
+            "Idempotency-Key": key,
+            ...(files.length === 0 && { "Content-Type": "application/json" }),
+            ...authorization(await this.#key()),
+          },
+          body: files.length === 0 ? JSON.stringify({ ...options, input }) : form(input, options, files),
+          signal,
+          onprogress: onUploadProgress,
+          fetch: this.#fetch,
+        });
+        if (answer.status >= 200 && answer.status < 300) return JSON.parse(answer.body);
+        throw answerError(answer.status, answer.body, answer.header("Retry-After"));
+      } catch (error) {
+        if (!(error instanceof GatewayError) || !error.mayPass || attempt >= retries) throw error;
+        await pause(backoff.nextMs(error.retryAfterMs), signal);
+      }
+    }
+  }
+
+  /**
+   * A job's events, each once and in order, until the terminal one; what is cut is resumed by itself. The answer is an
+   * async iterable that also tells how the connection is doing.
+   * @param {string} id
+   * @param {EventsOptions} [events]
+   */
+  events(id, { transport = this.#transport, types, ...rest } = {}) {
+    const connect = async () => ({
+      base: this.base,
+      job: id,
+      types,
+      apiKey: await this.#key(),
+      silenceMs: this.#silenceMs,
+      fetch: this.#fetch,
+      WebSocket: this.#WebSocket,
+    });
+    const chosen = { transport: TRANSPORTS[transport], fallback: openSse };
+    return new Subscription({ ...rest, ...chosen, connect, contiguous: types === undefined });
+  }
+
+  /** @param {string} id @param {{waitSeconds?: number, signal?: AbortSignal}} [options] @returns {Promise<JobDocument>} */
+  job(id, { waitSeconds, signal } = {}) {
+    return this.#json(`/v1/jobs/${encodeURIComponent(id)}`, { query: { wait: waitSeconds }, signal });
+  }
+
+  /**
+   * The caller's jobs, newest first; `cursor` of one answer asks for the next.
+   * @param {{state?: string, kind?: string, tag?: string, cursor?: string, limit?: number, signal?: AbortSignal}} [options]
+   * @returns {Promise<{jobs: JobDocument[], cursor: string | null}>}
+   */
+  jobs({ signal, ...query } = {}) {
+    return this.#json("/v1/jobs", { query, signal });
+  }
+
+  /** @param {{signal?: AbortSignal}} [options] @returns {Promise<{kinds: KindDocument[]}>} */
+  kinds({ signal } = {}) {
+    return this.#json("/v1/kinds", { signal });
+  }
+
+  /**
+   * Ask for the job's end. It is over when the terminal event says so; an ended job is answered unchanged.
+   * @param {string} id
+   * @param {{signal?: AbortSignal}} [options]
+   * @returns {Promise<JobDocument>}
+   */
+  cancel(id, { signal } = {}) {
+    return this.#json(`/v1/jobs/${encodeURIComponent(id)}/cancel`, { method: "POST", signal });
+  }
+
+  /**
+   * The result of a job that succeeded: parsed if it is JSON, else as text. Throws `GatewayError`: `not_finished`,
+   * `job_failed`, `expired`.
+   * @param {string} id
+   * @param {{accept?: string, signal?: AbortSignal}} [options] `accept`: another representation, such as text/plain
+   * @returns {Promise<any>}
+   */
+  async result(id, { accept = "application/json", signal } = {}) {
+    const response = await this.request(`/v1/jobs/${encodeURIComponent(id)}/result`, { accept, signal });
+    return isJson(response) ? response.json() : response.text();
+  }
+
+  /**
+   * Every output so far, in the order of the log.
+   * @param {string} id
+   * @param {{after?: number, signal?: AbortSignal}} [options]
+   * @returns {AsyncGenerator<JobEvent, void, void>}
+   */
+  async *outputs(id, { after = 0, signal } = {}) {
+    for (let next = after; ; ) {
+      const page = await this.#json(`/v1/jobs/${encodeURIComponent(id)}/outputs`, { query: { after: next }, signal });
+      yield* page.outputs;
+      if (page.next === null || page.next === undefined) return;
+      next = page.next;
+    }
+  }
+
+  /**
+   * Any of the gateway's addresses, such as an output's `url`, with the key. Throws `GatewayError` unless 2xx.
+   * @param {string} path
+   * @param {{method?: string, accept?: string, signal?: AbortSignal}} [options]
+   */
+  async request(path, { method = "GET", accept = "*/*", signal } = {}) {
+    const headers = { Accept: accept, ...authorization(await this.#key()) };
+    /** @type {Response} */
+    let response;
+    try {
+      response = await this.#fetch(this.url(path), { method, headers, signal, cache: "no-store" });
+    } catch (error) {
+      throw signal?.aborted ? signal.reason : connectionError(error);
+    }
+    if (response.ok) return response;
+    throw answerError(response.status, await response.text(), response.headers.get("Retry-After"));
+  }
+
+  /** @param {string} path */
+  url(path) {
+    return new URL(path, this.base).href;
+  }
+
+  /**
+   * @param {string} path
+   * @param {{method?: string, query?: Record<string, string | number | undefined>, signal?: AbortSignal}} options
+   * @returns {Promise<any>}
+   */
+  async #json(path, { method, query = {}, signal }) {
+    const given = Object.entries(query).filter(([, value]) => value !== undefined);
+    const search = new URLSearchParams(given.map(([name, value]) => [name, String(value)])).toString();
+    const response = await this.request(search ? `${path}?${search}` : path, {
+      method,
+      accept: "application/json",
+      signal,
+    });
+    return response.json();
+  }
+
+  async #key() {
+    return typeof this.#apiKey === "function" ? await this.#apiKey() : this.#apiKey;
+  }
+}
+
+/**
+ * @param {Record<string, unknown>} input
+ * @param {Record<string, unknown>} options
+ * @param {(File | {name: string, blob: Blob})[]} files
+ */
+function form(input, options, files) {
+  const body = new FormData();
+  body.append("input", JSON.stringify(input));
+  for (const [name, value] of Object.entries(options)) {
+    body.append(name, typeof value === "string" ? value : JSON.stringify(value));
+  }
+  for (const file of files) body.append("file", "blob" in file ? file.blob : file, file.name);
+  return body;
+}
+
+/** @param {Response} response */
+function isJson(response) {
+  return /^application\/(.+\+)?json\b/.test(response.headers.get("Content-Type") ?? "");
+}
+
+/** crypto.randomUUID exists on secure pages only; a gateway on the local network has none. */
+function randomKey() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

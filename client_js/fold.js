@@ -1,0 +1,142 @@
+/**
+ * What an event log up to event N amounts to. Pure, and the same rules as the gateway's `fold.py`: its JSON is what a
+ * `snapshot` event holds. `tests/wire/` has logs that both must fold alike.
+ *
+ * @typedef {import("./protocol.js").JobEvent} JobEvent
+ * @typedef {import("./protocol.js").State} State
+ */
+
+import { cursorOf, numberOf } from "./protocol.js";
+
+/** [state, event type] -> state; a pair that is missing is an illegal change. @type {Record<string, State>} */
+const TRANSITIONS = {
+  "null queued": "queued",
+  "queued started": "running",
+  "queued cancelled": "cancelled",
+  "queued failed": "failed",
+  "running retrying": "queued",
+  "running succeeded": "succeeded",
+  "running failed": "failed",
+  "running cancelled": "cancelled",
+};
+const CHANGING = new Set(Object.keys(TRANSITIONS).map((pair) => pair.split(" ")[1]));
+export const TERMINAL = new Set(["succeeded", "failed", "cancelled"]);
+
+export class Fold {
+  cursor = "0";
+  /** @type {State | null} */
+  state = null;
+  attempt = 0;
+  /** @type {Record<string, any> | null} */
+  progress = null;
+  /** What each channel's deltas add up to. @type {Record<string, string>} */
+  text = {};
+  /** How many different outputs there are; after a snapshot, those that it counted may be counted again. */
+  outputs = 0;
+  cancelRequested = false;
+  /** The terminal event's data. @type {Record<string, any>} */
+  end = {};
+
+  /** @type {Set<string>} */
+  #indexes = new Set();
+
+  /** @param {string} job */
+  constructor(job) {
+    this.job = job;
+  }
+
+  /** @param {string} job */
+  static empty(job) {
+    return new Fold(job);
+  }
+
+  /** @param {JobEvent} event a `snapshot` */
+  static fromSnapshot(event) {
+    const { cursor, state, attempt, progress, text, outputs, cancel_requested, ...end } = event.data;
+    const fold = new Fold(event.job);
+    fold.cursor = cursor;
+    fold.state = state;
+    fold.attempt = attempt;
+    fold.progress = progress ?? null;
+    fold.text = { ...text };
+    fold.outputs = outputs;
+    fold.cancelRequested = cancel_requested ?? false;
+    fold.end = end;
+    return fold;
+  }
+
+  get terminal() {
+    return this.state !== null && TERMINAL.has(this.state);
+  }
+
+  /**
+   * Take the next numbered event. Throws `RangeError` for a change that the protocol forbids and for a hole or a repeat
+   * in the numbers.
+   * @param {JobEvent} event
+   * @returns {this}
+   */
+  apply(event) {
+    const cursor = cursorOf(event);
+    if (cursor === null) throw new RangeError(`${event.type} has no number, so it changes nothing`);
+    if (event.id !== numberOf(this.cursor) + 1) {
+      throw new RangeError(`event ${event.id} can't follow event ${numberOf(this.cursor)}`);
+    }
+    this.state = this.#next(event.type);
+    this.cursor = cursor;
+    this.#take(event);
+    return this;
+  }
+
+  /** The data of a snapshot event. */
+  data() {
+    return {
+      cursor: this.cursor,
+      state: this.state,
+      attempt: this.attempt,
+      progress: this.progress,
+      text: this.text,
+      outputs: this.outputs,
+      cancel_requested: this.cancelRequested,
+      ...this.end,
+    };
+  }
+
+  /** @param {string} type @returns {State | null} */
+  #next(type) {
+    const next = TRANSITIONS[`${this.state} ${type}`];
+    if (next) return next;
+    if (CHANGING.has(type) || this.state !== "running") {
+      throw new RangeError(`the event ${type} is not possible while the job is ${this.state ?? "not yet there"}`);
+    }
+    return this.state;
+  }
+
+  /** @param {JobEvent} event */
+  #take({ type, attempt, data = {} }) {
+    if (type === "started") {
+      this.attempt = attempt ?? this.attempt + 1;
+      if (this.attempt > 1) {
+        this.progress = null;
+        this.text = {};
+      }
+    } else if (type === "progress") {
+      this.progress = data;
+    } else if (type === "delta") {
+      this.text[data.channel] = (this.text[data.channel] ?? "") + data.text;
+    } else if (type === "output") {
+      if (!this.#indexes.has(data.index)) this.outputs += 1;
+      this.#indexes.add(data.index);
+    } else if (type === "cancel_requested") {
+      this.cancelRequested = true;
+    } else if (TERMINAL.has(type)) {
+      this.end = data;
+    }
+  }
+}
+
+/** @param {string} job @param {Iterable<JobEvent>} events */
+export function foldLog(job, events) {
+  const fold = Fold.empty(job);
+  for (const event of events) fold.apply(event);
+  return fold;
+}

@@ -1,0 +1,268 @@
+/**
+ * One connection that carries a job's events, over SSE (read through fetch) or over a WebSocket. Both yield the same
+ * frames and end the same way; coming back after a cut is `subscription.js`'s work.
+ *
+ * @typedef {import("./protocol.js").JobEvent} JobEvent
+ *
+ * @typedef {object} Connect
+ * @property {string} base the gateway's address
+ * @property {string} job
+ * @property {string} after a cursor; "" for the start
+ * @property {boolean} snapshot
+ * @property {string[] | undefined} types
+ * @property {string | null} apiKey
+ * @property {AbortSignal} signal
+ * @property {number} silenceMs a connection that is silent for longer is taken for dead
+ * @property {typeof fetch} fetch
+ * @property {typeof WebSocket} WebSocket
+ *
+ * @typedef {{kind: "open"} | {kind: "alive"} | {kind: "event", event: JobEvent} | {kind: "cursor", cursor: string}
+ *   | {kind: "retry", ms: number} | {kind: "ended"}} Frame `ended`: the log holds nothing beyond the cursor, and never
+ *   will; a connection that just stops has no such frame, and means "come back"
+ *
+ * @typedef {(connect: Connect) => AsyncGenerator<Frame, void, void>} Transport
+ */
+
+import { answerError, connectionError, GatewayError } from "./errors.js";
+import { shouldComeBack, WEBSOCKET_PROTOCOL } from "./protocol.js";
+import { EventStreamDecoder } from "./sse.js";
+
+// Frames that wait for a slow consumer. The log is numbered, so coming back later costs nothing; memory does.
+const MAX_WAITING_FRAMES = 10_000;
+const PROBE = "probe";
+const PROBE_JOB = "0".repeat(26);
+
+/** @type {Transport} */
+export async function* openSse({ base, job, after, snapshot, types, apiKey, signal, silenceMs, fetch }) {
+  const url = new URL(`/v1/jobs/${encodeURIComponent(job)}/events`, base);
+  if (after) url.searchParams.set("after", after);
+  if (snapshot) url.searchParams.set("snapshot", "1");
+  if (types) url.searchParams.set("types", types.join(","));
+  const silence = new SilenceTimer(silenceMs, signal);
+  /** @type {ReadableStreamDefaultReader<Uint8Array> | undefined} */
+  let reader;
+  try {
+    const headers = { Accept: "text/event-stream", ...authorization(apiKey) };
+    const response = await silence.guard(fetch(url, { headers, cache: "no-store", signal: silence.signal }));
+    if (response.status === 204) return yield { kind: "ended" };
+    if (!response.ok) {
+      throw answerError(response.status, await response.text(), response.headers.get("Retry-After"));
+    }
+    if (!response.body || !response.headers.get("Content-Type")?.startsWith("text/event-stream")) {
+      const detail = "Something in front of the gateway answered in its place. It is tried again by itself.";
+      throw new GatewayError({ code: "not_a_stream", detail }, { mayPass: true });
+    }
+    reader = response.body.getReader();
+    yield { kind: "open" };
+    const decoder = new EventStreamDecoder(after);
+    // The event stream decoder strips the one BOM that may be there; a second one is content.
+    const utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
+    let retryMs = null;
+    for (;;) {
+      const { done, value } = await silence.guard(reader.read());
+      if (done) return;
+      const before = decoder.lastEventId;
+      const messages = decoder.feed(utf8.decode(value, { stream: true }));
+      if (decoder.retryMs !== null && decoder.retryMs !== retryMs) {
+        retryMs = decoder.retryMs;
+        yield { kind: "retry", ms: retryMs };
+      }
+      for (const message of messages) yield { kind: "event", event: parseEvent(message.data) };
+      // An id without data: events that `types` left out. The cursor moves over them.
+      if (messages.length === 0) {
+        if (decoder.lastEventId !== before) yield { kind: "cursor", cursor: decoder.lastEventId };
+        else yield { kind: "alive" };
+      }
+    }
+  } catch (error) {
+    throw silence.explain(error);
+  } finally {
+    silence.stop();
+    // Without this, leaving the loop would keep the connection open until the job ends.
+    reader?.cancel().catch(() => {});
+  }
+}
+
+/** @type {Transport} */
+export async function* openWebSocket(connect) {
+  const { base, job, after, snapshot, types, apiKey, signal, silenceMs, WebSocket } = connect;
+  const url = new URL("/v1/ws", base);
+  url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+  // Without a key no subprotocol is offered: browsers fail a connection whose server picks none.
+  const socket = new WebSocket(url, apiKey ? [WEBSOCKET_PROTOCOL, keyProtocol(apiKey)] : []);
+  // A page does not see protocol pings. Asked to leave a job that it never followed, the gateway answers and does
+  // nothing: a sign of life from a connection on which nothing has to be said.
+  const probe = () => opened && socket.send(JSON.stringify({ op: "unsubscribe", ref: PROBE, job: PROBE_JOB }));
+  const silence = new SilenceTimer(silenceMs, signal, probe);
+  /** @type {Frame[]} */
+  const frames = [];
+  /** @type {unknown} */
+  let failure = null;
+  let closed = false;
+  let opened = false;
+  let wake = () => {};
+
+  /** @param {unknown} [error] */
+  const end = (error) => {
+    failure ??= error ?? null;
+    closed = true;
+    wake();
+  };
+  const onAbort = () => end(silence.signal.reason);
+  silence.signal.addEventListener("abort", onAbort);
+  socket.onopen = () => {
+    opened = true;
+    const subscribe = { op: "subscribe", ref: "1", job, after: after || "0", snapshot, ...(types && { types }) };
+    socket.send(JSON.stringify(subscribe));
+  };
+  socket.onmessage = ({ data }) => {
+    silence.heard();
+    if (closed) return;
+    try {
+      frames.push(readSocketFrame(data));
+    } catch (error) {
+      end(error);
+    }
+    if (frames.length > MAX_WAITING_FRAMES) end(connectionError("the listener is slower than the events"));
+    wake();
+  };
+  socket.onclose = ({ code, reason }) => {
+    if (shouldComeBack(code)) return end(code === 1006 ? connectionError(new Error("closed without a reason")) : null);
+    const detail = `The gateway closed the connection and asks not to come back: ${reason || code}.`;
+    end(new GatewayError({ code: reason || `closed_${code}`, detail }, { mayPass: false }));
+  };
+  try {
+    for (;;) {
+      const frame = frames.shift();
+      if (frame) {
+        yield frame;
+        if (frame.kind === "ended") return;
+      } else if (closed) {
+        break;
+      } else {
+        await new Promise((resolve) => (wake = () => resolve(undefined)));
+      }
+    }
+    if (!opened && !silence.signal.aborted) throw await refusal(connect);
+    if (failure) throw silence.explain(failure);
+  } finally {
+    silence.stop();
+    silence.signal.removeEventListener("abort", onAbort);
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.close(1000);
+  }
+}
+
+/**
+ * A browser doesn't say why a WebSocket was refused; the job's own address may.
+ * @param {Connect} connect
+ */
+async function refusal({ base, job, apiKey, signal, fetch }) {
+  const headers = authorization(apiKey);
+  try {
+    const url = new URL(`/v1/jobs/${encodeURIComponent(job)}`, base);
+    const response = await fetch(url, { headers, cache: "no-store", signal });
+    const body = await response.text();
+    if (!response.ok) return answerError(response.status, body, response.headers.get("Retry-After"));
+  } catch (error) {
+    return connectionError(error);
+  }
+  const detail = "The gateway can be reached, but not by WebSocket: something between may not let it pass.";
+  return new GatewayError({ code: "websocket_refused", detail }, { mayPass: true });
+}
+
+/** @param {string} text @returns {Frame} */
+function readSocketFrame(text) {
+  const frame = parseObject(text);
+  if (frame.op === undefined) return { kind: "event", event: /** @type {JobEvent} */ (frame) };
+  if (frame.op === "subscribed") return { kind: frame.ended ? "ended" : "open" };
+  if (frame.op === "error") throw new GatewayError(frame.problem ?? { code: "bad_frame" });
+  return { kind: "alive" };
+}
+
+/** @param {string} text */
+function parseEvent(text) {
+  return /** @type {JobEvent} */ (parseObject(text));
+}
+
+/** @param {string} text @returns {Record<string, any>} */
+function parseObject(text) {
+  try {
+    const value = JSON.parse(text);
+    if (typeof value === "object" && value !== null) return value;
+  } catch {
+    // Answered below, like any other text that is no object.
+  }
+  const detail = "The stream held something that is no event. It is read again from the last good one.";
+  throw new GatewayError({ code: "bad_stream", detail }, { mayPass: true });
+}
+
+/** @param {string | null} apiKey @returns {Record<string, string>} */
+export function authorization(apiKey) {
+  return apiKey ? { Authorization: `Bearer ${apiKey}` } : {};
+}
+
+/** A browser can't set headers on a WebSocket; a subprotocol is what it can. @param {string} apiKey */
+function keyProtocol(apiKey) {
+  const bytes = String.fromCharCode(...new TextEncoder().encode(apiKey));
+  return `outlast.key.${btoa(bytes).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "")}`;
+}
+
+/**
+ * Ends a connection on which nothing comes any more: a half-open one yields no error by itself, for hours.
+ */
+class SilenceTimer {
+  #controller = new AbortController();
+  #silent = false;
+
+  /** @param {number} ms @param {AbortSignal} outer @param {() => void} [probe] called after half of the time */
+  constructor(ms, outer, probe) {
+    this.ms = ms;
+    this.outer = outer;
+    this.probe = probe;
+    this.signal = this.#controller.signal;
+    this.onOuter = () => this.#controller.abort(outer.reason);
+    outer.addEventListener("abort", this.onOuter);
+    if (outer.aborted) this.onOuter();
+    this.heard();
+  }
+
+  heard() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.#wait(), this.ms / 2);
+  }
+
+  /** Wait for a read; time that the consumer takes between two reads is not silence. @template T @param {Promise<T>} read */
+  async guard(read) {
+    this.heard();
+    try {
+      return await read;
+    } finally {
+      clearTimeout(this.timer);
+    }
+  }
+
+  stop() {
+    clearTimeout(this.timer);
+    this.outer.removeEventListener("abort", this.onOuter);
+    this.#controller.abort();
+  }
+
+  /** Name the error that ended the connection. @param {unknown} error */
+  explain(error) {
+    if (this.#silent) {
+      const detail = `Nothing came for ${Math.round(this.ms / 1000)} s. The connection is made anew by itself.`;
+      return new GatewayError({ code: "silent", detail }, { mayPass: true });
+    }
+    if (this.outer.aborted) return this.outer.reason;
+    return error instanceof GatewayError || error instanceof RangeError ? error : connectionError(error);
+  }
+
+  #wait() {
+    this.probe?.();
+    this.timer = setTimeout(() => {
+      this.#silent = true;
+      this.#controller.abort();
+    }, this.ms / 2);
+  }
+}
