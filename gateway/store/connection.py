@@ -56,7 +56,7 @@ def open_client(url: str, *, blocking_seconds: float = 0, max_connections: int =
         raise ConfigurationError(
             f"OUTLAST_REDIS_URL: {error}; use redis://host:6379/0, rediss://... or unix:///path/to/socket"
         ) from None
-    return redis.Redis(connection_pool=pool)
+    return redis.Redis.from_pool(pool)
 
 
 @asynccontextmanager

@@ -1,0 +1,57 @@
+"""What tests do with a store: submit a job, begin it as a worker would, end it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.protocol import JobOptions, KindDocument, encode_event_tail
+from gateway.store import JobRecord, Lease, NewJob, Store, WriterEvent
+
+
+def new_job(
+    kind: KindDocument,
+    *,
+    owner: str = "me",
+    input_: dict[str, Any] | None = None,
+    options: JobOptions | None = None,
+    fingerprint: str = "same",
+) -> NewJob:
+    """A job to submit."""
+    return NewJob(kind, owner, input_ or {}, options or JobOptions(), fingerprint)
+
+
+async def submit(
+    store: Store,
+    kind: KindDocument,
+    *,
+    owner: str = "me",
+    input_: dict[str, Any] | None = None,
+    options: JobOptions | None = None,
+) -> JobRecord:
+    """Submit a job without a key."""
+    job = await store.job_id(owner, None)
+    return (await store.submit(job, new_job(kind, owner=owner, input_=input_, options=options), keyed=False)).record
+
+
+async def begin(store: Store, kind: str, worker: str = "worker") -> Lease:
+    """Claim and begin the next job of a kind."""
+    [claim] = await store.claim(kind, worker, 1)
+    begun = await store.begin(claim, worker)
+    assert begun.lease is not None, begun
+    await store.hold(claim, begun.lease)
+    return begun.lease
+
+
+def event(type_: str, data: dict[str, Any] | None = None, index: str = "") -> WriterEvent:
+    """An event as an attempt's writer makes it."""
+    return WriterEvent(type_, encode_event_tail(type_, data), index)
+
+
+async def end(
+    store: Store, lease: Lease, *, batch: int, type_: str = "succeeded", data: dict[str, Any] | None = None
+) -> JobRecord:
+    """Write the terminal event, and leave as a worker would."""
+    await store.append(lease, batch, [event(type_, data if data is not None else {"result": None})])
+    record = await store.job(lease.job)
+    await store.leave(lease, record)
+    return record
