@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from pydantic_core import to_json
 
 from gateway.protocol import INDEX_PATTERN, MAX_EVENT_BYTES, EventType, decode_event, encode_event_tail
+from processors.children import Children
 from processors.files import InputFile, SyncInputFile, Workspace
 from processors.thread import Portal, run_in_thread
 from processors.writer import Writer, clean
@@ -58,6 +61,7 @@ class Context:
         self._blobs = blobs
         self._inline_bytes = min(max_inline_bytes, MAX_EVENT_BYTES - _ENVELOPE_BYTES)
         self._stopped = threading.Event()
+        self._children = Children()
         self._current: float | None = None
         self._loop = asyncio.get_running_loop()
         self._turn_ends = 0.0
@@ -175,9 +179,22 @@ class Context:
         """
         return await run_in_thread(function, *args, name=f"{self.kind} {self.job_id}")
 
+    def process(self, *command: str, **options: Any) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+        """Run another program: `async with ctx.process("pdftoppm", path, stdout=PIPE) as process: ...`.
+
+        It gets SIGTERM when the attempt is to stop, and SIGKILL at the end of the block or of the attempt; so does
+        what it starts in turn. The options are those of `asyncio.create_subprocess_exec`.
+        """
+        return self._children.start(*command, **options)
+
     def stop(self) -> None:
         """Make `cancelled` true. The runtime's to call, not the processor's."""
         self._stopped.set()
+        self._children.terminate()
+
+    def kill_children(self) -> int:
+        """End the child processes that still run; returns how many. The runtime's to call, not the processor's."""
+        return self._children.kill()
 
     def _progress(self, current: float, total: float | None, **rest: Any) -> dict[str, Any]:
         """The data of a progress event, with `current` kept from falling."""
@@ -280,6 +297,10 @@ class SyncContext:
     def read_output(self, index: str | int) -> bytes:
         """One output as bytes; see `Context.read_output`."""
         return self._call(self._context.read_output, index)
+
+    def process(self, *command: str, **options: Any) -> AbstractContextManager[subprocess.Popen[Any]]:
+        """Run another program; see `Context.process`. The options are those of `subprocess.Popen`."""
+        return self._context._children.start_sync(*command, **options)
 
     def _call(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         self._tell_once()

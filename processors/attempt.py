@@ -1,0 +1,384 @@
+"""One attempt at a job, from its lease to its end: begin, run, end.
+
+    function returned                 -> succeeded
+    Rejected, input not valid         -> failed, its own code
+    Retry, ProcessorError, any error  -> retrying, with back-off; failed (retries_exhausted) at the kind's limit
+    ran for too long                  -> failed (run_timeout)
+    cancelled                         -> cancelled, once the function has really stopped
+    worker stopping                   -> retrying (worker_stopping), which is no failure
+    events lost by Redis              -> retrying (events_lost), which is no failure
+    lease lost                        -> nothing: another attempt has the job, or it has ended
+
+A function that is told to stop gets `CancelledError` (async) or is told through its context (thread). After its
+kind's grace it is told again and its child processes are killed. A thread can't be killed: a timed-out one is left
+running after the job has ended, and a cancelled job's lease is given up after a second grace, whereupon a look ends
+it. The place in the worker stays taken until the function has returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+from pydantic import ValidationError
+from pydantic_core import from_json, to_json
+
+from gateway.blobs import Blobs
+from gateway.errors import EventsLost, LeaseLost, Unavailable
+from gateway.protocol import MAX_EVENT_BYTES, Event, EventType, decode_event
+from gateway.store import Claim, JobRecord, Lease, Store
+from processors.context import Context
+from processors.ending import Ending, after_error, cancelled, released, timed_out
+from processors.errors import ProcessorError, Rejected
+from processors.processor import Processor, Style
+from processors.thread import run_in_thread
+from processors.writer import Writer
+
+logger = logging.getLogger(__name__)
+
+# An attempt that is over sooner needs neither its entry in the kind's slot nor its live channel.
+_SETTLE_SECONDS: Final = 0.05
+# Of a result event besides the result.
+_ENVELOPE_BYTES: Final = 1024
+
+
+class Stop(Enum):
+    """Why an attempt is told to stop."""
+
+    CANCELLED = "the job was cancelled"
+    TIMED_OUT = "it ran for too long"
+    WORKER_STOPPING = "the worker is stopping"
+    LOST = "the job is not this attempt's any more"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where attempts run: what they need of their worker."""
+
+    store: Store
+    blobs: Blobs
+    max_inline_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What a processor returned, as it goes into `succeeded`."""
+
+    data: dict[str, Any]
+    blob: str | None
+
+
+class Attempt:
+    """Runs a processor's function under a lease. All of it belongs to the event loop."""
+
+    def __init__(self, processor: Processor, claim: Claim, lease: Lease, record: JobRecord, place: Place) -> None:
+        self.processor = processor
+        self.lease = lease
+        self.holds_lease = True
+        """False once the lease is lost, given up or of no more use: it must not be renewed any more."""
+        self._claim = claim
+        self._record = record
+        self._place = place
+        self._writer = Writer(place.store, lease, record, self._on_cancel_requested)
+        self._context = Context(
+            record, self._writer, store=place.store, blobs=place.blobs, max_inline_bytes=place.max_inline_bytes
+        )
+        self._stop: Stop | None = None
+        self._stopping = asyncio.Event()
+        self._cancel: dict[str, Any] = {}
+        self._function: asyncio.Task[_Result] | None = None
+        self._following = False
+
+    def __repr__(self) -> str:
+        return f"<attempt {self.lease.attempt} at {self.lease.kind} job {self.lease.job}>"
+
+    # --- what may happen to it ----------------------------------------------------------------------------------
+
+    def stop(self, reason: Stop) -> None:
+        """Tell the function to stop. The first reason stands, but that a lost lease is lost."""
+        if self._function is None or self._function.done():
+            return
+        if reason is Stop.LOST:
+            self._writer.close()
+            self._unfollow()
+        elif self._stop is not None:
+            return
+        told = self._stop is not None
+        self._stop = reason
+        self._stopping.set()
+        if not told:
+            logger.info("%s: told to stop: %s", self, reason.value)
+            self._context.stop()
+            self._interrupt()
+
+    def on_renewed(self, lost: bool, cancel_by: str | None) -> None:
+        """Hear the answer to a renewal of the lease."""
+        if lost:
+            self.stop(Stop.LOST)
+        elif cancel_by is not None and self._stop is None:
+            self._writer.listen()
+
+    def on_message(self, payload: bytes) -> None:
+        """Hear the job's live channel: mostly this attempt's own events, and maybe a cancel request."""
+        if b" cancel_requested {" not in payload:
+            return
+        for line in payload.split(b"\n"):
+            _, _, rest = line.partition(b" ")
+            type_, _, text = rest.partition(b" ")
+            if type_ == b"cancel_requested":
+                self._on_cancel_requested(decode_event(text))
+
+    def on_gap(self) -> None:
+        """Hear that the live channel may have missed something."""
+        self._writer.listen()
+
+    def _on_cancel_requested(self, event: Event) -> None:
+        self._cancel = event.data
+        self.stop(Stop.CANCELLED)
+
+    def _interrupt(self) -> None:
+        # A thread hears it from its context; cancelling the task that waits for it would only lose its result.
+        if self._function is not None and self.processor.style in (Style.ASYNC, Style.ASYNC_GENERATOR):
+            self._function.cancel()
+
+    # --- begin, run, end ----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run the function and end the attempt. Cancelling it leaves the job to its lease's end."""
+        name = f"{self.lease.kind} {self.lease.job}"
+        self._function = function = asyncio.create_task(self._call(), name=name)
+        writing = asyncio.create_task(self._writer.run(), name=f"{name} writer")
+        joining = asyncio.create_task(self._join(), name=f"{name} joins")
+        try:
+            await self._watch(function, writing)
+            ending = await self._end(function, writing)
+            self.holds_lease = False
+            await _cancel_all(joining)
+            self._unfollow()
+            if ending is not None:
+                await self._leave(ending)
+            # A thread may still run; nothing of an attempt runs on in a place that is given to another one.
+            await asyncio.wait({function})
+        finally:
+            self._unfollow()
+            await _cancel_all(function, writing, joining)
+            self._context.kill_children()
+            await self._context.workspace.remove()
+
+    async def _watch(self, function: asyncio.Task[_Result], writing: asyncio.Task[None]) -> None:
+        """Wait until the function has ended, or has had all the time there is."""
+        timer = asyncio.get_running_loop().call_later(self._run_timeout_seconds, self.stop, Stop.TIMED_OUT)
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({function, writing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if function.done():
+                return
+            if writing.done():
+                # It returns before the function only because it can't write.
+                self.stop(Stop.LOST)
+            grace = self.processor.cancel_grace_seconds
+            await asyncio.wait({function}, timeout=grace)
+            if function.done():
+                return
+            self._insist(grace)
+            if self._stop is Stop.CANCELLED:
+                await asyncio.wait({function}, timeout=grace)
+                self.holds_lease = function.done()
+        finally:
+            timer.cancel()
+            await _cancel_all(stopping)
+
+    def _insist(self, grace: float) -> None:
+        """Tell the function a second time, and its children for the last time."""
+        killed = self._context.kill_children()
+        message = f"The processor still runs {grace:g} s after it was told to stop"
+        message += f"; {killed} of its child processes were killed." if killed else "."
+        logger.warning("%s: %s", self, message)
+        self._writer.log("warning", message)
+        self._interrupt()
+
+    async def _end(self, function: asyncio.Task[_Result], writing: asyncio.Task[None]) -> Ending | None:
+        """Write how the attempt ended; None if that isn't ours to say."""
+        if self._stop is Stop.CANCELLED and not self.holds_lease:
+            logger.error("%s: the function ignores its cancel; the lease is given up", self)
+            return None
+        ending = None
+        if not writing.done():
+            if self._stop is Stop.LOST:
+                return None
+            ending = self._decide(function)
+            self._write(ending)
+        try:
+            await writing
+        except LeaseLost as error:
+            logger.warning("%s: stopped, nothing more is written: %s", self, error.detail)
+            return None
+        except EventsLost as error:
+            logger.error("%s: %s", self, error.detail)
+            return await self._start_over()
+        except Exception:
+            # Nothing is known of what the store has: the lease runs out, and a look decides.
+            logger.exception("%s: its events can't be written", self)
+            return None
+        return ending
+
+    def _write(self, ending: Ending) -> None:
+        if ending.delay_seconds is None:
+            self._writer.end(ending.type, ending.data, ending.result_blob)
+        else:
+            self._writer.retry(ending.data["problem"], ending.delay_seconds, counts=ending.counts)
+
+    async def _start_over(self) -> Ending | None:
+        """Give the job back after Redis lost some of its events."""
+        detail = "The job store lost events of this attempt that it had confirmed; the job is tried again."
+        ending = released("events_lost", "Events were lost", detail)
+        try:
+            await self._writer.hand_back(ending.data["problem"])
+        except (LeaseLost, EventsLost) as error:
+            logger.warning("%s: it can't be handed back: %s", self, error.detail)
+            return None
+        return ending
+
+    def _decide(self, function: asyncio.Task[_Result]) -> Ending:
+        """How the attempt ended, from why it was stopped and what the function did."""
+        result, error = _outcome(function)
+        self._report(error)
+        partial = self._writer.has_outputs
+        if self._stop is Stop.CANCELLED:
+            return cancelled(self._cancel)
+        if self._stop is Stop.TIMED_OUT:
+            return timed_out(self._run_timeout_seconds, partial=partial)
+        if result is not None:
+            return Ending(EventType.SUCCEEDED, result.data, result.blob)
+        if self._stop is Stop.WORKER_STOPPING and not isinstance(error, Rejected):
+            return released(
+                "worker_stopping",
+                "The worker was stopped",
+                "The worker that had the job was stopped; another takes it.",
+            )
+        assert error is not None
+        return after_error(
+            error,
+            failures=self._record.failures,
+            max_attempts=self.processor.document.max_attempts,
+            partial=partial,
+        )
+
+    def _report(self, error: BaseException | None) -> None:
+        if error is None or (self._stop is not None and isinstance(error, asyncio.CancelledError)):
+            return
+        if isinstance(error, ProcessorError):
+            logger.info("%s: %s: %s", self, error.code, error.detail)
+        else:
+            logger.error("%s failed", self, exc_info=error)
+
+    @property
+    def _run_timeout_seconds(self) -> float:
+        return self._record.options.run_timeout_seconds or self.processor.document.run_timeout_seconds
+
+    # --- the function -------------------------------------------------------------------------------------------
+
+    async def _call(self) -> _Result:
+        """Read the input, run the function, encode its result."""
+        arguments = await self._read_arguments()
+        context, function = self._context, self.processor.function
+        result: Any = None
+        match self.processor.style:
+            case Style.ASYNC:
+                result = await function(context, *arguments)
+            case Style.THREAD:
+                result = await run_in_thread(function, context.sync, *arguments)
+            case Style.ASYNC_GENERATOR:
+                index = 0
+                async with contextlib.aclosing(function(context, *arguments)) as values:
+                    async for value in values:
+                        await context.output(index, **_as_output(value))
+                        index += 1
+            case Style.THREAD_GENERATOR:
+                await run_in_thread(self._drain, arguments)
+        return await self._encode(result)
+
+    def _drain(self, arguments: tuple[Any, ...]) -> None:
+        """Run a plain generator to its end, in a thread."""
+        with contextlib.closing(self.processor.function(self._context.sync, *arguments)) as values:
+            for index, value in enumerate(values):
+                self._context.sync.output(index, **_as_output(value))
+
+    async def _read_arguments(self) -> tuple[Any, ...]:
+        adapter = self.processor.input_adapter
+        if adapter is None:
+            return ()
+        text = self._record.input
+        if not text and self._record.input_blob is not None:
+            text = await self._place.blobs.get(self._record.input_blob)
+        try:
+            return (adapter.validate_json(text or b"{}"),)
+        except ValidationError as error:
+            # The gateway has checked the schema; this is what only the model itself knows.
+            errors = [
+                {"field": ".".join(str(part) for part in one["loc"]), "message": one["msg"]} for one in error.errors()
+            ]
+            raise Rejected("The input is not valid; see errors.", errors=errors[:100]) from None
+
+    async def _encode(self, result: Any) -> _Result:
+        adapter = self.processor.result_adapter
+        if adapter is None:
+            text = to_json(result, inf_nan_mode="null")
+        else:
+            text = adapter.dump_json(adapter.validate_python(result))
+        partial = {"partial": True} if self._context.partial else {}
+        if len(text) <= min(self._place.max_inline_bytes, MAX_EVENT_BYTES - _ENVELOPE_BYTES):
+            return _Result({"result": from_json(text)} | partial, None)
+        key = f"jobs/{self.lease.job}/result-{self.lease.attempt}"
+        await self._place.blobs.put(key, text, max_bytes=None)
+        return _Result({"result_url": f"/v1/jobs/{self.lease.job}/result"} | partial, key)
+
+    # --- its place in the store ---------------------------------------------------------------------------------
+
+    async def _join(self) -> None:
+        """Note the attempt in its kind's slot, and hear of a cancel request at once."""
+        await asyncio.sleep(_SETTLE_SECONDS)
+        # Neither is needed for a promise: a look notes a begun attempt, a renewal brings the request.
+        with contextlib.suppress(Unavailable):
+            await self._place.store.hold(self._claim, self.lease)
+        with contextlib.suppress(Unavailable):
+            self._following = True
+            await self._place.store.feed.follow(self.lease.job, self)
+        # What was asked before the channel was open.
+        self._writer.listen()
+
+    def _unfollow(self) -> None:
+        if self._following:
+            self._following = False
+            self._place.store.feed.unfollow(self.lease.job)
+
+    async def _leave(self, ending: Ending) -> None:
+        # If it fails, the job's due entry is there still, and a look puts the job where it belongs.
+        with contextlib.suppress(Unavailable):
+            await self._place.store.leave(self.lease, self._record, retry_after_seconds=ending.delay_seconds)
+
+
+def _outcome(function: asyncio.Task[_Result]) -> tuple[_Result | None, BaseException | None]:
+    """What the function returned or raised; neither if it still runs."""
+    if not function.done():
+        return None, None
+    if function.cancelled():
+        return None, asyncio.CancelledError()
+    error = function.exception()
+    return (None, error) if error is not None else (function.result(), None)
+
+
+def _as_output(value: Any) -> dict[str, Any]:
+    """What a generator yielded, as arguments of `output`."""
+    return {"data": value} if isinstance(value, bytes) else {"value": value}
+
+
+async def _cancel_all(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel and await; what they raise is known already, or of no more use."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

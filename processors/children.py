@@ -1,0 +1,71 @@
+"""The child processes of an attempt: none of them outlives it.
+
+Each child leads a process group of its own, so that what it starts ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+class Children:
+    """Starts children and ends them: SIGTERM when the attempt is to stop, SIGKILL when it is over."""
+
+    def __init__(self) -> None:
+        # Changed from threads too; adding, removing and copying a set are each one step.
+        self._running: set[asyncio.subprocess.Process | subprocess.Popen[Any]] = set()
+
+    @asynccontextmanager
+    async def start(self, *command: str, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
+        """A child for the length of the block; killed at its end if it still runs."""
+        process = await asyncio.create_subprocess_exec(*command, process_group=0, **options)
+        self._running.add(process)
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                _signal(process.pid, signal.SIGKILL)
+                await process.wait()
+            self._running.discard(process)
+
+    @contextmanager
+    def start_sync(self, *command: str, **options: Any) -> Iterator[subprocess.Popen[Any]]:
+        """The same for code in a thread."""
+        with subprocess.Popen(command, process_group=0, **options) as process:
+            self._running.add(process)
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    _signal(process.pid, signal.SIGKILL)
+                self._running.discard(process)
+
+    def terminate(self) -> int:
+        """Ask all children to end; returns how many there are."""
+        return self._signal_all(signal.SIGTERM)
+
+    def kill(self) -> int:
+        """End all children now; returns how many there were."""
+        return self._signal_all(signal.SIGKILL)
+
+    def _signal_all(self, number: signal.Signals) -> int:
+        running = [process for process in set(self._running) if process.returncode is None]
+        for process in running:
+            _signal(process.pid, number)
+        return len(running)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    # It may have ended just now; until it is waited for, its number isn't given to another process.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)

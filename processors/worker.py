@@ -1,0 +1,334 @@
+"""The worker: a process that claims jobs of its kinds and runs their processors.
+
+A job may run more than once, since a worker can die between doing and saying; its log is written by one attempt at a
+time. Each loop here is a method: `_claim_loop` takes jobs, `_presence_loop` says that the worker lives, the store's
+look loop looks after everybody's open jobs, and the renewal thread keeps the leases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections import Counter, deque
+from collections.abc import Coroutine, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from gateway.blobs import Blobs
+from gateway.config import Settings
+from gateway.errors import ConfigurationError, Unavailable
+from gateway.store import Claim, Store
+from processors.attempt import Attempt, Place, Stop
+from processors.backoff import Backoff
+from processors.processor import Processor, load_processors
+from processors.renewal import Renewal
+from processors.thread import run_in_thread
+
+logger = logging.getLogger(__name__)
+
+PRESENCE_SECONDS: Final = 5.0
+# The bell rings for new work; this finds what a lost ring, a retry or another worker's end has left.
+POLL_SECONDS: Final = 2.0
+# After a stopping worker's attempts were told to stop: enough to write `retrying`, not enough to annoy who stops it.
+HAND_BACK_SECONDS: Final = 5.0
+_UNAVAILABLE_FIRST_SECONDS: Final = 0.1
+_UNAVAILABLE_MOST_SECONDS: Final = 1.0
+
+
+class Worker:
+    """Serves kinds with `concurrency` attempts at once. `run` ends after `stop`."""
+
+    def __init__(
+        self,
+        store: Store,
+        blobs: Blobs,
+        processors: Mapping[str, Processor],
+        *,
+        concurrency: int,
+        stop_grace_seconds: float,
+        max_inline_bytes: int,
+        name: str | None = None,
+    ) -> None:
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.ready = asyncio.Event()
+        """Set once the kinds are announced and jobs are claimed."""
+        self._store = store
+        self._processors = processors
+        self._place = Place(store, blobs, max_inline_bytes)
+        self._concurrency = concurrency
+        self._stop_grace_seconds = stop_grace_seconds
+        self._stopping = asyncio.Event()
+        self._hurrying = asyncio.Event()
+        self._handing_back = False
+        self._turns = deque(processors)
+        self._running: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._attempts: set[Attempt] = set()
+        self._room_made = asyncio.Event()
+
+    def stop(self) -> None:
+        """Claim nothing more, wait for the attempts, hand back what is left; a second call doesn't wait."""
+        if self._stopping.is_set():
+            self._hurrying.set()
+        self._stopping.set()
+
+    @property
+    def stuck(self) -> int:
+        """How many attempts still run; after `run` these are threads that ignored every call to stop."""
+        return len(self._tasks)
+
+    async def run(self) -> None:
+        """Set up the processors, announce their kinds, and work until `stop`."""
+        await self._set_up()
+        await self._announce()
+        self._renewal = Renewal(self._store.renewer(self.name), self._store.lease_seconds)
+        self._renewal.start()
+        try:
+            async with asyncio.TaskGroup() as loops:
+                running = [
+                    loops.create_task(self._claim_loop(), name="worker claims"),
+                    loops.create_task(self._presence_loop(), name="worker shows itself"),
+                    loops.create_task(self._look_loop(), name="worker looks"),
+                ]
+                self.ready.set()
+                await self._stopping.wait()
+                # It ends by itself: a claim that is cut off half-way would leave its jobs waiting for a look.
+                await asyncio.wait({running[0]})
+                await self._drain()
+                for loop in running:
+                    loop.cancel()
+        finally:
+            await self._renewal.stop()
+            with suppress(Unavailable):
+                await self._store.absent(self.name, list(self._processors), self._concurrency)
+
+    # --- the start ----------------------------------------------------------------------------------------------
+
+    async def _set_up(self) -> None:
+        for setup in {one.setup: None for one in self._processors.values() if one.setup is not None}:
+            logger.info("setting up: %s", getattr(setup, "__qualname__", setup))
+            if inspect.iscoroutinefunction(setup):
+                await setup()
+            else:
+                await run_in_thread(setup)
+
+    async def _announce(self) -> None:
+        backoff = Backoff(_UNAVAILABLE_FIRST_SECONDS, _UNAVAILABLE_MOST_SECONDS)
+        while not self._stopping.is_set():
+            try:
+                for processor in self._processors.values():
+                    await self._store.register_kind(processor.document)
+                await self._show()
+                break
+            except Unavailable as error:
+                logger.warning("the kinds can't be announced yet: %s", error.detail)
+                await asyncio.sleep(backoff.next())
+        logger.info("worker %s serves %s, %d at once", self.name, ", ".join(self._processors), self._concurrency)
+
+    # --- the loops ----------------------------------------------------------------------------------------------
+
+    async def _presence_loop(self) -> None:
+        while True:
+            await asyncio.sleep(PRESENCE_SECONDS)
+            try:
+                await self._show()
+            except Unavailable:
+                continue
+            except Exception:
+                logger.exception("the worker could not show itself")
+
+    async def _show(self) -> None:
+        await self._store.present(self.name, list(self._processors), self._concurrency)
+
+    async def _look_loop(self) -> None:
+        while True:
+            try:
+                await self._store.look_loop()
+            except Exception:
+                # A defect met by one job's look must not end the attempts at all others.
+                logger.exception("a look failed; going on")
+                await asyncio.sleep(_UNAVAILABLE_MOST_SECONDS)
+
+    async def _claim_loop(self) -> None:
+        backoff = Backoff(_UNAVAILABLE_FIRST_SECONDS, _UNAVAILABLE_MOST_SECONDS)
+        while not self._stopping.is_set():
+            try:
+                if await self._claim_round() == 0:
+                    await self._wait_for_work()
+                backoff = Backoff(_UNAVAILABLE_FIRST_SECONDS, _UNAVAILABLE_MOST_SECONDS)
+                continue
+            except Unavailable:
+                pause = backoff.next()
+            except Exception:
+                # The attempts that run must not end because a claim met a defect or an odd answer.
+                logger.exception("a claim failed; trying on")
+                pause = _UNAVAILABLE_MOST_SECONDS
+            await _first_of(self._stopping.wait(), timeout=pause)
+
+    async def _claim_round(self) -> int:
+        """Give each kind a turn at the free places; returns how many jobs were claimed."""
+        claimed = 0
+        for kind in list(self._turns):
+            room = self._room(kind)
+            if room == 0 or self._stopping.is_set():
+                continue
+            # No kind takes more than its share of what is free, so that many jobs of one can't starve another.
+            share = max(1, self._free() // len(self._turns))
+            claims = await self._store.claim(kind, self.name, min(room, share))
+            for claim in claims:
+                self._start(claim)
+            if claims:
+                self._turns.remove(kind)
+                self._turns.append(kind)
+            claimed += len(claims)
+        return claimed
+
+    async def _wait_for_work(self) -> None:
+        """Wait for a bell, for room where there was none, or for the time to look by oneself."""
+        self._room_made.clear()
+        kinds = [kind for kind in self._turns if self._room(kind) > 0]
+        waits: list[Coroutine[Any, Any, Any]] = [self._room_made.wait(), self._stopping.wait()]
+        if kinds:
+            waits.append(self._store.wait_for_work(kinds, POLL_SECONDS))
+        await _first_of(*waits)
+
+    # --- places and attempts ------------------------------------------------------------------------------------
+
+    def _free(self) -> int:
+        return self._concurrency - self._running.total()
+
+    def _room(self, kind: str) -> int:
+        """How many more jobs of a kind could begin now."""
+        most = self._processors[kind].concurrency
+        return max(0, self._free() if most is None else min(self._free(), most - self._running[kind]))
+
+    def _start(self, claim: Claim) -> None:
+        self._running[claim.kind] += 1
+        task = asyncio.create_task(self._work(claim), name=f"{claim.kind} {claim.job} attempt")
+        self._tasks.add(task)
+        task.add_done_callback(lambda task: self._finish(claim.kind, task))
+
+    def _finish(self, kind: str, task: asyncio.Task[None]) -> None:
+        was_full = [other for other in self._turns if self._room(other) == 0]
+        self._running[kind] -= 1
+        self._tasks.discard(task)
+        if any(self._room(other) > 0 for other in was_full):
+            self._room_made.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("an attempt at a %s job broke off", kind, exc_info=error)
+
+    async def _work(self, claim: Claim) -> None:
+        """Begin a claimed job and run the attempt."""
+        try:
+            begun = await self._store.begin(claim, self.name)
+        except Unavailable as error:
+            logger.warning("job %s was claimed but can't be begun: %s", claim.job, error.detail)
+            return
+        if begun.lease is None or begun.record is None:
+            logger.debug("job %s is not begun: %s", claim.job, begun.outcome)
+            return
+        attempt = Attempt(self._processors[claim.kind], claim, begun.lease, begun.record, self._place)
+        self._attempts.add(attempt)
+        self._renewal.add(attempt)
+        if self._handing_back:
+            # Begun too late to hear the call; `run` starts the function before this is called.
+            asyncio.get_running_loop().call_soon(attempt.stop, Stop.WORKER_STOPPING)
+        try:
+            await attempt.run()
+        finally:
+            self._renewal.remove(attempt)
+            self._attempts.discard(attempt)
+
+    # --- the stop -----------------------------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        """Let the attempts end by themselves for a while, then hand back what is left."""
+        if not self._tasks:
+            return
+        logger.info("stopping: waiting up to %g s for %d attempts", self._stop_grace_seconds, len(self._tasks))
+        await _first_of(self._until_idle(), self._hurrying.wait(), timeout=self._stop_grace_seconds)
+        self._handing_back = True
+        for attempt in list(self._attempts):
+            attempt.stop(Stop.WORKER_STOPPING)
+        await _first_of(self._until_idle(), timeout=HAND_BACK_SECONDS + self._longest_grace())
+        if self._tasks:
+            logger.error("%d attempts ignore the stop and are left behind", len(self._tasks))
+
+    async def _until_idle(self) -> None:
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _longest_grace(self) -> float:
+        return max((attempt.processor.cancel_grace_seconds for attempt in self._attempts), default=0.0)
+
+
+async def _first_of(*waits: Coroutine[Any, Any, Any], timeout: float | None = None) -> None:
+    """Return when the first of these has, or after the timeout; the others are cancelled. What it raises is raised."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+def run_worker(settings: Settings, modules: Iterable[str]) -> int:
+    """Serve the processors of these modules until SIGTERM or SIGINT; returns the process's exit code.
+
+    The first signal lets running attempts end for `stop_grace_seconds`; a second one hands them back at once.
+    Raises `ConfigurationError` for modules without processors and for settings that can't work.
+    """
+    processors = load_processors(modules)
+    if not settings.redis_url:
+        raise ConfigurationError("OUTLAST_REDIS_URL is not set: a worker needs the Redis that its gateways use.")
+    return asyncio.run(_serve(settings, processors))
+
+
+async def _serve(settings: Settings, processors: Mapping[str, Processor]) -> int:
+    blobs = Blobs.open(settings.blob_location)
+    store = await _connect(settings)
+    try:
+        worker = Worker(
+            store,
+            blobs,
+            processors,
+            concurrency=settings.concurrency or len(os.sched_getaffinity(0)),
+            stop_grace_seconds=settings.stop_grace_seconds,
+            max_inline_bytes=settings.max_inline_bytes,
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, worker.stop)
+        await worker.run()
+    finally:
+        await store.close()
+    if worker.stuck:
+        # A thread that can't be stopped would hold up the loop's own end, and so the process's, for ever.
+        logging.shutdown()
+        os._exit(1)
+    return 0
+
+
+async def _connect(settings: Settings) -> Store:
+    backoff = Backoff(_UNAVAILABLE_FIRST_SECONDS, _UNAVAILABLE_MOST_SECONDS)
+    while True:
+        try:
+            return await Store.connect(
+                settings.redis_url,
+                prefix=settings.prefix,
+                durability=settings.durability,
+                lease_seconds=settings.lease_seconds,
+                job_deadline_seconds=settings.job_deadline_seconds,
+                tombstone_seconds=settings.tombstone_seconds,
+            )
+        except Unavailable as error:
+            logger.warning("no answer from Redis yet: %s", error.detail)
+            await asyncio.sleep(backoff.next())
