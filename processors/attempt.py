@@ -286,12 +286,13 @@ class Attempt:
         """Read the input, run the function, encode its result."""
         arguments = await self._read_arguments()
         context, function = self._context, self.processor.function
+        name = f"{self.lease.kind} {self.lease.job}"
         result: Any = None
         match self.processor.style:
             case Style.ASYNC:
                 result = await function(context, *arguments)
             case Style.THREAD:
-                result = await run_in_thread(function, context.sync, *arguments)
+                result = await run_in_thread(function, context.sync, *arguments, name=name)
             case Style.ASYNC_GENERATOR:
                 index = 0
                 async with contextlib.aclosing(function(context, *arguments)) as values:
@@ -299,7 +300,7 @@ class Attempt:
                         await context.output(index, **_as_output(value))
                         index += 1
             case Style.THREAD_GENERATOR:
-                await run_in_thread(self._drain, arguments)
+                await run_in_thread(self._drain, arguments, name=name)
         return await self._encode(result)
 
     def _drain(self, arguments: tuple[Any, ...]) -> None:

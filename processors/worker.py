@@ -190,6 +190,8 @@ class Worker:
 
     async def _wait_for_work(self) -> None:
         """Wait for a bell, for room where there was none, or for the time to look by oneself."""
+        if self._stopping.is_set():
+            return
         self._room_made.clear()
         kinds = [kind for kind in self._turns if self._room(kind) > 0]
         waits: list[Coroutine[Any, Any, Any]] = [self._room_made.wait(), self._stopping.wait()]

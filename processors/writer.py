@@ -108,6 +108,7 @@ class Writer:
         self._moved = asyncio.Event()
         self._ending: _Ending | None = None
         self._closed = False
+        self._leaves_something = False
         self._batch = 0
         self._fold: StoredFold | None = None
         self._listening = False
@@ -184,7 +185,7 @@ class Writer:
     @property
     def has_outputs(self) -> bool:
         """Whether a failure would leave something: an output or text, of this attempt or an earlier one."""
-        return self._folding.has_outputs
+        return self._leaves_something or bool(self._gathered) or self._folding.has_outputs
 
     async def run(self) -> None:
         """Append what comes until the end is appended.
@@ -229,6 +230,7 @@ class Writer:
         self._waiting.append(_Waiting(event, data))
         self._waiting_bytes += len(event.tail)
         self._accepted += 1
+        self._leaves_something |= event.type in (EventType.OUTPUT, EventType.DELTA)
         self._wake.set()
 
     def _seal(self) -> None:

@@ -1,0 +1,442 @@
+"""A worker in the test's own process: what each kind of processor leaves in its job's log."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.blobs import Blobs
+from gateway.protocol import START, Event, JobOptions, State, decode_event
+from gateway.store import JobRecord, NewJob, Store, StoredFile
+from processors.processor import load_processors
+from processors.worker import Worker
+
+KINDS = load_processors(["tests.worker_kinds"])
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    """An empty blob store."""
+    folder = tmp_path / "blobs"
+    folder.mkdir()
+    return Blobs.open(folder.as_uri())
+
+
+@asynccontextmanager
+async def working(
+    store: Store, blobs: Blobs, *kinds: str, concurrency: int = 4, **options: Any
+) -> AsyncIterator[Worker]:
+    """A worker for the length of the block."""
+    values: dict[str, Any] = {"stop_grace_seconds": 0.0, "max_inline_bytes": 64 * 1024} | options
+    worker = Worker(store, blobs, {kind: KINDS[kind] for kind in kinds}, concurrency=concurrency, **values)
+    running = asyncio.create_task(worker.run())
+    try:
+        async with asyncio.timeout(5):
+            await worker.ready.wait()
+        yield worker
+    finally:
+        worker.stop()
+        async with asyncio.timeout(10):
+            await running
+
+
+async def submit(
+    store: Store,
+    kind: str,
+    input_: dict[str, Any] | None = None,
+    *,
+    files: tuple[StoredFile, ...] = (),
+    **options: Any,
+) -> str:
+    """Submit a job; returns its id."""
+    job = await store.job_id("me", None)
+    new = NewJob(KINDS[kind].document, "me", input_ or {}, JobOptions(**options), "fingerprint", files)
+    return (await store.submit(job, new, keyed=False)).record.id
+
+
+async def log_of(store: Store, job: str) -> list[Event]:
+    """A job's whole log, which must be numbered 1..n."""
+    events: list[Event] = []
+    while True:
+        page = await store.events(job, events[-1].cursor or START if events else START)
+        if not page.entries:
+            break
+        events += [decode_event(entry.text) for entry in page.entries]
+    assert [event.id for event in events] == list(range(1, len(events) + 1))
+    assert [event.terminal for event in events[:-1]] == [False] * (len(events) - 1)
+    return events
+
+
+async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 10) -> Any:
+    """Wait until a condition is true, and return what it gave."""
+    async with asyncio.timeout(seconds):
+        while not (value := await condition()):
+            await asyncio.sleep(0.01)
+        return value
+
+
+async def end_of(store: Store, job: str, seconds: float = 10) -> JobRecord:
+    """Wait for a job's end."""
+
+    async def ended() -> JobRecord | None:
+        record = await store.job(job)
+        return record if record.terminal else None
+
+    record: JobRecord = await until(ended, seconds)
+    return record
+
+
+async def seen(store: Store, job: str, type_: str) -> Event:
+    """Wait for an event of a type."""
+
+    async def there() -> Event | None:
+        return next((event for event in await log_of(store, job) if event.type == type_), None)
+
+    event: Event = await until(there)
+    return event
+
+
+async def test_a_job_runs_and_its_log_is_whole(store: Store, blobs: Blobs) -> None:
+    """Queued, started, succeeded; the result is in the last event."""
+    async with working(store, blobs, "echo") as worker:
+        job = await submit(store, "echo", {"text": "häns"})
+        record = await end_of(store, job)
+
+    events = await log_of(store, job)
+    assert [event.type for event in events] == ["queued", "started", "succeeded"]
+    assert events[1].data == {"worker": worker.name}
+    assert events[2].data == {"result": {"text": "häns"}}
+    assert events[2].terminal
+    assert record.end_data() == events[2].data
+
+
+async def test_an_async_generators_values_become_outputs(store: Store, blobs: Blobs) -> None:
+    """With the progress that was reported before each of them."""
+    async with working(store, blobs, "count"):
+        job = await submit(store, "count", {"to": 3})
+        await end_of(store, job)
+
+    events = await log_of(store, job)
+    assert [event.type for event in events[2:]] == ["progress", "output"] * 3 + ["succeeded"]
+    assert [event.data["value"] for event in events if event.type == "output"] == [{"number": i} for i in range(3)]
+    assert [event.data["index"] for event in events if event.type == "output"] == ["0", "1", "2"]
+    assert events[-1].data == {"result": None}
+
+
+async def test_a_plain_function_reports_from_its_thread(store: Store, blobs: Blobs) -> None:
+    """All that an async function can report, in the same order."""
+    async with working(store, blobs, "thread"):
+        job = await submit(store, "thread", {"to": 10_000})
+        await end_of(store, job)
+
+    events = await log_of(store, job)
+    assert events[-1].data == {"result": f"thread {job}"}
+    last = [event for event in events if event.type == "progress"][-1]
+    assert last.data == {"current": 10_000, "total": 10_000}
+    others = [event.type for event in events if event.type not in ("progress", "delta")]
+    assert others == ["queued", "started", "output", "log", "thread.done", "succeeded"]
+    assert "".join(event.data["text"] for event in events if event.type == "delta") == "ab"
+
+
+async def test_bytes_that_a_plain_generator_yields_become_blobs(store: Store, blobs: Blobs) -> None:
+    """A client gets a url, and the gateway finds the blob by attempt and index."""
+    async with working(store, blobs, "thread-count"):
+        job = await submit(store, "thread-count", {"to": 2})
+        await end_of(store, job)
+
+    outputs = [event for event in await log_of(store, job) if event.type == "output"]
+    assert outputs[1].data == {
+        "index": "1",
+        "content_type": "application/octet-stream",
+        "url": f"/v1/jobs/{job}/outputs/1",
+        "size": 1,
+    }
+    assert await blobs.get(f"jobs/{job}/outputs/1-1") == b"\x01"
+
+
+async def test_large_values_become_blobs(store: Store, blobs: Blobs) -> None:
+    """The log holds references; a text keeps its own form."""
+    size = 2 * 1024 * 1024
+    async with working(store, blobs, "big"):
+        job = await submit(store, "big", {"bytes": size})
+        record = await end_of(store, job)
+
+    outputs = {event.data["index"]: event.data for event in await log_of(store, job) if event.type == "output"}
+    assert outputs["value"]["url"] == f"/v1/jobs/{job}/outputs/value"
+    assert outputs["value"]["size"] == size + len('{"text":""}')
+    assert await blobs.get(f"jobs/{job}/outputs/1-result.txt") == b"t" * size
+    assert record.end_data() == {"result_url": f"/v1/jobs/{job}/result", "partial": True}
+    assert record.result_blob == f"jobs/{job}/result-1"
+    assert len(await blobs.get(record.result_blob)) == size + len('{"text":""}')
+
+
+async def test_files_and_a_large_input_come_from_the_blobs(store: Store, blobs: Blobs) -> None:
+    """A processor reads them whole or by a path."""
+    await blobs.put("jobs/x/1", b"hello", max_bytes=None)
+    async with working(store, blobs, "files"):
+        job = await submit(store, "files", files=(StoredFile("../a.txt", "text/plain", 5, "jobs/x/1"),))
+        record = await end_of(store, job)
+
+    assert record.end_data() == {"result": [{"name": "../a.txt", "size": 5, "text": "hello"}]}
+
+
+async def test_what_only_the_model_knows_is_rejected_by_field(store: Store, blobs: Blobs) -> None:
+    """The gateway's schema can't say that a number is even."""
+    async with working(store, blobs, "even"):
+        job = await submit(store, "even", {"number": 3})
+        record = await end_of(store, job)
+
+    problem = record.end_data()["problem"]
+    assert problem["code"] == "rejected"
+    assert problem["errors"] == [{"field": "number", "message": "Value error, it is odd"}]
+
+
+async def test_rejected_fails_at_once(store: Store, blobs: Blobs) -> None:
+    """One attempt, its own code, and `partial` says that there is some text."""
+    async with working(store, blobs, "failing"):
+        job = await submit(store, "failing", {"how": "rejected"})
+        record = await end_of(store, job)
+
+    assert record.attempt == 1
+    assert record.end_data()["problem"]["code"] == "no_such_page"
+    assert record.end_data()["partial"] is True
+
+
+async def test_an_error_is_tried_again_after_a_pause(store: Store, blobs: Blobs) -> None:
+    """The second attempt is another attempt of the same log."""
+    async with working(store, blobs, "failing"):
+        job = await submit(store, "failing", {"how": "unexpected", "then": "succeed"})
+        await end_of(store, job)
+
+    events = await log_of(store, job)
+    assert [event.type for event in events] == [
+        *("queued", "started", "delta", "retrying"),
+        *("started", "delta", "succeeded"),
+    ]
+    assert 0.5 <= events[3].data["delay_seconds"] <= 1
+    assert "hunter2" not in str(events)
+    assert events[4].attempt == 2
+
+
+@pytest.mark.parametrize("how", ["retry", "processor_error", "unexpected", "cancelled", "wrong_type"])
+async def test_failures_use_the_attempts_up(store: Store, blobs: Blobs, how: str) -> None:
+    """After the kind's limit the job fails, and says what the last attempt failed of."""
+    async with working(store, blobs, "failing"):
+        job = await submit(store, "failing", {"how": how})
+        record = await end_of(store, job)
+
+    causes = {"retry": "retry_requested", "processor_error": "model_busy"}
+    problem = record.end_data()["problem"]
+    assert (problem["code"], problem["cause"]) == ("retries_exhausted", causes.get(how, "processor_error"))
+    assert record.attempt == 2
+
+
+async def test_an_attempt_that_runs_too_long_fails(store: Store, blobs: Blobs) -> None:
+    """Another one would, too."""
+    async with working(store, blobs, "slow"):
+        job = await submit(store, "slow")
+        record = await end_of(store, job)
+
+    assert record.end_data()["problem"]["code"] == "run_timeout"
+    assert record.end_data()["partial"] is True
+    assert record.attempt == 1
+
+
+async def test_a_job_can_ask_for_its_own_time_out(store: Store, blobs: Blobs) -> None:
+    """Shorter than its kind's."""
+    async with working(store, blobs, "polite"):
+        job = await submit(store, "polite", run_timeout_seconds=0.1)
+        record = await end_of(store, job)
+
+    assert record.end_data()["problem"]["code"] == "run_timeout"
+
+
+async def test_a_thread_that_hangs_does_not_keep_its_job_open(store: Store, blobs: Blobs, tmp_path: Path) -> None:
+    """The job fails after the grace; the place is free only when the thread has returned."""
+    gate = tmp_path / "gate"
+    async with working(store, blobs, "stubborn", "echo", concurrency=1):
+        job = await submit(store, "stubborn", {"gate": str(gate)}, run_timeout_seconds=0.1)
+        record = await end_of(store, job)
+        waiting = await submit(store, "echo")
+        assert not (await store.job(waiting)).terminal
+        gate.touch()
+        await end_of(store, waiting)
+
+    assert record.end_data()["problem"]["code"] == "run_timeout"
+    assert [event.type for event in await log_of(store, job)][-2:] == ["log", "failed"]
+
+
+@pytest.mark.parametrize("kind", ["gated", "polite"])
+async def test_a_running_job_is_cancelled_within_200_ms(store: Store, blobs: Blobs, tmp_path: Path, kind: str) -> None:
+    """An async function gets `CancelledError`, a thread is told through its context."""
+    async with working(store, blobs, kind):
+        job = await submit(store, kind, {"gate": str(tmp_path / "never")})
+        await seen(store, job, "output")
+        await asyncio.sleep(0.1)
+
+        started = asyncio.get_running_loop().time()
+        await store.cancel(job, "me", "changed my mind")
+        record = await end_of(store, job)
+        took = asyncio.get_running_loop().time() - started
+
+    assert record.state is State.CANCELLED
+    assert record.end_data() == {"by": "me", "reason": "changed my mind"}
+    assert [event.type for event in await log_of(store, job)][-2:] == ["cancel_requested", "cancelled"]
+    assert took < 0.2
+
+
+async def test_a_thread_that_ignores_its_cancel_loses_its_lease(
+    store: Store, blobs: Blobs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then a look ends the job: it is cancelled, and the log tells why that took so long."""
+    gate = tmp_path / "gate"
+    async with working(store, blobs, "stubborn"):
+        job = await submit(store, "stubborn", {"gate": str(gate)})
+        await seen(store, job, "output")
+        await store.cancel(job, "me", "now")
+        record = await end_of(store, job)
+        gate.touch()
+
+    events = await log_of(store, job)
+    assert record.state is State.CANCELLED
+    assert [event.type for event in events][-3:] == ["cancel_requested", "log", "cancelled"]
+    assert "still runs 0.2 s after" in events[-2].data["message"]
+    assert "the lease is given up" in caplog.text
+
+
+async def test_children_do_not_outlive_a_cancelled_job(store: Store, blobs: Blobs) -> None:
+    """SIGTERM first, SIGKILL after the grace."""
+    async with working(store, blobs, "parent"):
+        job = await submit(store, "parent")
+        pid = (await seen(store, job, "output")).data["value"]
+        await store.cancel(job, "me", "now")
+        record = await end_of(store, job)
+
+    assert record.state is State.CANCELLED
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    messages = [event.data["message"] for event in await log_of(store, job) if event.type == "log"]
+    assert messages[0] == "cancelled, but the child goes on"
+    assert "1 of its child processes were killed" in messages[1]
+
+
+async def test_a_queued_job_is_cancelled_and_never_begins(store: Store, blobs: Blobs, tmp_path: Path) -> None:
+    """Also while the worker is busy with another one."""
+    gate = tmp_path / "gate"
+    async with working(store, blobs, "gated", concurrency=1):
+        first = await submit(store, "gated", {"gate": str(gate)})
+        await seen(store, first, "output")
+        second = await submit(store, "gated", {"gate": str(gate)})
+        await store.cancel(second, "me", "no need")
+        assert (await store.job(second)).state is State.CANCELLED
+        gate.touch()
+        await end_of(store, first)
+
+    assert [event.type for event in await log_of(store, second)] == ["queued", "cancelled"]
+
+
+async def test_a_job_is_cancelled_while_it_waits_for_its_next_attempt(store: Store, blobs: Blobs) -> None:
+    """No attempt begins after that."""
+    async with working(store, blobs, "failing"):
+        job = await submit(store, "failing", {"how": "unexpected"})
+        await seen(store, job, "retrying")
+        await store.cancel(job, "me", "no need")
+        record = await end_of(store, job)
+
+    assert record.state is State.CANCELLED
+    assert record.attempt == 1
+
+
+async def test_a_stopping_worker_waits_for_its_attempts(store: Store, blobs: Blobs, tmp_path: Path) -> None:
+    """What ends within the grace is not thrown away; nothing new is claimed meanwhile."""
+    gate = tmp_path / "gate"
+    async with working(store, blobs, "gated", stop_grace_seconds=30) as worker:
+        job = await submit(store, "gated", {"gate": str(gate)})
+        await seen(store, job, "output")
+        worker.stop()
+        later = await submit(store, "gated", {"gate": str(gate)})
+        gate.touch()
+        record = await end_of(store, job)
+
+    assert record.end_data() == {"result": {"attempt": 1, "found": []}}
+    assert (await store.job(later)).state is State.QUEUED
+
+
+async def test_a_stopping_worker_hands_its_jobs_back(store: Store, blobs: Blobs, tmp_path: Path) -> None:
+    """The next worker takes them at once, and no attempt was burnt."""
+    gate = tmp_path / "gate"
+    async with working(store, blobs, "gated"):
+        job = await submit(store, "gated", {"gate": str(gate)})
+        await seen(store, job, "output")
+
+    record = await store.job(job)
+    assert (record.state, record.failures) == (State.QUEUED, 0)
+    gate.touch()
+    async with working(store, blobs, "gated"):
+        record = await end_of(store, job)
+
+    events = await log_of(store, job)
+    assert [event.type for event in events if event.type != "output"] == [
+        *("queued", "started", "progress", "retrying"),
+        *("started", "progress", "succeeded"),
+    ]
+    retrying = next(event for event in events if event.type == "retrying")
+    assert retrying.data["problem"]["code"] == "worker_stopping"
+    assert retrying.data["delay_seconds"] == 0
+    assert record.end_data() == {"result": {"attempt": 2, "found": ["attempt-1"]}}
+
+
+async def test_a_second_stop_does_not_wait(store: Store, blobs: Blobs, tmp_path: Path) -> None:
+    """Who presses Ctrl-C twice means it."""
+    async with working(store, blobs, "gated", stop_grace_seconds=600) as worker:
+        job = await submit(store, "gated", {"gate": str(tmp_path / "never")})
+        await seen(store, job, "output")
+        worker.stop()
+        worker.stop()
+
+    assert (await store.job(job)).state is State.QUEUED
+
+
+async def test_a_full_worker_leaves_jobs_in_the_queue(store: Store, blobs: Blobs, tmp_path: Path) -> None:
+    """Another worker could have begun them."""
+    gate = tmp_path / "gate"
+    async with working(store, blobs, "gated", concurrency=2):
+        jobs = [await submit(store, "gated", {"gate": str(gate)}) for _ in range(5)]
+        await seen(store, jobs[0], "output")
+        await seen(store, jobs[1], "output")
+        assert (await store.depths(["gated"]))["gated"] == (3, 2)
+        gate.touch()
+        for job in jobs:
+            await end_of(store, job)
+
+
+async def test_many_jobs_of_one_kind_do_not_starve_another(store: Store, blobs: Blobs, tmp_path: Path) -> None:
+    """With one place, kinds take turns."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    many = [await submit(store, "gated", {"gate": str(gate)}) for _ in range(12)]
+    one = await submit(store, "echo")
+    async with working(store, blobs, "gated", "echo", concurrency=1):
+        record = await end_of(store, one)
+        for job in many:
+            await end_of(store, job)
+
+    begun = [(await store.job(job)).started_ms or 0 for job in many]
+    assert len([ms for ms in begun if ms < (record.started_ms or 0)]) <= 2
+
+
+async def test_kinds_are_announced_and_stay_known(store: Store, blobs: Blobs) -> None:
+    """A gateway validates by them also when no worker runs."""
+    async with working(store, blobs, "even", "echo") as worker:
+        [present] = await store.workers()
+        assert present["worker"] == worker.name
+        assert present["kinds"] == ["echo", "even"]
+
+    assert set(await store.kinds()) == {"even", "echo"}
+    assert await store.workers() == []
