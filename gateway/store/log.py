@@ -167,6 +167,14 @@ class Log(Connection):
             except BadRequest as error:
                 read.page.set_exception(error)
 
+    async def heads(self, jobs: list[str]) -> list[Cursor | None]:
+        """The newest event of each job; None for a job that is not there."""
+        async with translated(), self._client.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                pipe.hmget(self._keys.record(job), "last", "last_ms")
+            rows = await pipe.execute()
+        return [None if last is None else Cursor(int(last), int(last_ms)) for last, last_ms in rows]
+
     async def fold(self, job: str) -> tuple[Cursor, bytes] | None:
         """The newest stored fold, as the JSON of a snapshot's data, and its cursor; None where none was stored."""
         async with translated():
