@@ -1,0 +1,386 @@
+"""The hub: every listener gets every later event once, in order, whatever happens to the live feed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import pytest
+
+from gateway.hub import Frame, Hub, Listener, Subscription, Watch
+from gateway.metrics import Metrics
+from gateway.protocol import START, CloseCode, Cursor, EventType, KindDocument
+from gateway.store import JobRecord, Store
+from tests.jobs import begin, end, event, submit
+
+KIND = KindDocument(kind="echo")
+
+
+class SlowTransport(asyncio.WriteTransport):
+    """A transport whose reader takes nothing while `stopped`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopped = False
+        self.waiting = 0
+        self.aborted = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self.stopped:
+            self.waiting += len(data)
+
+    def get_write_buffer_size(self) -> int:
+        if not self.stopped:
+            self.waiting = 0
+        return self.waiting
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Collector(Listener):
+    """Keeps what a client would have seen."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.slow = SlowTransport()
+        super().__init__(hub, self.slow, transport_name="sse")
+        self.cursors: list[Cursor] = []
+        self.types: list[str] = []
+        self.unnumbered: list[tuple[str, bytes, Cursor | None]] = []
+        self.heartbeats = 0
+        self.writes = 0
+
+    def encode(self, frame: Frame) -> bytes:
+        self.cursors.append(Cursor(frame.number, frame.time_ms))
+        self.types.append(frame.type.decode())
+        return frame.sse
+
+    def encode_unnumbered(self, text: bytes, type_: str, cursor: Cursor | None = None) -> bytes:
+        self.unnumbered.append((type_, text, cursor))
+        return text or b"x"
+
+    def heartbeat(self) -> bytes:
+        self.heartbeats += 1
+        return b"h"
+
+    def send(self, data: bytes) -> None:
+        self.writes += 1
+        self.transport.write(data)
+
+    def finished(self, subscription: Subscription) -> None:
+        self.close(None)
+
+    @property
+    def numbers(self) -> list[int]:
+        return [cursor.number for cursor in self.cursors]
+
+
+@pytest.fixture
+async def hub(store: Store) -> AsyncIterator[Hub]:
+    """A hub with short times."""
+    hub = Hub(store, heartbeat_seconds=0.5, write_stall_seconds=1.5, write_buffer_bytes=256 * 1024, metrics=Metrics())
+    running = asyncio.create_task(hub.run())
+    yield hub
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+async def listen(hub: Hub, record: JobRecord, after: Cursor = START, **options: bool) -> Collector:
+    """A listener that has replayed the log and hears the feed."""
+    collector = Collector(hub)
+    hub.open(collector)
+    await hub.start(hub.place(collector, record, after), **options)
+    return collector
+
+
+async def until(hub: Hub, collector: Collector, number: int) -> None:
+    """Wait until a listener has an event."""
+    async with asyncio.timeout(10):
+        while not collector.cursors or collector.cursors[-1].number < number:
+            await asyncio.sleep(0.005)
+
+
+async def test_a_listener_gets_the_log_and_then_what_comes(hub: Hub, store: Store) -> None:
+    """Replay and live are one unbroken row of numbers, and the terminal event ends it."""
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+    await store.append(lease, 1, [event("log", {"message": str(i)}) for i in range(5)])
+
+    collector = await listen(hub, record)
+    assert collector.numbers == [1, 2, 3, 4, 5, 6, 7]
+    await store.append(lease, 2, [event("log", {"message": "live"})])
+    await end(store, lease, batch=3)
+
+    async with asyncio.timeout(5):
+        await collector.closed
+    assert collector.numbers == list(range(1, 10))
+    assert collector.types[-1] == "succeeded"
+
+
+async def test_listeners_that_join_while_events_are_written_miss_none(hub: Hub, store: Store) -> None:
+    """The race between replay and live, a hundred times, from random cursors."""
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+    rng = random.Random(7)
+
+    async def write() -> None:
+        for batch in range(1, 301):
+            await store.append(lease, batch, [event("log", {"message": str(batch)})] * rng.randint(1, 3))
+        await end(store, lease, batch=301)
+
+    async def join() -> tuple[int, Collector]:
+        await asyncio.sleep(rng.random() * 0.25)
+        head = (await store.job(record.id)).last.number
+        after = rng.randint(0, head)
+        collector = await listen(hub, record, Cursor(after))
+        async with asyncio.timeout(20):
+            await collector.closed
+        return after, collector
+
+    writing = asyncio.create_task(write())
+    listeners = await asyncio.gather(*(join() for _ in range(100)))
+    await writing
+
+    last = (await store.job(record.id)).last.number
+    for after, collector in listeners:
+        assert collector.numbers == list(range(after + 1, last + 1))
+
+
+async def test_dropped_live_messages_are_read_from_the_log(
+    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pub/sub is only the fast path: a hole is seen by its number and filled."""
+    rng = random.Random(3)
+    heard = Watch.on_message
+
+    def lossy(self: Watch, payload: bytes) -> None:
+        if rng.random() < 0.7:
+            heard(self, payload)
+
+    monkeypatch.setattr(Watch, "on_message", lossy)
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+    collector = await listen(hub, record)
+    for batch in range(1, 200):
+        await store.append(lease, batch, [event("log", {"message": str(batch)})])
+    monkeypatch.setattr(Watch, "on_message", heard)
+    await end(store, lease, batch=200)
+
+    async with asyncio.timeout(5):
+        await collector.closed
+    assert collector.numbers == list(range(1, 203))
+
+
+async def test_a_lost_tail_of_messages_is_noticed_without_another_event(
+    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the last message of all is dropped, no later number shows the hole: the hub compares with the log."""
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+    collector = await listen(hub, record)
+    monkeypatch.setattr(Watch, "on_message", lambda self, payload: None)
+
+    await end(store, lease, batch=1)
+
+    async with asyncio.timeout(5):
+        await collector.closed
+    assert collector.numbers == [1, 2, 3]
+
+
+async def test_a_killed_feed_connection_loses_nothing(hub: Hub, store: Store) -> None:
+    """The feed reconnects by itself, and every listener reads on from its own place."""
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+    collector = await listen(hub, record)
+
+    for batch in range(1, 121):
+        if batch % 40 == 0:
+            await store._client.execute_command("CLIENT", "KILL", "TYPE", "PUBSUB")
+        await store.append(lease, batch, [event("log", {"message": str(batch)})])
+    await end(store, lease, batch=121)
+
+    async with asyncio.timeout(10):
+        await collector.closed
+    assert collector.numbers == list(range(1, 124))
+    assert store.feed.reconnects >= 1
+
+
+async def test_a_slow_listener_is_not_waited_for_and_reads_on_when_it_can(hub: Hub, store: Store) -> None:
+    """Its buffer stays bounded; the fast listener beside it hears everything at once."""
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+    slow, fast = await listen(hub, record), await listen(hub, record)
+    slow.slow.stopped = True
+
+    last = 2
+    for batch in range(1, 101):
+        last = (await store.append(lease, batch, [event("log", {"message": "x" * 10_000})])).last.number
+    await until(hub, fast, last)
+    assert slow.waiting_bytes < 256 * 1024
+    slow.slow.stopped = False
+    await until(hub, slow, last)
+
+    assert fast.numbers == slow.numbers == list(range(1, last + 1))
+
+
+async def test_a_listener_that_never_reads_is_closed_as_slow(hub: Hub, store: Store) -> None:
+    """Past the stall time its connection ends, with advice to come back."""
+    record = await submit(store, KIND)
+    await begin(store, "echo")
+    collector = await listen(hub, record)
+    collector.slow.stopped = True
+
+    async with asyncio.timeout(10):
+        assert await collector.closed is CloseCode.SLOW
+    assert collector.slow.aborted
+
+
+async def test_silence_is_broken_by_heartbeats(hub: Hub, store: Store) -> None:
+    """A queued job says nothing for minutes; its stream doesn't."""
+    record = await submit(store, KIND)
+    collector = await listen(hub, record)
+
+    async with asyncio.timeout(5):
+        while collector.heartbeats < 2:
+            await asyncio.sleep(0.01)
+    assert collector.numbers == [1]
+
+
+async def test_a_running_jobs_listener_hears_whether_its_worker_lives(hub: Hub, store: Store) -> None:
+    """The gateway composes liveness from the last renewal, so that a dead worker shows as well."""
+    record = await submit(store, KIND)
+    await begin(store, "echo", "worker-7")
+    collector = await listen(hub, await store.job(record.id))
+
+    def silences() -> list[float]:
+        return [
+            float(text.split(b'"silent_seconds":')[1].split(b"}")[0])
+            for type_, text, _ in collector.unnumbered
+            if type_ == EventType.LIVENESS and b"worker-7" in text
+        ]
+
+    async with asyncio.timeout(10):
+        while len(silences()) < 3:
+            await asyncio.sleep(0.01)
+    assert silences() == sorted(silences())
+    assert silences()[-1] > 0.5
+
+
+async def test_a_queued_jobs_listener_hears_its_position(
+    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The place in the queue comes as a transient event when it changes."""
+    monkeypatch.setattr("gateway.hub._POSITION_SECONDS", 0.05)
+    await submit(store, KIND)
+    record = await submit(store, KIND)
+    # The loop sleeps for its old time once more.
+    collector = await listen(hub, record)
+    async with asyncio.timeout(8):
+        while not any(b'"position":2' in text for _, text, _ in collector.unnumbered):
+            await asyncio.sleep(0.01)
+    await begin(store, "echo")
+    async with asyncio.timeout(8):
+        while not any(b'"position":1' in text for _, text, _ in collector.unnumbered):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_rewritten_history_is_announced_and_never_spliced(hub: Hub, store: Store) -> None:
+    """A cursor that another history has at its place gets `reset` and a snapshot, then the log from there."""
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+    await store.append(lease, 1, [event("log", {"message": "b"})])
+
+    collector = await listen(hub, record, Cursor(2, 12345))
+
+    assert [type_ for type_, _, _ in collector.unnumbered][:2] == ["reset", "snapshot"]
+    assert collector.numbers == [1, 2, 3]
+
+
+async def test_a_snapshot_is_the_stored_fold_and_the_log_goes_on_after_it(hub: Hub, store: Store) -> None:
+    """A new listener of a long job needs not read it all."""
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+    appended = await store.append(lease, 1, [event("log", {"message": str(i)}) for i in range(50)])
+    fold = b'{"cursor":"%s"}' % str(appended.last).encode()
+    await store.append(lease, 2, [event("log", {"message": "after"})], fold=fold, fold_cursor=appended.last)
+
+    collector = await listen(hub, record, snapshot=True)
+
+    [(type_, text, cursor)] = collector.unnumbered[:1]
+    assert (type_, cursor) == ("snapshot", appended.last)
+    assert b'"data":' + fold in text
+    assert collector.numbers == [appended.last.number + 1]
+
+
+async def test_a_thousand_listeners_share_one_redis_connection(hub: Hub, store: Store) -> None:
+    """Listeners cost sockets to clients, not to Redis."""
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+    before = (await store._client.info("clients"))["connected_clients"]
+
+    collectors = await asyncio.gather(*(listen(hub, record) for _ in range(1000)))
+    await store.append(lease, 1, [event("log", {"message": "hello"})])
+    await asyncio.gather(*(until(hub, collector, 3) for collector in collectors))
+
+    assert (await store._client.info("clients"))["connected_clients"] - before <= 16
+    assert all(collector.numbers == [1, 2, 3] for collector in collectors)
+
+
+async def test_events_of_one_turn_are_one_write(hub: Hub, store: Store) -> None:
+    """A batch of forty events costs each listener one write."""
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+    collector = await listen(hub, record)
+    writes = collector.writes
+
+    await store.append(lease, 1, [event("delta", {"channel": "text", "text": "a"})] * 40)
+    await until(hub, collector, 42)
+
+    assert collector.writes - writes <= 2
+
+
+async def test_the_last_listener_to_go_ends_the_jobs_feed(hub: Hub, store: Store) -> None:
+    """A gateway subscribes only to jobs that it serves."""
+    record = await submit(store, KIND)
+    one, two = await listen(hub, record), await listen(hub, record)
+    channel = store._keys.live(record.id)
+
+    async def subscribers() -> int:
+        return int((await store._client.execute_command("PUBSUB", "SHARDNUMSUB", channel))[1])
+
+    hub.close(one, "gone")
+    assert await subscribers() == 1
+    hub.close(two, "gone")
+
+    async with asyncio.timeout(5):
+        while await subscribers():
+            await asyncio.sleep(0.01)
+
+
+async def test_draining_tells_every_listener_to_come_back(hub: Hub, store: Store) -> None:
+    """A stopping gateway closes its streams spread over a time."""
+    record = await submit(store, KIND)
+    collectors = [await listen(hub, record) for _ in range(10)]
+
+    await hub.drain(0.2)
+
+    assert [collector.closed.result() for collector in collectors] == [CloseCode.DRAINING] * 10
+
+
+async def test_waiting_for_an_end_returns_with_it(hub: Hub, store: Store) -> None:
+    """`?wait=` costs no polling."""
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+    waiting = asyncio.create_task(hub.wait_for_end(await store.job(record.id), 5))
+    await asyncio.sleep(0)
+
+    await end(store, lease, batch=1)
+
+    async with asyncio.timeout(2):
+        await waiting
