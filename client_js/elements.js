@@ -163,17 +163,24 @@ export class OutlastText extends HTMLElement {
 
   connectedCallback() {
     this.#leave = follow(this, (mirror) => {
-      const text = mirror.fold.text[this.getAttribute("channel") ?? "text"] ?? "";
-      const node = this.firstChild;
-      // Appending keeps the reader's selection; a new attempt begins anew.
-      if (node instanceof Text && text.startsWith(node.data)) node.appendData(text.slice(node.data.length));
-      else this.textContent = text;
+      growText(this, mirror.fold.text[this.getAttribute("channel") ?? "text"] ?? "");
     });
   }
 
   disconnectedCallback() {
     this.#leave?.();
   }
+}
+
+/**
+ * Show a text that mostly grows. Appending keeps the reader's selection; only a text that began anew replaces it.
+ * @param {HTMLElement} element
+ * @param {string} text
+ */
+export function growText(element, text) {
+  const node = element.firstChild;
+  if (!(node instanceof Text) || !text.startsWith(node.data)) element.textContent = text;
+  else if (text.length > node.data.length) node.appendData(text.slice(node.data.length));
 }
 
 /** Define the elements under their names; nothing happens to those that are defined already. */

@@ -30,7 +30,7 @@ export class Fold {
   /** @type {Record<string, any> | null} */
   progress = null;
   /** What each channel's deltas add up to. @type {Record<string, string>} */
-  text = {};
+  text = noText();
   /** How many different outputs there are; after a snapshot, those that it counted may be counted again. */
   outputs = 0;
   cancelRequested = false;
@@ -58,7 +58,7 @@ export class Fold {
     fold.state = state;
     fold.attempt = attempt;
     fold.progress = progress ?? null;
-    fold.text = { ...text };
+    fold.text = Object.assign(noText(), text);
     fold.outputs = outputs;
     fold.cancelRequested = cancel_requested ?? false;
     fold.end = end;
@@ -94,7 +94,7 @@ export class Fold {
       state: this.state,
       attempt: this.attempt,
       progress: this.progress,
-      text: this.text,
+      text: { ...this.text },
       outputs: this.outputs,
       cancel_requested: this.cancelRequested,
       ...this.end,
@@ -117,7 +117,7 @@ export class Fold {
       this.attempt = attempt ?? this.attempt + 1;
       if (this.attempt > 1) {
         this.progress = null;
-        this.text = {};
+        this.text = noText();
       }
     } else if (type === "progress") {
       this.progress = data;
@@ -132,6 +132,11 @@ export class Fold {
       this.end = data;
     }
   }
+}
+
+/** Without a prototype: a channel may have any name. @returns {Record<string, string>} */
+function noText() {
+  return Object.create(null);
 }
 
 /** @param {string} job @param {Iterable<JobEvent>} events */

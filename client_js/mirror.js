@@ -5,7 +5,8 @@
  * @typedef {import("./protocol.js").JobEvent} JobEvent
  * @typedef {import("./protocol.js").JobDocument} JobDocument
  * @typedef {import("./client.js").GatewayClient} GatewayClient
- * @typedef {{worker: string, seenAt: number}} WorkerSign when a worker last showed that it lives, on this page's clock
+ * @typedef {{worker: string, seenAt: number, late: boolean}} WorkerSign when a worker last showed that it lives, on this
+ *   page's clock, and whether the gateway finds that too long ago
  *
  * @typedef {object} MirrorOptions
  * @property {import("./client.js").TransportName} [transport]
@@ -19,6 +20,8 @@ import { TRANSPORTS } from "./client.js";
 import { GatewayError } from "./errors.js";
 import { Fold } from "./fold.js";
 
+// A healthy worker shows itself every third of its lease: every 10 s by default.
+const LATE_SECONDS = 12;
 // The gateway writes these itself; all other numbered events are a sign of the worker.
 const NOT_FROM_WORKER = new Set(["queued", "retrying", "cancel_requested", "failed", "cancelled"]);
 
@@ -71,9 +74,9 @@ export class JobMirror {
     this.subscription.use(TRANSPORTS[transport]);
   }
 
-  /** Whole seconds since the worker's last sign of life; null while no worker has the job. */
+  /** Seconds since the worker's last sign of life; null while no worker has the job. */
   silentSeconds() {
-    return this.worker && Math.max(0, Math.floor((Date.now() - this.worker.seenAt) / 1000));
+    return this.worker && Math.max(0, (Date.now() - this.worker.seenAt) / 1000);
   }
 
   /** An unchanging picture, for those who compare. */
@@ -99,7 +102,7 @@ export class JobMirror {
     if (event.id === undefined) {
       if (event.time) this.#skewMs = Date.now() - Date.parse(event.time);
       if (type === "position") this.position = { position: data.position ?? null, eta_seconds: data.eta_seconds };
-      if (type === "liveness") this.#seen(data.worker, Date.now() - data.silent_seconds * 1000);
+      if (type === "liveness") this.#seen(data.worker, Date.now() - data.silent_seconds * 1000, data.silent_seconds);
       if (type === "reset") this.outputs.clear();
     } else {
       this.fold.apply(event);
@@ -142,10 +145,12 @@ export class JobMirror {
     this.#seen(worker, Math.min(Date.now(), Date.parse(event.time ?? "") + (this.#skewMs ?? 0)));
   }
 
-  /** @param {string} worker @param {number} seenAt */
-  #seen(worker, seenAt) {
-    if (this.fold.terminal || !(seenAt > (this.worker?.seenAt ?? 0))) return;
-    this.worker = { worker, seenAt };
+  /** @param {string} worker @param {number} seenAt @param {number} [silentSeconds] */
+  #seen(worker, seenAt, silentSeconds = 0) {
+    if (this.fold.state !== "running") return;
+    const late = silentSeconds >= LATE_SECONDS;
+    if (!late && !(seenAt > (this.worker?.seenAt ?? 0))) return;
+    this.worker = { worker, seenAt: Math.max(seenAt, this.worker?.seenAt ?? 0), late };
   }
 
   #changed() {
