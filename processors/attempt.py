@@ -35,6 +35,7 @@ from processors.context import Context
 from processors.ending import Ending, after_error, cancelled, released, timed_out
 from processors.errors import ProcessorError, Rejected
 from processors.processor import Processor, Style
+from processors.tasks import cancel_all
 from processors.thread import run_in_thread
 from processors.writer import Writer
 
@@ -157,7 +158,7 @@ class Attempt:
             await self._watch(function, writing)
             ending = await self._end(function, writing)
             self.holds_lease = False
-            await _cancel_all(joining)
+            await cancel_all(joining)
             self._unfollow()
             if ending is not None:
                 await self._leave(ending)
@@ -165,7 +166,7 @@ class Attempt:
             await asyncio.wait({function})
         finally:
             self._unfollow()
-            await _cancel_all(function, writing, joining)
+            await cancel_all(function, writing, joining)
             self._context.kill_children()
             await self._context.workspace.remove()
 
@@ -190,7 +191,7 @@ class Attempt:
                 self.holds_lease = function.done()
         finally:
             timer.cancel()
-            await _cancel_all(stopping)
+            await cancel_all(stopping)
 
     def _insist(self, grace: float) -> None:
         """Tell the function a second time, and its children for the last time."""
@@ -376,10 +377,3 @@ def _outcome(function: asyncio.Task[_Result]) -> tuple[_Result | None, BaseExcep
 def _as_output(value: Any) -> dict[str, Any]:
     """What a generator yielded, as arguments of `output`."""
     return {"data": value} if isinstance(value, bytes) else {"value": value}
-
-
-async def _cancel_all(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel and await; what they raise is known already, or of no more use."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from gateway.fold import Fold
 from gateway.protocol import START, Cursor, Event, EventType, decode_event, format_time
@@ -45,6 +45,8 @@ class Folding:
         self._fold: Fold | None = Fold.empty(record.id)
         self.cursor = START
         self._stored_at = 0
+        # A fold of much text is stored less often than 64 KiB come: it would be written again and again otherwise.
+        self._stored_bytes = 0
         self._bytes = 0
         self.has_outputs = False
 
@@ -100,8 +102,9 @@ class Folding:
     def take_if_due(self) -> StoredFold | None:
         """The fold, if so much was added since the last stored one that it is worth storing."""
         news = self.cursor.number - self._stored_at
-        if self._fold is None or (news < FOLD_EVENTS and self._bytes < FOLD_BYTES):
+        if self._fold is None or (news < FOLD_EVENTS and self._bytes < max(FOLD_BYTES, self._stored_bytes)):
             return None
-        self._stored_at = self.cursor.number
+        text = self._fold.encode()
+        self._stored_at, self._stored_bytes = self.cursor.number, len(text)
         self._bytes = 0
-        return StoredFold(to_json(self._fold.data()), self.cursor)
+        return StoredFold(text, self.cursor)

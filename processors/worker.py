@@ -27,6 +27,7 @@ from processors.attempt import Attempt, Place, Stop
 from processors.backoff import Backoff
 from processors.processor import Processor, load_processors
 from processors.renewal import Renewal
+from processors.tasks import first_of
 from processors.thread import run_in_thread
 
 logger = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ class Worker:
                 # The attempts that run must not end because a claim met a defect or an odd answer.
                 logger.exception("a claim failed; trying on")
                 pause = _UNAVAILABLE_MOST_SECONDS
-            await _first_of(self._stopping.wait(), timeout=pause)
+            await first_of(self._stopping.wait(), timeout=pause)
 
     async def _claim_round(self) -> int:
         """Give each kind a turn at the free places; returns how many jobs were claimed."""
@@ -197,7 +198,7 @@ class Worker:
         waits: list[Coroutine[Any, Any, Any]] = [self._room_made.wait(), self._stopping.wait()]
         if kinds:
             waits.append(self._store.wait_for_work(kinds, POLL_SECONDS))
-        await _first_of(*waits)
+        await first_of(*waits)
 
     # --- places and attempts ------------------------------------------------------------------------------------
 
@@ -253,11 +254,11 @@ class Worker:
         if not self._tasks:
             return
         logger.info("stopping: waiting up to %g s for %d attempts", self._stop_grace_seconds, len(self._tasks))
-        await _first_of(self._until_idle(), self._hurrying.wait(), timeout=self._stop_grace_seconds)
+        await first_of(self._until_idle(), self._hurrying.wait(), timeout=self._stop_grace_seconds)
         self._handing_back = True
         for attempt in list(self._attempts):
             attempt.stop(Stop.WORKER_STOPPING)
-        await _first_of(self._until_idle(), timeout=HAND_BACK_SECONDS + self._longest_grace())
+        await first_of(self._until_idle(), timeout=HAND_BACK_SECONDS + self._longest_grace())
         if self._tasks:
             logger.error("%d attempts ignore the stop and are left behind", len(self._tasks))
 
@@ -267,19 +268,6 @@ class Worker:
 
     def _longest_grace(self) -> float:
         return max((attempt.processor.cancel_grace_seconds for attempt in self._attempts), default=0.0)
-
-
-async def _first_of(*waits: Coroutine[Any, Any, Any], timeout: float | None = None) -> None:
-    """Return when the first of these has, or after the timeout; the others are cancelled. What it raises is raised."""
-    tasks = [asyncio.create_task(wait) for wait in waits]
-    try:
-        done, _ = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
 
 
 def run_worker(settings: Settings, modules: Iterable[str]) -> int:

@@ -23,7 +23,7 @@ class Gate(BaseModel):
 
     async def passed(self) -> None:
         """Wait for the gate."""
-        while not self.gate.exists():  # noqa: ASYNC110, ASYNC240 - another process makes it
+        while not self.gate.exists():  # noqa: ASYNC110 - another process makes it
             await asyncio.sleep(0.01)
 
 

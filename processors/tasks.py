@@ -1,0 +1,35 @@
+"""Waiting for `asyncio` tasks and ending them, so that none is left without an owner."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final
+
+# Until a cancel that was not obeyed is repeated.
+_REPEAT_SECONDS: Final = 0.1
+
+
+async def cancel_all(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait for their ends; what they raise is known already, or of no more use."""
+    open_tasks = set(tasks)
+    while open_tasks:
+        for task in open_tasks:
+            task.cancel()
+        # Python 3.11's `wait_for`, which redis-py uses in its handshake, can swallow a cancel.
+        _, open_tasks = await asyncio.wait(open_tasks, timeout=_REPEAT_SECONDS)
+    for task in tasks:
+        if not task.cancelled():
+            # Marks the error as seen.
+            task.exception()
+
+
+async def first_of(*waits: Coroutine[Any, Any, Any], timeout: float | None = None) -> None:
+    """Return when the first of these has, or after the timeout; the others are cancelled. What it raises is raised."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await cancel_all(*tasks)
+    for task in done:
+        task.result()
