@@ -118,7 +118,7 @@ export class OutlastProgress extends HTMLElement {
   constructor() {
     super();
     const root = this.attachShadow({ mode: "open" });
-    this.#bar.part.add("bar");
+    this.#bar.setAttribute("part", "bar");
     root.append(this.#bar);
     // Adopted, not written as <style>: a page's content security policy may forbid inline styles.
     if ("adoptedStyleSheets" in root && progressSheet) root.adoptedStyleSheets = [progressSheet];

@@ -31,14 +31,14 @@ export class Fold {
   progress = null;
   /** What each channel's deltas add up to. @type {Record<string, string>} */
   text = noText();
-  /** How many different outputs there are; after a snapshot, those that it counted may be counted again. */
+  /**
+   * How many `output` events there were. An index that was replaced counts again: a fold that began with a snapshot does
+   * not know the indexes, and it must not differ from one that read the whole log.
+   */
   outputs = 0;
   cancelRequested = false;
   /** The terminal event's data. @type {Record<string, any>} */
   end = {};
-
-  /** @type {Set<string>} */
-  #indexes = new Set();
 
   /** @param {string} job */
   constructor(job) {
@@ -124,8 +124,7 @@ export class Fold {
     } else if (type === "delta") {
       this.text[data.channel] = (this.text[data.channel] ?? "") + data.text;
     } else if (type === "output") {
-      if (!this.#indexes.has(data.index)) this.outputs += 1;
-      this.#indexes.add(data.index);
+      this.outputs += 1;
     } else if (type === "cancel_requested") {
       this.cancelRequested = true;
     } else if (TERMINAL.has(type)) {

@@ -164,16 +164,26 @@ export class JobView {
     if (type === "output") void this.#takeOutput(event);
     else if (type === "progress") this.#estimateAt = Date.now();
     else if (type === "log") this.#log(String(data.message), data.level);
-    else if (type === "reset") this.#log(`A part of the log is gone (${data.reason}); a snapshot takes its place`);
+    else if (type === "reset") this.#startOver(String(data.reason));
     else if (type === "cancel_requested") this.#log("Asked to cancel");
     else if (type === "closing") this.#log(`The gateway ends this connection by plan (${data.reason})`);
     else if (type === "retrying") {
       const when = data.delay_seconds > 0 ? `again in ${duration(data.delay_seconds)}` : "again at once";
       this.#log(`Attempt ${event.attempt} stopped: ${data.problem?.detail ?? data.problem?.code}; ${when}`, "warning");
     } else if (type === "started") {
-      this.#log(event.attempt === 1 ? "A worker began" : `Attempt ${event.attempt} began; finished pages are kept`);
-      if ((event.attempt ?? 1) > 1) for (const page of this.#pages.restart()) this.#changed.add(page.number);
+      const again = (event.attempt ?? 1) > 1;
+      this.#log(again ? `Attempt ${event.attempt} began; finished pages are kept` : "A worker began");
+      if (again) for (const page of this.#pages.restart()) this.#changed.add(page.number);
+      this.#announceSometimes("A worker began");
     }
+  }
+
+  /** @param {string} reason */
+  #startOver(reason) {
+    this.#log(`A part of the log is gone (${reason}); a snapshot takes its place`, "warning");
+    this.#pages = new OcrPages();
+    this.#changed.clear();
+    this.document.clear();
   }
 
   /** @param {JobEvent} event */

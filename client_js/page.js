@@ -105,6 +105,13 @@ function show(name) {
   by("new-job").hidden = name !== "job";
 }
 
+/** What had the focus is gone; the new view's heading is where a screen reader should go on. */
+function focusHeading() {
+  const heading = by(by("job").hidden ? "start-title" : "job-title");
+  heading.tabIndex = -1;
+  heading.focus({ preventScroll: true });
+}
+
 /** @param {string | null} id @param {JobDocument} [known] */
 function go(id, known) {
   history.pushState(null, "", id ? `?job=${encodeURIComponent(id)}` : location.pathname);
@@ -113,6 +120,7 @@ function go(id, known) {
     view.open(id, known);
   } else route();
   window.scrollTo(0, 0);
+  focusHeading();
 }
 
 /** @param {unknown} error */

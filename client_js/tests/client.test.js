@@ -1,0 +1,156 @@
+import assert from "node:assert/strict";
+import { afterEach, beforeEach, test } from "node:test";
+
+import { Backoff, pause } from "../backoff.js";
+import { GatewayClient } from "../client.js";
+import { GatewayError, parseRetryAfter } from "../errors.js";
+import { cursorOf, numberOf, shouldComeBack } from "../protocol.js";
+import { event, FakeGateway, JOB } from "./fake-gateway.js";
+
+/** @type {FakeGateway} */
+let gateway;
+/** @type {GatewayClient} */
+let client;
+beforeEach(async () => {
+  gateway = await new FakeGateway().start();
+  client = new GatewayClient(gateway.base, { apiKey: "secret" });
+});
+afterEach(() => gateway.stop());
+
+const SUBMIT = "/v1/kinds/ocr/jobs";
+
+test("a submit carries its input, its options, the key and an Idempotency-Key", async () => {
+  gateway.routes[`POST ${SUBMIT}`] = { id: JOB };
+
+  const job = await client.submit("ocr", { input: { text: "auto" }, options: { priority: "high" } });
+
+  const [request] = gateway.requests;
+  assert.equal(job.id, JOB);
+  assert.deepEqual(JSON.parse(request?.body ?? ""), { priority: "high", input: { text: "auto" } });
+  assert.equal(request?.headers.authorization, "Bearer secret");
+  assert.match(String(request?.headers["idempotency-key"]), /^[0-9a-f]{32}$/);
+});
+
+test("files go as multipart, with their names, and the input as a part", async () => {
+  gateway.routes[`POST ${SUBMIT}`] = { id: JOB };
+
+  await client.submit("ocr", { input: { text: "only" }, files: [{ name: "scän.pdf", blob: new Blob(["%PDF"]) }] });
+
+  const body = gateway.requests[0]?.body ?? "";
+  assert.match(body, /name="input"\r\n\r\n\{"text":"only"\}/);
+  assert.match(body, /name="file"; filename="scän.pdf"/);
+});
+
+test("a lost answer and an edge's 524 are tried again under the same Idempotency-Key", async () => {
+  gateway.routes[`POST ${SUBMIT}`] = { id: JOB };
+  gateway.refusals = [{ status: 0 }, { status: 524, body: "<html>" }, { status: 503, headers: { "Retry-After": "0" } }];
+
+  await client.submit("ocr");
+
+  assert.equal(gateway.requests.length, 4);
+  assert.equal(new Set(gateway.requests.map(({ headers }) => headers["idempotency-key"])).size, 1);
+});
+
+test("a submit that is refused for good is not tried again, and names the fields", async () => {
+  const problem = { code: "invalid_input", detail: "Not valid.", errors: [{ field: "text", message: "one of auto, never, only" }] };
+  gateway.refusals = [{ status: 422, body: problem }];
+
+  await assert.rejects(client.submit("ocr"), (/** @type {GatewayError} */ error) => {
+    assert.deepEqual([error.code, error.status, error.problem.errors?.[0]?.field], ["invalid_input", 422, "text"]);
+    return true;
+  });
+  assert.equal(gateway.requests.length, 1);
+});
+
+test("a submit stops trying when it is aborted", async () => {
+  gateway.refusals = Array.from({ length: 9 }, () => ({ status: 503, headers: { "Retry-After": "60" } }));
+  const stop = new AbortController();
+  const submitting = client.submit("ocr", { signal: stop.signal });
+
+  while (gateway.requests.length === 0) await new Promise((resolve) => setImmediate(resolve));
+  stop.abort(new Error("never mind"));
+
+  await assert.rejects(submitting, { message: "never mind" });
+});
+
+test("outputs are read page by page", async () => {
+  gateway.routes[`GET /v1/jobs/${JOB}/outputs`] = (/** @type {URL} */ url) =>
+    url.searchParams.get("after") === "0" ? { outputs: [event(3, "output"), event(4, "output")], next: 4 } : { outputs: [event(9, "output")], next: null };
+
+  const ids = [];
+  for await (const output of client.outputs(JOB)) ids.push(output.id);
+
+  assert.deepEqual(ids, [3, 4, 9]);
+});
+
+test("job, jobs, kinds, cancel and result are one request each", async () => {
+  gateway.routes = {
+    [`GET /v1/jobs/${JOB}`]: { id: JOB },
+    "GET /v1/jobs": (/** @type {URL} */ url) => ({ jobs: [], cursor: url.search }),
+    "GET /v1/kinds": { kinds: [] },
+    [`POST /v1/jobs/${JOB}/cancel`]: { id: JOB, cancel_requested: true },
+    [`GET /v1/jobs/${JOB}/result`]: { pages: 2 },
+  };
+
+  assert.equal((await client.job(JOB, { waitSeconds: 3 })).id, JOB);
+  assert.equal((await client.jobs({ kind: "ocr", limit: 5 })).cursor, "?kind=ocr&limit=5");
+  assert.deepEqual(await client.kinds(), { kinds: [] });
+  assert.equal((await client.cancel(JOB)).cancel_requested, true);
+  assert.deepEqual(await client.result(JOB), { pages: 2 });
+});
+
+test("a key may be a function that is asked before each request", async () => {
+  let count = 0;
+  const renewing = new GatewayClient(gateway.base, { apiKey: async () => `key-${(count += 1)}` });
+  gateway.routes["GET /v1/kinds"] = { kinds: [] };
+
+  await renewing.kinds();
+  await renewing.kinds();
+
+  assert.deepEqual(gateway.requests.map(({ headers }) => headers.authorization), ["Bearer key-1", "Bearer key-2"]);
+});
+
+test("a gateway that can't be reached is an error that may pass", async () => {
+  const lost = new GatewayClient("http://127.0.0.1:1");
+
+  await assert.rejects(lost.kinds(), { code: "connection_failed", mayPass: true });
+});
+
+test("the back-off doubles up to its cap, with full jitter, and starts over after a success", () => {
+  const backoff = new Backoff({ baseMs: 1000, random: () => 0.5 });
+
+  const waits = Array.from({ length: 6 }, () => backoff.nextMs());
+  backoff.reset();
+
+  assert.deepEqual(waits, [500, 1000, 2000, 4000, 7500, 7500]);
+  assert.equal(backoff.nextMs(), 500);
+  assert.equal(backoff.nextMs(2000), 2500);
+});
+
+test("a network that comes back ends the pause", async () => {
+  const target = new EventTarget();
+  Object.assign(globalThis, { addEventListener: target.addEventListener.bind(target), removeEventListener: target.removeEventListener.bind(target) });
+
+  const waiting = pause(60_000);
+  target.dispatchEvent(new Event("online"));
+
+  await waiting;
+});
+
+test("close codes say whether to come back, also those that are not known yet", () => {
+  const comeBack = [1001, 1005, 1006, 1011, 1012, 1013, 1014, 4000, 4004, 4499];
+  const stay = [1000, 1002, 1003, 1007, 1008, 1009, 1010, 4500, 4999, 3000];
+
+  assert.deepEqual([...comeBack, ...stay].filter(shouldComeBack), comeBack);
+});
+
+test("a cursor names the event and its time; a snapshot brings its own", () => {
+  assert.equal(cursorOf(event(17, "progress")), `17-${Date.UTC(2026, 0, 1) + 17}`);
+  assert.equal(cursorOf({ job: JOB, type: "snapshot", id: 9, data: { cursor: "9-5" } }), "9-5");
+  assert.equal(cursorOf({ job: JOB, type: "liveness", time: "2026-01-01T00:00:00.000Z", data: {} }), null);
+  assert.deepEqual([numberOf("17-5"), numberOf("17"), numberOf("")], [17, 17, 0]);
+});
+
+test("Retry-After is read in seconds, and nothing else", () => {
+  assert.deepEqual(["2", "0.5", "", null, "soon", "-1"].map(parseRetryAfter), [2000, 500, null, null, null, null]);
+});

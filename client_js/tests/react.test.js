@@ -1,0 +1,80 @@
+import "./dom.js";
+
+import assert from "node:assert/strict";
+import { afterEach, beforeEach, test } from "node:test";
+
+import * as React from "react";
+import { createRoot } from "react-dom/client";
+
+import { GatewayClient } from "../client.js";
+import { createUseJob } from "../react.js";
+import { event, FakeGateway, finishedLog, JOB } from "./fake-gateway.js";
+
+const useJob = createUseJob(React);
+/** @type {FakeGateway} */
+let gateway;
+/** @type {import("react-dom/client").Root} */
+let root;
+const box = document.createElement("div");
+beforeEach(async () => {
+  gateway = await new FakeGateway().start();
+  root = createRoot(box);
+});
+afterEach(async () => {
+  root.unmount();
+  await gateway.stop();
+});
+
+/** @param {{client: GatewayClient, id: string | null}} props */
+function Job({ client, id }) {
+  const job = useJob(client, id);
+  if (!job) return "nothing";
+  return `${job.state} ${job.progress?.current ?? 0} ${job.outputs.length} ${JSON.stringify(job.result)}`;
+}
+
+/** @param {() => boolean} condition */
+async function until(condition) {
+  while (!condition()) await new Promise((resolve) => setTimeout(resolve, 1));
+}
+
+test("a component shows the job as it goes, also in strict mode, and the end", async () => {
+  gateway.log = finishedLog(9).slice(0, 5);
+  const client = new GatewayClient(gateway.base);
+
+  root.render(React.createElement(React.StrictMode, null, React.createElement(Job, { client, id: JOB })));
+  await until(() => box.textContent === "running 5 1 null");
+  gateway.append(...finishedLog(9).slice(5));
+  await until(() => box.textContent === 'succeeded 8 2 {"pages":9}');
+});
+
+test("without an id there is nothing, and a new id is followed from its start", async () => {
+  const client = new GatewayClient(gateway.base);
+  root.render(React.createElement(Job, { client, id: null }));
+  await until(() => box.textContent === "nothing");
+  assert.equal(gateway.requests.length, 0);
+
+  gateway.log = [event(1, "queued")];
+  root.render(React.createElement(Job, { client, id: JOB }));
+  await until(() => box.textContent === "queued 0 0 null");
+});
+
+test("a component that goes away closes its connection", async () => {
+  gateway.log = [event(1, "queued")];
+  root.render(React.createElement(Job, { client: new GatewayClient(gateway.base), id: JOB }));
+  await until(() => gateway.openStreams() === 1);
+
+  root.render(null);
+
+  await until(() => gateway.openStreams() === 0);
+});
+
+test("a snapshot is completed by the outputs that it only counts", async () => {
+  gateway.log = [];
+  const data = { cursor: "7-1", state: "running", attempt: 1, progress: { current: 4 }, text: {}, outputs: 2 };
+  gateway.prelude = () => `data: ${JSON.stringify({ job: JOB, type: "snapshot", data })}\n\n`;
+  gateway.routes[`GET /v1/jobs/${JOB}/outputs`] = { outputs: [event(3, "output", { index: "a" }), event(5, "output", { index: "b" })], next: null };
+
+  root.render(React.createElement(Job, { client: new GatewayClient(gateway.base), id: JOB }));
+
+  await until(() => box.textContent === "running 4 2 null");
+});
