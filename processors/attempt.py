@@ -81,6 +81,8 @@ class Attempt:
         self.lease = lease
         self.holds_lease = True
         """False once the lease is lost, given up or of no more use: it must not be renewed any more."""
+        self.over = asyncio.Event()
+        """Set once nothing of it is left to write; its function may still run."""
         self._claim = claim
         self._record = record
         self._place = place
@@ -162,6 +164,7 @@ class Attempt:
             self._unfollow()
             if ending is not None:
                 await self._leave(ending)
+            self.over.set()
             # A thread may still run; nothing of an attempt runs on in a place that is given to another one.
             await asyncio.wait({function})
         finally:

@@ -258,13 +258,20 @@ class Worker:
         self._handing_back = True
         for attempt in list(self._attempts):
             attempt.stop(Stop.WORKER_STOPPING)
-        await first_of(self._until_idle(), timeout=HAND_BACK_SECONDS + self._longest_grace())
+        await first_of(self._until_handed_back(), timeout=HAND_BACK_SECONDS + self._longest_grace())
         if self._tasks:
             logger.error("%d attempts ignore the stop and are left behind", len(self._tasks))
 
     async def _until_idle(self) -> None:
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+    async def _until_handed_back(self) -> None:
+        """Wait until nothing is left to write; what still runs then is threads that ignore the stop."""
+        while len(self._attempts) < len(self._tasks) or not all(attempt.over.is_set() for attempt in self._attempts):
+            await asyncio.wait(self._tasks, timeout=0.02)
+        # An attempt that is over ends its task in the next turns, unless a thread holds it up.
+        await asyncio.wait(self._tasks, timeout=0.1) if self._tasks else None
 
     def _longest_grace(self) -> float:
         return max((attempt.processor.cancel_grace_seconds for attempt in self._attempts), default=0.0)

@@ -52,7 +52,7 @@ async def even(ctx: Context, input: Even) -> int:
     return input.number
 
 
-@processor("count")
+@processor("count", max_attempts=10)
 async def count(ctx: Context, input: dict[str, int]) -> AsyncIterator[dict[str, int]]:
     """Yield numbers."""
     for i in range(input["to"]):

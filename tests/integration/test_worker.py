@@ -431,6 +431,38 @@ async def test_many_jobs_of_one_kind_do_not_starve_another(store: Store, blobs: 
     assert len([ms for ms in begun if ms < (record.started_ms or 0)]) <= 2
 
 
+async def test_a_job_whose_events_redis_lost_starts_again(store: Store, blobs: Blobs, tmp_path: Path) -> None:
+    """The attempt's numbers don't fit any more; that is no failure of its processor."""
+    gate = tmp_path / "gate"
+    async with working(store, blobs, "gated"):
+        job = await submit(store, "gated", {"gate": str(gate)})
+        await seen(store, job, "output")
+        # As an older copy of the record would have it, after a failover.
+        await store._client.hset(store._keys.record(job), "batch", 0)
+        gate.touch()
+        record = await end_of(store, job)
+
+    assert (record.attempt, record.failures) == (2, 0)
+    retrying = next(event for event in await log_of(store, job) if event.type == "retrying")
+    assert retrying.data["problem"]["code"] == "events_lost"
+
+
+async def test_a_worker_lets_go_of_a_job_that_is_not_its_own_any_more(
+    store: Store, blobs: Blobs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A renewal tells it, also when its processor writes nothing."""
+    async with working(store, blobs, "gated"):
+        job = await submit(store, "gated", {"gate": str(tmp_path / "never")})
+        await seen(store, job, "output")
+        await store._client.hset(store._keys.record(job), "nonce", "another's")
+
+        async def told() -> bool:
+            return "not this attempt's any more" in caplog.text
+
+        with caplog.at_level("INFO"):
+            await until(told)
+
+
 async def test_kinds_are_announced_and_stay_known(store: Store, blobs: Blobs) -> None:
     """A gateway validates by them also when no worker runs."""
     async with working(store, blobs, "even", "echo") as worker:

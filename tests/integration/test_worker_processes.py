@@ -1,0 +1,148 @@
+"""Workers in processes of their own that are killed, stopped and woken: a job ends once, whatever happens to them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+from gateway.protocol import State
+from gateway.store import Store
+from tests.integration.test_worker import end_of, log_of, seen, submit, until
+from tests.worker_process import WorkerProcess, worker_process
+
+
+async def taken_by(store: Store, job: str, attempt: int) -> int:
+    """Wait for the output of an attempt at a gated job; returns its worker's process."""
+
+    async def there() -> int | None:
+        for event in await log_of(store, job):
+            if event.data.get("index") == f"attempt-{attempt}":
+                return int(event.data["value"])
+        return None
+
+    return int(await until(there, seconds=store.lease_seconds + 6))
+
+
+async def says(worker: WorkerProcess, text: str) -> None:
+    """Wait until a worker has logged something."""
+
+    async def said() -> bool:
+        return text in worker.said
+
+    await until(said)
+
+
+async def test_a_killed_workers_job_is_taken_over(store: Store, tmp_path: Path) -> None:
+    """Within the lease and 2 s; the second attempt knows what the first one left."""
+    gate = tmp_path / "gate"
+    async with worker_process(store, tmp_path) as first:
+        job = await submit(store, "gated", {"gate": str(gate)})
+        await taken_by(store, job, 1)
+        async with worker_process(store, tmp_path):
+            first.signal(signal.SIGKILL)
+            killed_at = time.monotonic()
+            await taken_by(store, job, 2)
+            took = time.monotonic() - killed_at
+            gate.touch()
+            record = await end_of(store, job)
+
+    events = await log_of(store, job)
+    assert record.end_data() == {"result": {"attempt": 2, "found": ["attempt-1"]}}
+    assert [event.type for event in events if event.type != "output"] == [
+        *("queued", "started", "progress", "retrying"),
+        *("started", "progress", "succeeded"),
+    ]
+    assert next(event for event in events if event.type == "retrying").data["problem"]["code"] == "worker_lost"
+    assert took < store.lease_seconds + 2
+
+
+async def test_a_worker_that_wakes_up_writes_nothing(store: Store, tmp_path: Path) -> None:
+    """Its job has gone on without it; it lets go of it and works on."""
+    gate = tmp_path / "gate"
+    async with worker_process(store, tmp_path) as first:
+        job = await submit(store, "gated", {"gate": str(gate)})
+        await taken_by(store, job, 1)
+        async with worker_process(store, tmp_path) as second:
+            first.signal(signal.SIGSTOP)
+            await taken_by(store, job, 2)
+            gate.touch()
+            await end_of(store, job)
+            ended = await log_of(store, job)
+            second.signal(signal.SIGTERM)
+            await second.exit_code()
+
+        first.signal(signal.SIGCONT)
+        await says(first, "nothing more is written")
+        again = await submit(store, "echo")
+        await end_of(store, again)
+
+    assert await log_of(store, job) == ended
+    assert [event.type for event in ended].count("succeeded") == 1
+
+
+async def test_a_processor_that_blocks_its_loop_keeps_its_job(store: Store, tmp_path: Path) -> None:
+    """Leases are renewed from a thread, which also names who holds the loop up."""
+    async with worker_process(store, tmp_path) as one, worker_process(store, tmp_path) as other:
+        job = await submit(store, "blocking", {"seconds": 2.5 * store.lease_seconds + 1})
+        record = await end_of(store, job, seconds=20)
+        said = one.said + other.said
+
+    assert record.state is State.SUCCEEDED
+    assert record.attempt == 1
+    assert "by the processor of kind blocking at" in said
+    assert "worker_kinds.py" in said
+
+
+async def test_a_terminated_worker_hands_its_jobs_back(store: Store, tmp_path: Path) -> None:
+    """It leaves with exit code 0, and the job burns no attempt."""
+    gate = tmp_path / "gate"
+    async with worker_process(store, tmp_path) as worker:
+        job = await submit(store, "gated", {"gate": str(gate)})
+        await taken_by(store, job, 1)
+        worker.signal(signal.SIGTERM)
+        assert await worker.exit_code() == 0
+
+    record = await store.job(job)
+    assert (record.state, record.failures) == (State.QUEUED, 0)
+    assert (await log_of(store, job))[-1].data["problem"]["code"] == "worker_stopping"
+    assert await store.workers() == []
+
+
+async def test_a_worker_leaves_although_a_thread_ignores_it(store: Store, tmp_path: Path) -> None:
+    """Its job goes back to the queue all the same, and exit code 1 says that not all was well."""
+    async with worker_process(store, tmp_path) as worker:
+        job = await submit(store, "stubborn", {"gate": str(tmp_path / "never")})
+        pid = (await seen(store, job, "output")).data["value"]
+        worker.signal(signal.SIGTERM)
+        assert await worker.exit_code() == 1
+
+    assert (await store.job(job)).state is State.QUEUED
+    assert not _lives(pid)
+
+
+async def test_jobs_survive_workers_that_are_killed_one_after_another(store: Store, tmp_path: Path) -> None:
+    """Sixty jobs, four workers killed in mid-work: each job ends once, its log without a hole."""
+    jobs = [await submit(store, "count", {"to": 20}) for _ in range(60)]
+    for i in range(4):
+        async with worker_process(store, tmp_path) as worker:
+            await end_of(store, jobs[10 * i])
+            worker.signal(signal.SIGKILL)
+    async with worker_process(store, tmp_path):
+        records = [await end_of(store, job, seconds=30) for job in jobs]
+
+    assert {record.state for record in records} == {State.SUCCEEDED}
+    for job in jobs:
+        events = await log_of(store, job)
+        assert events[-1].terminal
+        assert len({event.data["index"] for event in events if event.type == "output"}) == 20
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
