@@ -52,7 +52,7 @@ export class Fold {
 
   /** @param {JobEvent} event a `snapshot` */
   static fromSnapshot(event) {
-    const { cursor, state, attempt, progress, text, outputs, cancel_requested, ...end } = event.data;
+    const { cursor, state, attempt, progress, text, outputs, cancel_requested } = event.data;
     const fold = new Fold(event.job);
     fold.cursor = cursor;
     fold.state = state;
@@ -61,7 +61,7 @@ export class Fold {
     fold.text = Object.assign(noText(), text);
     fold.outputs = outputs;
     fold.cancelRequested = cancel_requested ?? false;
-    fold.end = end;
+    fold.end = withoutOwn(event.data);
     return fold;
   }
 
@@ -122,15 +122,24 @@ export class Fold {
     } else if (type === "progress") {
       this.progress = data;
     } else if (type === "delta") {
-      this.text[data.channel] = (this.text[data.channel] ?? "") + data.text;
+      const channel = data.channel ?? "text";
+      this.text[channel] = (this.text[channel] ?? "") + (data.text ?? "");
     } else if (type === "output") {
       this.outputs += 1;
     } else if (type === "cancel_requested") {
       this.cancelRequested = true;
     } else if (TERMINAL.has(type)) {
-      this.end = data;
+      this.end = withoutOwn(data);
     }
   }
+}
+
+/**
+ * What the terminal event says, but for the names that a snapshot has for itself: they stand beside each other.
+ * @param {Record<string, any>} data
+ */
+function withoutOwn({ cursor, state, attempt, progress, text, outputs, cancel_requested, ...end }) {
+  return end;
 }
 
 /** Without a prototype: a channel may have any name. @returns {Record<string, string>} */

@@ -286,9 +286,9 @@ export class JobView {
   #drawNote(mirror) {
     const { fold, error } = mirror;
     const problem = fold.end.problem;
-    if (error) this.#note(errorPhrase(error), true);
-    else if (fold.state === "failed") this.#note(`${problem?.detail || problem?.title || "The job failed."} (${problem?.code})`, true);
-    else if (fold.state === "cancelled") this.#note("Cancelled. What was read before stays on this page.");
+    if (error) this.#note(errorPhrase(error), "bad");
+    else if (fold.state === "failed") this.#note(`${problem?.detail || problem?.title || "The job failed."} (${problem?.code})`, "bad");
+    else if (fold.state === "cancelled") this.#note("Cancelled. What was read before stays on this page.", "calm");
     else if (fold.end.partial) this.#note("Some pages could not be read; the others are complete.");
     else if (fold.state === "queued" && !this.#hasWorker) this.#note(NO_WORKER);
     else this.#note("");
@@ -397,7 +397,7 @@ export class JobView {
       await this.page.client.cancel(mirror.id);
     } catch (error) {
       by("cancel").disabled = false;
-      this.#note(errorPhrase(error), true);
+      this.#note(errorPhrase(error), "bad");
     }
   }
 
@@ -457,7 +457,7 @@ export class JobView {
       make("a", { href: url, download: name }).click();
       setTimeout(() => URL.revokeObjectURL(url), 60_000);
     } catch (error) {
-      this.#note(errorPhrase(error), true);
+      this.#note(errorPhrase(error), "bad");
     }
   }
 
@@ -483,11 +483,11 @@ export class JobView {
     by("follow").checked = on;
   }
 
-  /** @param {string} text @param {boolean} [bad] */
-  #note(text, bad = false) {
+  /** @param {string} text @param {"" | "bad" | "calm"} [level] */
+  #note(text, level = "") {
     const note = by("job-note");
     note.hidden = text === "";
-    note.classList.toggle("bad", bad);
+    note.className = `note ${level}`;
     if (note.textContent !== text) note.textContent = text;
   }
 

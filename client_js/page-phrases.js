@@ -68,11 +68,15 @@ export function progressPhrase(progress, etaAge) {
   if (!progress) return { done: "", left: "" };
   const { current = 0, total = null, unit = "", message = "", eta_seconds = null } = progress;
   const amount = total === null ? `${current} ${unit}` : `${current} of ${total} ${unit}`;
-  const left = eta_seconds === null ? null : Math.max(0, eta_seconds - etaAge);
-  return {
-    done: [amount.trim(), message].filter(Boolean).join(" · "),
-    left: left === null || current === total ? "" : left < 1 ? "almost done" : `about ${duration(left)} left`,
-  };
+  const left = eta_seconds === null || current === total ? null : eta_seconds - etaAge;
+  return { done: [amount.trim(), message].filter(Boolean).join(" · "), left: left === null ? "" : leftPhrase(left) };
+}
+
+/** @param {number} seconds */
+function leftPhrase(seconds) {
+  if (seconds >= 1) return `about ${duration(seconds)} left`;
+  // An estimate that is long over was wrong; the bar and the worker's sign say more.
+  return seconds > -5 ? "almost done" : "";
 }
 
 /** Times that a form's field or a problem is shown with. @param {unknown} error */

@@ -92,7 +92,8 @@ test("progress says how far, and how long by a clock that goes on between events
   const progress = { current: 2, total: 5, unit: "pages", message: "reading", eta_seconds: 40 };
 
   assert.deepEqual(progressPhrase(progress, 10), { done: "2 of 5 pages · reading", left: "about 30 s left" });
-  assert.equal(progressPhrase(progress, 60).left, "almost done");
+  assert.equal(progressPhrase(progress, 42).left, "almost done");
+  assert.equal(progressPhrase(progress, 60).left, "");
   assert.deepEqual(progressPhrase({ current: 7, total: null, unit: "tokens" }, 0), { done: "7 tokens", left: "" });
   assert.deepEqual(progressPhrase(null, 0), { done: "", left: "" });
 });
