@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from gateway.protocol import START, Event, JobOptions, State, decode_event
 from gateway.store import JobRecord, NewJob, Store, StoredFile
 from processors.processor import load_processors
 from processors.worker import Worker
+from tests.faults import wait_until
 
 KINDS = load_processors(["tests.worker_kinds"])
 
@@ -73,14 +74,6 @@ async def log_of(store: Store, job: str) -> list[Event]:
     return events
 
 
-async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 10) -> Any:
-    """Wait until a condition is true, and return what it gave."""
-    async with asyncio.timeout(seconds):
-        while not (value := await condition()):
-            await asyncio.sleep(0.01)
-        return value
-
-
 async def end_of(store: Store, job: str, seconds: float = 10) -> JobRecord:
     """Wait for a job's end."""
 
@@ -88,7 +81,7 @@ async def end_of(store: Store, job: str, seconds: float = 10) -> JobRecord:
         record = await store.job(job)
         return record if record.terminal else None
 
-    record: JobRecord = await until(ended, seconds)
+    record: JobRecord = await wait_until(ended, seconds, what=f"the end of {job}")
     return record
 
 
@@ -98,7 +91,7 @@ async def seen(store: Store, job: str, type_: str) -> Event:
     async def there() -> Event | None:
         return next((event for event in await log_of(store, job) if event.type == type_), None)
 
-    event: Event = await until(there)
+    event: Event = await wait_until(there, 10, what=f"an event {type_}")
     return event
 
 
@@ -460,7 +453,7 @@ async def test_a_worker_lets_go_of_a_job_that_is_not_its_own_any_more(
             return "not this attempt's any more" in caplog.text
 
         with caplog.at_level("INFO"):
-            await until(told)
+            await wait_until(told)
 
 
 async def test_kinds_are_announced_and_stay_known(store: Store, blobs: Blobs) -> None:

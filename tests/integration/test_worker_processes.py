@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import time
@@ -10,7 +9,8 @@ from pathlib import Path
 
 from gateway.protocol import State
 from gateway.store import Store
-from tests.integration.test_worker import end_of, log_of, seen, submit, until
+from tests.faults import wait_until
+from tests.integration.test_worker import end_of, log_of, seen, submit
 from tests.worker_process import WorkerProcess, worker_process
 
 
@@ -23,7 +23,7 @@ async def taken_by(store: Store, job: str, attempt: int) -> int:
                 return int(event.data["value"])
         return None
 
-    return int(await until(there, seconds=store.lease_seconds + 6))
+    return int(await wait_until(there, store.lease_seconds + 6))
 
 
 async def says(worker: WorkerProcess, text: str) -> None:
@@ -32,7 +32,7 @@ async def says(worker: WorkerProcess, text: str) -> None:
     async def said() -> bool:
         return text in worker.said
 
-    await until(said)
+    await wait_until(said, 10)
 
 
 async def test_a_killed_workers_job_is_taken_over(store: Store, tmp_path: Path) -> None:

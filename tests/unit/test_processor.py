@@ -164,7 +164,7 @@ def test_an_annotation_that_does_not_exist_at_run_time_is_named() -> None:
     with pytest.raises(ConfigurationError, match="Decimal"):
 
         @processor("hidden")
-            async def function(ctx: Context) -> Decimal:
+        async def function(ctx: Context) -> Decimal:
             raise NotImplementedError
 
 

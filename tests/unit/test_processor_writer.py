@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from processors.writer import (
     PROGRESS_PAUSE_SECONDS,
     Writer,
 )
+from tests.faults import wait_until
 
 JOB = "a" * 26
 TIME_MS = 1_764_000_000_000
@@ -162,13 +163,6 @@ async def at_work() -> AsyncIterator[Bench]:
         await asyncio.gather(bench.running, return_exceptions=True)
 
 
-async def until(predicate: Callable[[], object]) -> None:
-    """Wait for a condition."""
-    async with asyncio.timeout(5):
-        while not predicate():
-            await asyncio.sleep(0.001)
-
-
 async def is_stuck(wait: Awaitable[Any], *, turns: int = 50) -> bool:
     """Whether something still waits after many turns of the loop."""
     task = asyncio.ensure_future(wait)
@@ -181,7 +175,7 @@ async def test_an_output_goes_out_at_once() -> None:
     """A line that was read is on the page while the next one is read."""
     async with at_work() as bench:
         await bench.output(0)
-        await until(lambda: bench.log.batches)
+        await wait_until(lambda: bench.log.batches)
 
         assert bench.log.appended == [("output", {"index": "0", "content_type": "text/plain", "value": "x"})]
         assert bench.log.batches[0][0].index == "0"
@@ -192,11 +186,11 @@ async def test_what_comes_during_an_append_goes_out_as_one_batch_after_it() -> N
     async with at_work() as bench:
         bench.log.gate.clear()
         await bench.output(0)
-        await until(lambda: bench.log.sent)
+        await wait_until(lambda: bench.log.sent)
         for i in range(1, 6):
             await bench.output(i)
         bench.log.gate.set()
-        await until(lambda: len(bench.log.appended) == 6)
+        await wait_until(lambda: len(bench.log.appended) == 6)
 
         assert [len(batch) for batch in bench.log.batches] == [1, 5]
 
@@ -206,13 +200,13 @@ async def test_a_batch_is_bounded_in_events_and_in_bytes() -> None:
     async with at_work() as bench:
         bench.log.gate.clear()
         await bench.output(0)
-        await until(lambda: bench.log.sent)
+        await wait_until(lambda: bench.log.sent)
         for i in range(1, 101):
             await bench.output(i)
         for i in range(101, 105):
             await bench.output(i, "y" * 100_000)
         bench.log.gate.set()
-        await until(lambda: len(bench.log.appended) == 105)
+        await wait_until(lambda: len(bench.log.appended) == 105)
 
         for batch in bench.log.batches:
             assert len(batch) <= MAX_BATCH_EVENTS
@@ -239,12 +233,12 @@ async def test_the_first_delta_after_a_pause_is_not_held_back() -> None:
     async with at_work() as bench:
         await bench.writer.delta("text", "a")
         started = asyncio.get_running_loop().time()
-        await until(lambda: bench.log.appended)
+        await wait_until(lambda: bench.log.appended)
 
         assert asyncio.get_running_loop().time() - started < DELTA_GATHER_SECONDS
         await bench.writer.delta("text", "b")
         await bench.writer.delta("text", "c")
-        await until(lambda: len(bench.log.appended) == 2)
+        await wait_until(lambda: len(bench.log.appended) == 2)
         assert bench.log.appended[1] == ("delta", {"channel": "text", "text": "bc"})
 
 
@@ -253,7 +247,7 @@ async def test_channels_are_gathered_each_by_itself() -> None:
     async with at_work() as bench:
         bench.log.gate.clear()
         await bench.output(0)
-        await until(lambda: bench.log.sent)
+        await wait_until(lambda: bench.log.sent)
         for channel in ("reasoning", "text", "reasoning", "text"):
             await bench.writer.delta(channel, channel[0])
         bench.log.gate.set()
@@ -305,7 +299,7 @@ async def test_progress_is_sent_ten_times_a_second_and_the_latest_wins() -> None
             step += 1
             bench.writer.progress({"current": step})
             await asyncio.sleep(0)
-        await until(lambda: bench.log.appended[-1][1]["current"] == step)
+        await wait_until(lambda: bench.log.appended[-1][1]["current"] == step)
 
         currents = [data["current"] for _, data in bench.log.appended]
         assert currents == sorted(currents)
@@ -316,7 +310,7 @@ async def test_progress_that_waits_goes_before_any_other_event() -> None:
     """A listener that has an output has the progress that was reported before it."""
     async with at_work() as bench:
         bench.writer.progress({"current": 1})
-        await until(lambda: bench.log.appended)
+        await wait_until(lambda: bench.log.appended)
         bench.writer.progress({"current": 2})
         bench.writer.progress({"current": 3})
         await bench.output(0)
@@ -331,7 +325,7 @@ async def test_the_end_and_what_waited_go_in_one_append() -> None:
     async with at_work() as bench:
         bench.log.gate.clear()
         await bench.output(0)
-        await until(lambda: bench.log.sent)
+        await wait_until(lambda: bench.log.sent)
         await bench.writer.delta("text", "a")
         bench.writer.progress({"current": 1})
         bench.writer.end(EventType.SUCCEEDED, {"result_url": "/r"}, "jobs/x/result-1")
@@ -377,7 +371,7 @@ async def test_too_much_that_waits_holds_the_author_up() -> None:
         assert await is_stuck(bench.writer.delta("text", "a"))
 
         bench.log.gate.set()
-        await until(lambda: ("delta", {"channel": "text", "text": "a"}) in bench.log.appended)
+        await wait_until(lambda: ("delta", {"channel": "text", "text": "a"}) in bench.log.appended)
 
 
 async def test_large_events_fill_the_line_sooner() -> None:
@@ -388,7 +382,7 @@ async def test_large_events_fill_the_line_sooner() -> None:
             await bench.output(i, "y" * 200_000)
         assert await is_stuck(bench.output(7))
         bench.log.gate.set()
-        await until(lambda: len(bench.log.appended) == 7)
+        await wait_until(lambda: len(bench.log.appended) == 7)
 
 
 async def test_a_batch_without_an_answer_is_sent_again_under_its_number(caplog: pytest.LogCaptureFixture) -> None:
@@ -396,9 +390,9 @@ async def test_a_batch_without_an_answer_is_sent_again_under_its_number(caplog: 
     async with at_work() as bench:
         bench.log.failures = [Unavailable("away"), Unavailable("still away")]
         await bench.output(0)
-        await until(lambda: bench.log.appended)
+        await wait_until(lambda: bench.log.appended)
         await bench.output(1)
-        await until(lambda: len(bench.log.appended) == 2)
+        await wait_until(lambda: len(bench.log.appended) == 2)
 
         assert bench.log.sent == [1, 1, 1, 2]
         assert "still away" in caplog.text
@@ -439,10 +433,10 @@ async def test_a_cancel_request_between_two_batches_is_heard() -> None:
     """The numbers tell that somebody else wrote, and the log tells what."""
     async with at_work() as bench:
         await bench.output(0)
-        await until(lambda: bench.log.appended)
+        await wait_until(lambda: bench.log.appended)
         bench.log.cancel_requested()
         await bench.output(1)
-        await until(lambda: bench.requests)
+        await wait_until(lambda: bench.requests)
 
         assert bench.requests[0].data == {"by": "me", "reason": "enough"}
 
@@ -452,9 +446,9 @@ async def test_a_silent_attempt_hears_of_a_cancel_request_when_told_to_listen() 
     async with at_work() as bench:
         bench.log.cancel_requested()
         bench.writer.listen()
-        await until(lambda: bench.requests)
+        await wait_until(lambda: bench.requests)
         await bench.output(0)
-        await until(lambda: bench.log.appended)
+        await wait_until(lambda: bench.log.appended)
 
         assert len(bench.requests) == 1
 
