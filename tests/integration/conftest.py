@@ -1,0 +1,48 @@
+"""What every integration test is held to: nothing stays behind, neither in Redis nor in the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import redis
+
+from gateway.protocol import TERMINAL
+from tests.faults import wait_until
+
+_ENDED = {state.value.encode() for state in TERMINAL}
+
+
+@pytest.fixture(autouse=True)
+async def _nothing_left_behind(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Fail a test that leaves a task behind, or a key of an ended job without a time to live.
+
+    As an autouse fixture it is set up before all others, and so looks after all others are gone.
+    """
+    names = request.fixturenames
+    watched = "prefix" in names and "valkey" in names
+    url, prefix = (request.getfixturevalue("valkey"), request.getfixturevalue("prefix")) if watched else ("", "")
+    yield
+    try:
+        await wait_until(lambda: not _other_tasks(), 1, what="the end of all tasks")
+    except AssertionError:
+        pytest.fail(f"tasks are left over: {sorted(task.get_name() for task in _other_tasks())}")
+    if watched and (kept := _keys_kept_for_ever(url, prefix)):
+        pytest.fail(f"keys of ended jobs have no time to live: {kept}")
+
+
+def _other_tasks() -> set[asyncio.Task[object]]:
+    return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+
+def _keys_kept_for_ever(url: str, prefix: str) -> list[str]:
+    """The keys of ended jobs that would stay in Redis for ever."""
+    with redis.Redis.from_url(url, socket_timeout=10) as client:
+        kept = []
+        for job in client.scan_iter(match=f"{prefix}:{{*}}:job", count=1000):
+            if client.hget(job, "state") not in _ENDED:
+                continue
+            tag = job.rsplit(b":", 1)[0].decode()
+            kept += [key.decode() for key in client.scan_iter(match=f"{tag}:*", count=1000) if client.ttl(key) == -1]
+        return sorted(kept)
