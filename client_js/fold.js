@@ -9,7 +9,7 @@
 import { cursorOf, numberOf } from "./protocol.js";
 
 /** [state, event type] -> state; a pair that is missing is an illegal change. @type {Record<string, State>} */
-const TRANSITIONS = {
+export const TRANSITIONS = {
   "null queued": "queued",
   "queued started": "running",
   "queued cancelled": "cancelled",
@@ -76,7 +76,7 @@ export class Fold {
    * @returns {this}
    */
   apply(event) {
-    const cursor = cursorOf(event);
+    const cursor = event.type === "snapshot" ? null : cursorOf(event);
     if (cursor === null) throw new RangeError(`${event.type} has no number, so it changes nothing`);
     if (event.id !== numberOf(this.cursor) + 1) {
       throw new RangeError(`event ${event.id} can't follow event ${numberOf(this.cursor)}`);

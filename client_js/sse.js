@@ -1,6 +1,6 @@
 /**
- * The decoder of `text/event-stream`, to the WHATWG text (HTML, section "Server-sent events"). No I/O: text goes in,
- * messages come out. The text may be cut anywhere, also between CR and LF.
+ * The decoder of `text/event-stream`, to the WHATWG text (HTML, section "Server-sent events"). No I/O: bytes or text go
+ * in, messages come out. They may be cut anywhere: between CR and LF, and bytes inside a character.
  *
  * @typedef {object} Message
  * @property {string} type `message`, or what an `event:` line said
@@ -29,6 +29,8 @@ export class EventStreamDecoder {
   #partial = "";
   #started = false;
   #afterCarriageReturn = false;
+  // The one byte order mark that may lead is taken off below; a second one is content.
+  #utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
 
   /** @param {string} [lastEventId] what the client came with */
   constructor(lastEventId = "") {
@@ -37,11 +39,12 @@ export class EventStreamDecoder {
   }
 
   /**
-   * Take the next piece of the stream.
-   * @param {string} text
+   * Take the next piece of the stream; all pieces are bytes, or all are text.
+   * @param {string | Uint8Array} piece
    * @returns {Message[]} the messages that it completes
    */
-  feed(text) {
+  feed(piece) {
+    const text = typeof piece === "string" ? piece : this.#utf8.decode(piece, { stream: true });
     if (text === "") return [];
     let start = 0;
     if (!this.#started) {

@@ -55,14 +55,12 @@ export async function* openSse({ base, job, after, snapshot, types, apiKey, sign
     reader = response.body.getReader();
     yield { kind: "open" };
     const decoder = new EventStreamDecoder(after);
-    // The event stream decoder strips the one BOM that may be there; a second one is content.
-    const utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
     let retryMs = null;
     for (;;) {
       const { done, value } = await silence.guard(reader.read());
       if (done) return;
       const before = decoder.lastEventId;
-      const messages = decoder.feed(utf8.decode(value, { stream: true }));
+      const messages = decoder.feed(value);
       if (decoder.retryMs !== null && decoder.retryMs !== retryMs) {
         retryMs = decoder.retryMs;
         yield { kind: "retry", ms: retryMs };
