@@ -192,7 +192,7 @@ for (const transport of /** @type {const} */ (["sse", "websocket"])) {
 
 describe("over sse", () => {
   test("a stream cut after any number of bytes loses nothing and repeats nothing", async () => {
-    gateway.log = finishedLog(7);
+    gateway.log = finishedLog(5);
     const size = gateway.log.reduce((sum, row) => sum + Buffer.byteLength(JSON.stringify(row)) + 30, 40);
 
     for (let bytes = 0; bytes < size; bytes += 1) {
