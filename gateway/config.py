@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.errors import ConfigurationError
 
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+_KEY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", re.ASCII)
+_KEY_SECRET: Final = re.compile(r"[!-~]*", re.ASCII)
 
 
 class Settings(BaseSettings):
     """All that can be set. Every value has its unit in its name; `docs/settings.md` lists them."""
 
-    model_config = SettingsConfigDict(env_prefix="OUTLAST_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="OUTLAST_",
+        frozen=True,
+        extra="forbid",
+        # Compose files and shells pass on what isn't set as an empty text.
+        env_ignore_empty=True,
+        allow_inf_nan=False,
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on. A public one needs `api_keys`.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -27,7 +37,12 @@ class Settings(BaseSettings):
         (), description="Origins of pages that may use the API from a browser, separated by commas."
     )
 
-    redis_url: str = Field("", description="redis://, rediss:// or unix:// URL; empty starts an embedded Valkey.")
+    redis_url: str = Field(
+        "",
+        pattern=r"^((redis|rediss|unix)://.+)?$",
+        repr=False,  # it may hold a password
+        description="redis://, rediss:// or unix:// URL; empty starts an embedded Valkey.",
+    )
     prefix: str = Field("ol", pattern=r"^[a-z][a-z0-9_-]{0,15}$", description="First part of every key in Redis.")
     data: Path = Field(Path(".outlast"), description="Folder of the embedded Valkey and of the blobs.")
     blob_url: str = Field("", description="Where files live: file:///path or s3://bucket/path; empty: in `data`.")
@@ -67,7 +82,10 @@ class Settings(BaseSettings):
         pairs = [pair.strip() for pair in value.split(",") if pair.strip()]
         if any(":" not in pair for pair in pairs):
             raise ValueError("give every key as name:secret")
-        return dict(pair.split(":", 1) for pair in pairs)
+        keys = dict(pair.split(":", 1) for pair in pairs)
+        if len(keys) < len(pairs):
+            raise ValueError("a name stands for one key; give every key its own")
+        return keys
 
     @field_validator("allowed_origins", mode="before")
     @classmethod
@@ -78,6 +96,13 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Settings:
+        secrets = [secret.get_secret_value() for secret in self.api_keys.values()]
+        if wrong := [name for name in self.api_keys if not _KEY_NAME.fullmatch(name)]:
+            raise ValueError(f"the API key's name {wrong[0]!r} is not 1 to 64 of A-Z, a-z, 0-9, '.', '_', '@' and '-'")
+        if not all(_KEY_SECRET.fullmatch(secret) for secret in secrets):
+            raise ValueError("an API key travels in a header; make it of visible ASCII characters")
+        if len(set(secrets)) < len(secrets):
+            raise ValueError("two names have the same API key, so it would not say whose job it is")
         weak = [name for name, secret in self.api_keys.items() if len(secret.get_secret_value()) < 16]
         if weak:
             raise ValueError(
@@ -105,7 +130,8 @@ def load_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            name = "_".join(str(part) for part in problem["loc"])
+            # Only the setting itself: below it stands what the user wrote.
+            name = str(problem["loc"][0]) if problem["loc"] else ""
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"OUTLAST_{name.upper()}: {message}" if name else message)
         raise ConfigurationError("; ".join(lines)) from None

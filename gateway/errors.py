@@ -11,6 +11,7 @@
     │   ├── KeyReused           422    JobFailed 422
     │   └── TooMany             429
     ├── Unavailable             503 store_unavailable · draining · queue_full · store_full
+    │   └── Unreachable         a client got no answer of the gateway's: no connection, or an edge's own page
     ├── LeaseLost               a worker no longer has the job (never sent to a client)
     ├── EventsLost              Redis lost acknowledged writes (never sent to a client)
     └── ConfigurationError      a setting is wrong; says which and what to set
@@ -20,8 +21,8 @@ This module knows no HTTP library: `gateway.handlers` turns an error into an ans
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
 
 
 class OutlastError(Exception):
@@ -166,11 +167,19 @@ class KeyReused(RequestError):
 
 
 class JobFailed(RequestError):
-    """422: a result was asked for, but the job failed or was cancelled."""
+    """422 job_failed · job_cancelled: a result was asked for, but there is none.
+
+    The extension member `job_problem` is the job's own problem, where it has one.
+    """
 
     status = 422
     default_code = "job_failed"
     title = "The job did not succeed"
+
+    @property
+    def job_problem(self) -> dict[str, Any]:
+        """Why the job failed, with its own `code`; empty for a cancelled job."""
+        return dict(self.extra.get("job_problem") or {})
 
 
 class TooMany(RequestError):
@@ -189,6 +198,13 @@ class Unavailable(OutlastError):
     title = "Temporarily unavailable"
 
 
+class Unreachable(Unavailable):
+    """What a client raises where nobody of ours answered; the gateway itself never sends it."""
+
+    default_code = "unreachable"
+    title = "The gateway can't be reached"
+
+
 class LeaseLost(OutlastError):
     """A worker no longer has the job: another attempt has it, or it has ended."""
 
@@ -205,3 +221,52 @@ class ConfigurationError(OutlastError):
     """A setting is wrong; the message names it and says what to set."""
 
     default_code = "configuration"
+
+
+# Answers by which an edge or a proxy says that it got none in time, or none at all. Nothing is known about the request
+# then, so it is to be repeated under the same key.
+EDGE_STATUSES: Final = frozenset({502, 504, *range(520, 528), 530})
+_BY_STATUS: Final[Mapping[int, type[OutlastError]]] = {
+    400: BadRequest,
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    405: MethodNotAllowed,
+    408: Timeout,
+    409: Conflict,
+    410: Gone,
+    413: TooLarge,
+    415: UnsupportedType,
+    422: InvalidInput,
+    429: TooMany,
+    503: Unavailable,
+}
+_BY_CODE: Final[Mapping[str, type[OutlastError]]] = {
+    KeyReused.default_code: KeyReused,
+    JobFailed.default_code: JobFailed,
+    "job_cancelled": JobFailed,
+}
+_OWN_MEMBERS: Final = frozenset({"type", "title", "status", "code", "detail", "instance", "errors"})
+
+
+def error_from_answer(
+    status: int, problem: Mapping[str, Any] | None, retry_after_seconds: float | None = None
+) -> OutlastError:
+    """The error that an HTTP answer stands for; `problem` is its problem document, None where it has none."""
+    if problem is None or not isinstance(problem.get("code"), str):
+        detail = f"Something answered {status} in the gateway's place; try again, and check the address if it lasts."
+        if status in EDGE_STATUSES or status == 503:
+            return Unreachable(detail, retry_after_seconds=retry_after_seconds)
+        kind = _BY_STATUS.get(status, RequestError if 400 <= status < 500 else OutlastError)
+        return kind(detail, code=f"http_{status}", retry_after_seconds=retry_after_seconds)
+    code = problem["code"]
+    kind = _BY_CODE.get(code) or _BY_STATUS.get(status) or (RequestError if 400 <= status < 500 else OutlastError)
+    errors = problem.get("errors")
+    error = kind(
+        str(problem.get("detail") or problem.get("title") or code),
+        code=code,
+        retry_after_seconds=retry_after_seconds,
+        errors=errors if isinstance(errors, list) else None,
+    )
+    error.extra = {name: value for name, value in problem.items() if name not in _OWN_MEMBERS}
+    return error

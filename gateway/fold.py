@@ -6,15 +6,17 @@ read them all. `tests/wire/fold.json` holds logs that both languages must fold a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Self
 
 from pydantic_core import to_json
 
-from gateway.protocol import TERMINAL, TERMINAL_TYPES, TRANSITIONS, Cursor, Event, EventType, State
+from gateway.protocol import START, TERMINAL, TERMINAL_TYPES, TRANSITIONS, UNNUMBERED, Cursor, Event, EventType, State
 
-# Types that stand only where the transition table has them; others are legal while the job runs, and change nothing.
+# Types that only stand where the transition table has them; all others are legal while the job runs.
 _CHANGING: Final = frozenset(type_ for _, type_ in TRANSITIONS)
+# A snapshot's own members. What the terminal event says stands beside them and can't take their places.
+_OWN: Final = ("cursor", "state", "attempt", "progress", "text", "outputs", "cancel_requested")
 
 
 class Fold:
@@ -22,19 +24,18 @@ class Fold:
 
     def __init__(self, job: str) -> None:
         self.job = job
-        self.cursor = Cursor(0)
+        self.cursor = START
         self.state: State | None = None
         self.attempt = 0
         self.progress: dict[str, Any] | None = None
-        self.text: dict[str, str] = {}
-        """What each channel's deltas add up to."""
         self.outputs = 0
-        """How many different outputs there are. A snapshot only counts them, so a fold that began with one may count
-        an index again that is replaced."""
+        """How many `output` events there were. An index that was replaced counts again: a fold that began with a
+        snapshot doesn't know the indexes, and it must not differ from one that read the whole log."""
         self.cancel_requested = False
         self.end: dict[str, Any] = {}
         """The data of the terminal event."""
-        self._indexes: set[str] = set()
+        # Joined when somebody asks: adding every delta to one long string costs the square of its length.
+        self._pieces: dict[str, list[str]] = {}
 
     @classmethod
     def empty(cls, job: str) -> Self:
@@ -43,24 +44,33 @@ class Fold:
 
     @classmethod
     def from_snapshot(cls, event: Event) -> Self:
-        """The fold that a `snapshot` event holds."""
-        data = dict(event.data)
+        """The fold that a `snapshot` event holds. Raises `ValueError` if it is none."""
         fold = cls(event.job)
-        fold.cursor = Cursor.parse(data.pop("cursor"))
-        state = data.pop("state")
-        fold.state = None if state is None else State(state)
-        fold.attempt = data.pop("attempt")
-        fold.progress = data.pop("progress")
-        fold.text = dict(data.pop("text"))
-        fold.outputs = data.pop("outputs")
-        fold.cancel_requested = data.pop("cancel_requested", False)
-        fold.end = data
+        data = event.data
+        try:
+            fold.cursor = Cursor.parse(data["cursor"])
+            fold.state = None if data["state"] is None else State(data["state"])
+            fold.attempt = data["attempt"]
+            fold.progress = data["progress"]
+            fold._pieces = {channel: [text] for channel, text in data["text"].items()}
+            fold.outputs = data["outputs"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no snapshot: {error!r}") from None
+        fold.cancel_requested = data.get("cancel_requested", False)
+        fold.end = _without_own(data)
         return fold
 
     @property
     def terminal(self) -> bool:
-        """Whether the terminal event has been folded."""
+        """Whether the job has ended."""
         return self.state in TERMINAL
+
+    @property
+    def text(self) -> dict[str, str]:
+        """What each channel's deltas add up to."""
+        for pieces in self._pieces.values():
+            pieces[:] = ["".join(pieces)]
+        return {channel: pieces[0] for channel, pieces in self._pieces.items()}
 
     def apply(self, event: Event) -> Self:
         """Take the next numbered event.
@@ -68,8 +78,7 @@ class Fold:
         Raises `ValueError` for a change that the transition table doesn't have, and for a hole or a repeat in the
         numbers; the fold is then as it was.
         """
-        cursor = event.cursor
-        if cursor is None:
+        if event.type in UNNUMBERED or event.id is None or (cursor := event.cursor) is None:
             raise ValueError(f"{event.type} has no number, so it changes nothing")
         if cursor.number != self.cursor.number + 1:
             raise ValueError(f"event {cursor.number} can't follow event {self.cursor.number}")
@@ -93,7 +102,7 @@ class Fold:
 
     def encode(self) -> bytes:
         """The data of a snapshot event as JSON, as the store keeps it."""
-        return to_json(self.data())
+        return to_json(self.data(), inf_nan_mode="null")
 
     def _next_state(self, type_: str) -> State | None:
         known = EventType(type_) if type_ in _CHANGING else None
@@ -112,20 +121,17 @@ class Fold:
                     # A new attempt tells its progress and its text anew; outputs stay, so that pages that were read
                     # are not read twice.
                     self.progress = None
-                    self.text = {}
+                    self._pieces = {}
             case EventType.PROGRESS:
                 self.progress = data
             case EventType.DELTA:
-                channel = data["channel"]
-                self.text[channel] = self.text.get(channel, "") + data["text"]
+                self._pieces.setdefault(data.get("channel", "text"), []).append(data.get("text", ""))
             case EventType.OUTPUT:
-                if data["index"] not in self._indexes:
-                    self.outputs += 1
-                    self._indexes.add(data["index"])
+                self.outputs += 1
             case EventType.CANCEL_REQUESTED:
                 self.cancel_requested = True
             case type_ if type_ in TERMINAL_TYPES:
-                self.end = data
+                self.end = _without_own(data)
 
 
 def fold_log(job: str, events: Iterable[Event]) -> Fold:
@@ -134,3 +140,7 @@ def fold_log(job: str, events: Iterable[Event]) -> Fold:
     for event in events:
         fold.apply(event)
     return fold
+
+
+def _without_own(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name not in _OWN}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
@@ -59,6 +59,9 @@ TERMINAL_TYPES: Final = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventT
 # `?types=` never hides these: a listener that missed one of them would draw a wrong conclusion.
 NEVER_HIDDEN: Final = TERMINAL_TYPES | {EventType.RESET, EventType.SNAPSHOT}
 
+# Types that no log holds; a listener's cursor moves over none of them but a snapshot.
+UNNUMBERED: Final = TRANSIENT | {EventType.RESET, EventType.SNAPSHOT}
+
 # (state, event type) -> state. A pair that is missing is an illegal change; events that are not named here change
 # nothing and are legal only while the job runs.
 TRANSITIONS: Final[Mapping[tuple[State | None, EventType], State]] = {
@@ -77,7 +80,8 @@ INDEX_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 TAG_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$"
 JOB_PATTERN: Final = r"^[a-z0-9]{26}$"
 TYPE_PATTERN: Final = r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)*$"
-_CURSOR: Final = re.compile(r"^(0|[1-9][0-9]{0,15})(?:-(0|[1-9][0-9]{0,15}))?$", re.ASCII)
+# 15 digits: exact as a double too, which is what Lua and JavaScript count with.
+_CURSOR: Final = re.compile(r"(0|[1-9][0-9]{0,14})(?:-(0|[1-9][0-9]{0,14}))?", re.ASCII)
 _TYPE: Final = re.compile(TYPE_PATTERN, re.ASCII)
 
 # One event's JSON text, and one append. A larger value goes to the blob store and travels as a url.
@@ -101,7 +105,8 @@ class Cursor(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Cursor:
         """Read `N` or `N-T`. Raises `BadRequest` (`bad_cursor`) for anything else; never reads unicode digits."""
-        match = _CURSOR.match(text)
+        # fullmatch: `$` would let a line break through.
+        match = _CURSOR.fullmatch(text)
         if match is None:
             raise BadRequest(
                 "A cursor is the id of the last event that you have, such as 17-1764000000000 or 17; use the last"
@@ -113,16 +118,22 @@ class Cursor(NamedTuple):
 
 
 START: Final = Cursor(0)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def format_time(time_ms: int) -> str:
     """Milliseconds since 1970 as RFC 3339 UTC with three decimals, as every time on the wire."""
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    # No float on the way: what is formatted here is read back as the same number, since cursors are made of it.
+    time = _EPOCH + timedelta(milliseconds=time_ms)
+    return time.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
 def parse_time(text: str) -> int:
-    """An RFC 3339 time as milliseconds since 1970."""
-    return round(datetime.fromisoformat(text).timestamp() * 1000)
+    """An RFC 3339 time as milliseconds since 1970. Raises `ValueError` for one without an offset."""
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError(f"{text} has no offset from UTC; end it with Z")
+    return (time - _EPOCH) // timedelta(milliseconds=1)
 
 
 # --- events -----------------------------------------------------------------------------------------------------
@@ -131,7 +142,7 @@ def parse_time(text: str) -> int:
 class Event(BaseModel):
     """One event as a listener reads it. Unknown fields and unknown types pass through untouched.
 
-    `id` is None for transient events. `cursor` is what to come back with.
+    `id` is None for transient events.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -146,7 +157,12 @@ class Event(BaseModel):
 
     @property
     def cursor(self) -> Cursor | None:
-        """The cursor that names this event, or None for an event without a number."""
+        """What a listener that has this event comes back with; None for an event that moves no cursor.
+
+        A snapshot names the last event that it covers, whose time isn't its own.
+        """
+        if self.type == EventType.SNAPSHOT:
+            return Cursor.parse(str(self.data.get("cursor")))
         if self.id is None or self.time is None:
             return None
         return Cursor(self.id, parse_time(self.time))
@@ -157,9 +173,10 @@ def encode_event_tail(type_: str, data: Mapping[str, Any] | None = None) -> byte
 
     The append script puts `{"id":17,"time":"...","job":"...","attempt":1,` before it, so the number and the time are
     Redis's, and the text is never decoded again on its way to a listener.
-    Raises `ValueError` for a type that could not stand in the protocol, and for an event over `MAX_EVENT_BYTES`.
+    Raises `ValueError` for a type that could not stand in the protocol, for data that is no JSON, and for an event over
+    `MAX_EVENT_BYTES`.
     """
-    if _TYPE.match(type_) is None:
+    if _TYPE.fullmatch(type_) is None:
         raise ValueError(f"{type_!r} is no event type: use lower-case words, and a dot in an application's own types")
     terminal = b'"terminal":true,' if type_ in TERMINAL_TYPES else b""
     tail = b'"type":"%b",%b"data":%b}' % (type_.encode(), terminal, to_json(data or {}, inf_nan_mode="null"))
