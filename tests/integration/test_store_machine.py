@@ -1,0 +1,347 @@
+"""The promises, checked after every step of random histories: submits, crashes, takeovers, cancels, lost pointers.
+
+Hypothesis draws the histories, a real server runs them. Time passes when a rule says so: leases of crashed workers are
+put into the past, and what is due is made due now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from pydantic_core import from_json
+
+from gateway.errors import EventsLost, KeyReused, LeaseLost
+from gateway.fold import fold_log
+from gateway.protocol import START, TERMINAL_TYPES, KindDocument, State, decode_event, encode_event_tail
+from gateway.store import Claim, JobRecord, Lease, Store
+from gateway.store.jobs import encode_id
+from tests.jobs import event, new_job
+
+T = TypeVar("T")
+KIND = KindDocument(kind="machine", max_attempts=3)
+# More histories, drawn anew each time: OUTLAST_EXAMPLES=1000 pytest tests/integration/test_store_machine.py
+EXAMPLES = int(os.environ.get("OUTLAST_EXAMPLES", "40"))
+
+
+class Server(Protocol):
+    """What the `valkey` fixture gives."""
+
+    url: str
+
+
+@dataclass
+class Attempt:
+    """A worker's view of a job in hand."""
+
+    lease: Lease
+    record: JobRecord
+    batch: int = 0
+    crashed: bool = False
+    over: bool = False
+
+
+@dataclass
+class Accepted:
+    """A job that got its 202."""
+
+    key: str | None
+    ends: int = 0
+    numbers: list[int] = field(default_factory=list)
+
+
+class Machine(RuleBasedStateMachine):
+    """Submitters, workers and looks, any of which may stop between two steps."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.store = self.run(Store.connect(url, prefix="m" + secrets.token_hex(4), lease_seconds=600))
+        self.run(self.store.register_kind(KIND))
+        self.accepted: dict[str, Accepted] = {}
+        self.attempts: list[Attempt] = []
+        self.keys = self.store._keys.kind(KIND.kind)
+        self.copy: dict[str, bytes | None] = {}
+        self.made = 0
+
+    def _new_id(self, owner: str, key: str | None) -> str:
+        """Ids that depend on the history alone: a failing one must fail again to be made smaller."""
+        self.made += key is None
+        return encode_id(hashlib.sha256(f"{owner}:{key}:{self.made if key is None else ''}".encode()).digest())
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    # --- submitting -------------------------------------------------------------------------------------------
+
+    @rule(key=st.none() | st.sampled_from("abcd"), owner=st.sampled_from(["ann", "bob"]))
+    def submit(self, key: str | None, owner: str) -> None:
+        """A submit, or the automatic retry of one: the same key is the same job."""
+        job = self._new_id(owner, key)
+        submitted = self.run(self.store.submit(job, new_job(KIND, owner=owner), keyed=key is not None))
+        assert submitted.replayed == (job in self.accepted)
+        self.accepted.setdefault(job, Accepted(key))
+
+    @rule(owner=st.sampled_from(["ann", "bob"]), steps=st.integers(1, 2))
+    def submitter_dies(self, owner: str, steps: int) -> None:
+        """The gateway stops after `reserve`, or after `create`: the second one made a job that must end."""
+        job = self._new_id(owner, None)
+        self.run(self.store._run("reserve", self.keys, (job, owner, 1000, 1000, 30_000)))
+        if steps == 2:
+            new = new_job(KIND, owner=owner)
+            fields = self.store._fields(new)
+            arguments = (job, "nonce", new.fingerprint, encode_event_tail("queued"), *fields)
+            assert self.run(self.store._run("create", self.store._keys.job(job), arguments)) == b"created"
+            self.accepted[job] = Accepted(None)
+
+    @precondition(lambda self: any(job.key for job in self.accepted.values()))
+    @rule(data=st.data())
+    def key_reused(self, data: st.DataObject) -> None:
+        """The same key with another body changes nothing."""
+        job = data.draw(st.sampled_from([job for job, one in self.accepted.items() if one.key]))
+        with pytest.raises(KeyReused):
+            self.run(self.store.submit(job, new_job(KIND, fingerprint="other"), keyed=True))
+
+    # --- working ----------------------------------------------------------------------------------------------
+
+    @rule(limit=st.integers(1, 3))
+    def claim(self, limit: int) -> None:
+        """A worker claims and begins."""
+        for claim in self.run(self.store.claim(KIND.kind, "worker", limit)):
+            self._begin(claim)
+
+    def _begin(self, claim: Claim, *, hold: bool = True) -> Attempt | None:
+        begun = self.run(self.store.begin(claim, "worker"))
+        if begun.lease is None or begun.record is None:
+            return None
+        attempt = Attempt(begun.lease, begun.record)
+        self.attempts.append(attempt)
+        if hold:
+            self.run(self.store.hold(claim, begun.lease))
+        return attempt
+
+    @rule(begin=st.booleans())
+    def worker_dies_early(self, begin: bool) -> None:
+        """A worker stops between claim and begin, or between begin and hold."""
+        for claim in self.run(self.store.claim(KIND.kind, "dying", 1)):
+            if begin and (attempt := self._begin(claim, hold=False)) is not None:
+                attempt.crashed = True
+
+    def _draw(self, data: st.DataObject) -> Attempt:
+        return data.draw(st.sampled_from(self.attempts))
+
+    def _holds(self, attempt: Attempt) -> bool:
+        record = self.run(self.store.job(attempt.lease.job))
+        return not attempt.over and record.state is State.RUNNING and record.attempt == attempt.lease.attempt
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data(), count=st.integers(0, 3), twice=st.booleans(), ending=st.sampled_from(["", "", "end", "fail"]))
+    def append(self, data: st.DataObject, count: int, twice: bool, ending: str) -> None:
+        """An attempt writes; if it has lost its job, it must be refused, also after it was thought dead."""
+        attempt = self._draw(data)
+        holds = self._holds(attempt)
+        events = [event("log", {"message": "m"})] * count
+        if ending == "end":
+            events.append(event("succeeded", {"result": 1}))
+        elif ending == "fail":
+            events.append(event("failed", {"problem": {"code": "x"}, "partial": False}))
+        before = self.run(self.store.job(attempt.lease.job)).last
+        try:
+            first = self.run(self.store.append(attempt.lease, attempt.batch + 1, events))
+        except (LeaseLost, EventsLost):
+            assert not holds
+            assert self.run(self.store.job(attempt.lease.job)).last == before
+            return
+        assert holds
+        attempt.batch += 1
+        if twice:
+            assert self.run(self.store.append(attempt.lease, attempt.batch, events)) == first
+        if ending:
+            attempt.over = True
+            if not attempt.crashed:
+                self.run(self.store.leave(attempt.lease, attempt.record))
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data(), counts=st.booleans(), leaves=st.booleans())
+    def give_back(self, data: st.DataObject, counts: bool, leaves: bool) -> None:
+        """A retry or a release; the worker may die before it has left."""
+        attempt = self._draw(data)
+        holds = self._holds(attempt)
+        try:
+            self.run(self.store.retry(attempt.lease, attempt.batch + 1, [], {"code": "x"}, 0, counts=counts))
+        except (LeaseLost, EventsLost):
+            assert not holds
+            return
+        assert holds
+        attempt.batch += 1
+        attempt.over = True
+        if leaves:
+            self.run(self.store.leave(attempt.lease, attempt.record, retry_after_seconds=0))
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data())
+    def late_leave(self, data: st.DataObject) -> None:
+        """A worker that was paused leaves long after another has the job."""
+        attempt = self._draw(data)
+        if attempt.over or not self._holds(attempt):
+            self.run(self.store.leave(attempt.lease, attempt.record))
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data())
+    def crash(self, data: st.DataObject) -> None:
+        """A worker dies or is paused: it renews no more, and may wake up later."""
+        self._draw(data).crashed = True
+
+    @precondition(lambda self: self.accepted)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        """Anybody may ask, any time, any number of times."""
+        self.run(self.store.cancel(data.draw(st.sampled_from(list(self.accepted))), "ann", "enough"))
+
+    # --- what happens by itself -------------------------------------------------------------------------------
+
+    @rule()
+    def time_passes(self) -> None:
+        """Leases of crashed workers run out, and everything due is due now."""
+        self.run(self._pass_time())
+
+    async def _pass_time(self) -> None:
+        client = self.store._client
+        for attempt in self.attempts:
+            name = self.store._keys.record(attempt.lease.job)
+            nonce = (await client.hget(name, "nonce") or b"").decode()
+            if attempt.crashed and nonce == attempt.lease.nonce:
+                await client.hset(name, "lease_until", 1)
+        for job in await client.zrange(self.keys[1], 0, -1):
+            await client.zadd(self.keys[1], {job: 0})
+
+    @rule(times=st.integers(1, 3))
+    def look(self, times: int) -> None:
+        """Lookers look, several at once."""
+
+        async def all_at_once() -> None:
+            await asyncio.gather(*(self.store.look([KIND.kind]) for _ in range(times)))
+
+        self.run(all_at_once())
+
+    @rule()
+    def keep_a_copy(self) -> None:
+        """What a replica has of the kind's slot."""
+
+        async def copy() -> None:
+            self.copy = {key: await self.store._client.dump(key) for key in self.keys}
+
+        self.run(copy())
+
+    @precondition(lambda self: self.copy)
+    @rule()
+    def fail_over(self) -> None:
+        """The kind's slot comes back as it was a while ago; a sweep finds open jobs that it doesn't know."""
+
+        async def restore() -> None:
+            for key, value in self.copy.items():
+                await self.store._client.delete(key)
+                if value is not None:
+                    await self.store._client.restore(key, 0, value)
+            await self.store._client.delete(self.store._keys.sweeper)
+            await self.store.sweep()
+
+        self.run(restore())
+
+    # --- what must hold ---------------------------------------------------------------------------------------
+
+    @invariant()
+    def every_log_is_whole(self) -> None:
+        """Numbers 1..n, at most one end and nothing after it, attempts in order, and the record says the same."""
+        for job, accepted in self.accepted.items():
+            page = self.run(self.store.events(job, START))
+            events = [decode_event(entry.text) for entry in page.entries]
+            assert [one.id for one in events] == list(range(1, len(events) + 1))
+            assert accepted.numbers == [one.id for one in events][: len(accepted.numbers)]
+            accepted.numbers = [one.id for one in events if one.id is not None]
+            ends = [one for one in events if one.type in TERMINAL_TYPES]
+            assert len(ends) <= 1
+            assert not ends or (events[-1] is ends[0] and ends[0].terminal)
+            tries = [one.attempt or 0 for one in events]
+            assert tries == sorted(tries)
+            record = self.run(self.store.job(job))
+            # The fold refuses every change that the transition table doesn't have.
+            fold = fold_log(job, events)
+            assert fold.state == record.state
+            assert fold.attempt == record.attempt
+
+    @invariant()
+    def the_living_keep_their_jobs(self) -> None:
+        """No look, claim or failover of pointers takes a job from a worker that renews."""
+        for attempt in self.attempts:
+            assert attempt.crashed or attempt.over or self._holds(attempt)
+
+    def teardown(self) -> None:
+        """Everybody dies; one good worker and the looks bring every accepted job to its one end."""
+        for attempt in self.attempts:
+            attempt.crashed = True
+        try:
+            self.run(self._finish())
+            self.every_log_is_whole()
+            for job in self.accepted:
+                assert self.run(self.store.job(job)).terminal, f"{job} is stuck"
+            counts = self.run(self.store._client.hgetall(self.keys[6]))
+            assert all(int(count) == 0 for count in counts.values()), counts
+        finally:
+            self.run(self._clean())
+            self.loop.close()
+
+    async def _finish(self) -> None:
+        for _ in range(60):
+            await self._pass_time()
+            await self.store.look([KIND.kind])
+            for claim in await self.store.claim(KIND.kind, "good", 100):
+                begun = await self.store.begin(claim, "good")
+                if begun.lease is not None and begun.record is not None:
+                    await self.store.append(begun.lease, 1, [event("succeeded", {"result": 1})])
+                    await self.store.leave(begun.lease, begun.record)
+            records = await self.store.read_jobs(list(self.accepted))
+            if all(record is not None and record.terminal for record in records):
+                return
+
+    async def _clean(self) -> None:
+        async for key in self.store._client.scan_iter(f"{self.store._keys.prefix}:*"):
+            await self.store._client.delete(key)
+        await self.store.close()
+
+
+def test_promises_hold_in_random_histories(valkey: Server) -> None:
+    """Nothing lost, nothing twice, one end each, whoever dies at whatever step."""
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        lambda: Machine(valkey.url),
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize="OUTLAST_EXAMPLES" not in os.environ,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
+
+
+def test_the_data_of_an_event_is_cut_out_of_its_tail_exactly(valkey: Server) -> None:
+    """The record's `progress` and `end` are the events' own data, also where they contain the marker."""
+    machine = Machine(valkey.url)
+    try:
+        machine.submit(None, "ann")
+        machine.claim(1)
+        attempt = machine.attempts[0]
+        tricky = {"message": '"data":{}', "deep": {"data": {"x": [1, 2]}}}
+        machine.run(machine.store.append(attempt.lease, 1, [event("progress", tricky)]))
+        assert from_json(machine.run(machine.store.job(attempt.lease.job)).progress or b"") == tricky
+    finally:
+        machine.teardown()
