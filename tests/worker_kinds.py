@@ -183,3 +183,12 @@ async def files(ctx: Context) -> list[dict[str, Any]]:
         assert (await file.read()).decode() == text
         found.append({"name": file.name, "size": file.size, "text": text})
     return found
+
+
+@processor("chatty")
+async def chatty(ctx: Context, input: dict[str, int]) -> None:
+    """Publish many lines."""
+    for i in range(input["lines"]):
+        await ctx.output(i, i)
+        if i % 10 == 0:
+            await asyncio.sleep(0.001)

@@ -1,0 +1,122 @@
+"""A worker whose way to Redis breaks: nothing is written twice, nothing is lost, no job runs twice for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gateway.blobs import Blobs
+from gateway.store import Store
+from gateway.store.scripts import load
+from tests.faults import FaultProxy, wait_until
+from tests.integration.test_worker import blobs, end_of, log_of, seen, submit, working
+
+__all__ = ["blobs"]
+
+
+@pytest.fixture
+async def proxy(valkey: str) -> AsyncIterator[FaultProxy]:
+    """A proxy before Valkey."""
+    async with FaultProxy(valkey) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def shaky_store(store: Store, proxy: FaultProxy, prefix: str) -> AsyncIterator[Store]:
+    """A worker's store, which reaches Valkey through the proxy."""
+    shaky = await Store.connect(proxy.url, prefix=prefix, lease_seconds=store.lease_seconds)
+    yield shaky
+    await shaky.close()
+
+
+@pytest.fixture
+async def other_shaky_store(store: Store, proxy: FaultProxy, prefix: str) -> AsyncIterator[Store]:
+    """The store of a second worker behind the same proxy."""
+    shaky = await Store.connect(proxy.url, prefix=prefix, lease_seconds=store.lease_seconds)
+    yield shaky
+    await shaky.close()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(load("claim").sha.encode(), id="claim"),
+        pytest.param(b'"type":"started"', id="begin"),
+        pytest.param(b'"type":"output"', id="append"),
+        pytest.param(b'"type":"succeeded"', id="end"),
+        pytest.param(load("leave").sha.encode(), id="leave"),
+    ],
+)
+async def test_a_lost_reply_leaves_a_log_like_any_other(
+    store: Store, shaky_store: Store, proxy: FaultProxy, blobs: Blobs, request_: bytes
+) -> None:
+    """Redis did it, the worker doesn't know, and asks again."""
+    async with working(shaky_store, blobs, "count"):
+        # The scripts are known to the server after this: the next requests name them by their digests.
+        await end_of(store, await submit(store, "count", {"to": 3}))
+        proxy.drop_reply(request_)
+        job = await submit(store, "count", {"to": 3})
+        record = await end_of(store, job, seconds=20)
+        await wait_until(proxy.dropped.is_set)
+
+    events = await log_of(store, job)
+    assert record.attempt == 1
+    assert [event.type for event in events] == ["queued", "started", *["progress", "output"] * 3, "succeeded"]
+
+
+async def test_a_lost_reply_to_a_retry_costs_one_attempt_only(
+    store: Store, shaky_store: Store, proxy: FaultProxy, blobs: Blobs
+) -> None:
+    """`retrying` is a batch like any other."""
+    async with working(shaky_store, blobs, "failing"):
+        proxy.drop_reply(b'"type":"retrying"')
+        job = await submit(store, "failing", {"how": "retry", "then": "succeed"})
+        record = await end_of(store, job, seconds=20)
+        assert proxy.dropped.is_set()
+
+    assert (record.attempt, record.failures) == (2, 1)
+    assert [event.type for event in await log_of(store, job)].count("retrying") == 1
+
+
+async def test_redis_away_for_three_leases_starts_no_job_twice(
+    shaky_store: Store, other_shaky_store: Store, proxy: FaultProxy, blobs: Blobs, tmp_path: Path
+) -> None:
+    """When it is back, leases are renewed before anybody judges them; the processor has noticed nothing."""
+    gate, lease = tmp_path / "gate", shaky_store.lease_seconds
+    async with working(shaky_store, blobs, "gated"), working(other_shaky_store, blobs, "gated"):
+        job = await submit(shaky_store, "gated", {"gate": str(gate)})
+        await seen(shaky_store, job, "output")
+        proxy.refuse()
+        proxy.cut()
+        # The length of the outage is what is tested.
+        await asyncio.sleep(3 * lease)
+        proxy.refuse(False)
+        await asyncio.sleep(2 * lease)
+        gate.touch()
+        record = await end_of(shaky_store, job)
+
+    assert record.attempt == 1
+    assert record.end_data() == {"result": {"attempt": 1, "found": []}}
+
+
+async def test_what_is_reported_during_an_outage_arrives_after_it(
+    store: Store, shaky_store: Store, proxy: FaultProxy, blobs: Blobs
+) -> None:
+    """In order, once; the function waits where too much would wait."""
+    async with working(shaky_store, blobs, "chatty"):
+        job = await submit(store, "chatty", {"lines": 2_000})
+        await seen(store, job, "output")
+        for _ in range(5):
+            proxy.cut()
+            proxy.refuse()
+            await asyncio.sleep(store.lease_seconds / 10)
+            proxy.refuse(False)
+            await asyncio.sleep(store.lease_seconds / 10)
+        record = await end_of(store, job, seconds=20)
+
+    events = await log_of(store, job)
+    assert record.attempt == 1
+    assert [event.data["value"] for event in events if event.type == "output"] == list(range(2_000))

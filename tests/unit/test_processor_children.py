@@ -1,0 +1,77 @@
+"""Child processes: none outlives its block or its attempt."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from processors.children import Children
+from tests.faults import wait_until
+
+STUBBORN = (
+    "import os, signal, subprocess, sys, time; signal.signal(15, signal.SIG_IGN);"
+    "child = subprocess.Popen(['sleep', '600']); print(child.pid, flush=True); time.sleep(600)"
+)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for is dead all the same."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_a_child_is_killed_at_the_end_of_its_block() -> None:
+    """With all that it started."""
+    children = Children()
+    async with children.start(sys.executable, "-c", STUBBORN, stdout=asyncio.subprocess.PIPE) as process:
+        assert process.stdout is not None
+        grandchild = int(await process.stdout.readline())
+
+    assert process.returncode == -9
+    await wait_until(lambda: not lives(grandchild))
+
+
+async def test_a_child_that_ended_by_itself_keeps_its_exit_code() -> None:
+    """Nothing is signalled then."""
+    children = Children()
+    async with children.start(sys.executable, "-c", "raise SystemExit(3)") as process:
+        assert await process.wait() == 3
+    assert children.kill() == 0
+
+
+async def test_children_are_asked_first_and_killed_then() -> None:
+    """As an attempt that is to stop does it, from outside of the block."""
+    children = Children()
+    async with children.start(sys.executable, "-c", STUBBORN, stdout=asyncio.subprocess.PIPE) as process:
+        assert process.stdout is not None
+        await process.stdout.readline()
+        assert children.terminate() == 1
+        assert process.returncode is None
+        assert children.kill() == 1
+        async with asyncio.timeout(5):
+            assert await process.wait() == -9
+
+
+def test_a_thread_has_the_same() -> None:
+    """With `Popen` in its hands."""
+    children = Children()
+    with children.start_sync(sys.executable, "-c", STUBBORN, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        grandchild = int(process.stdout.readline())
+        assert lives(grandchild)
+
+    assert process.returncode == -9
+    assert not lives(process.pid)
+
+
+async def test_a_program_that_is_not_there_says_so() -> None:
+    """The author's `except FileNotFoundError` works as with asyncio."""
+    with pytest.raises(FileNotFoundError):
+        async with Children().start("/no/such/program"):
+            raise AssertionError
