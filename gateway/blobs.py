@@ -1,0 +1,277 @@
+"""Blobs: the bytes that are too large for Redis. A local folder, or an object store such as S3, by URL.
+
+Keys are `jobs/{job id}/...`, so that all of a job is deleted at once. Nothing here knows what is in a blob, and nothing
+is ever executed or unpacked. obstore's plain calls run in threads: its asyncio calls come back on threads of its own,
+which abort the process if the interpreter ends in that moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import secrets
+import shutil
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, ParamSpec, Self, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotSupportedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from gateway.errors import ConfigurationError, NotFound, TooLarge, Unavailable
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Chunks of an upload are gathered to this size before they go to a thread: a network chunk each would cost more for
+# the way there and back than for the writing.
+GATHER_BYTES: Final = 1024 * 1024
+# One read. A slow client holds no more than this, and no request to the object store stays open while it dawdles.
+READ_BYTES: Final = 1024 * 1024
+# S3 takes no part below 5 MiB. Times the parts on their way at once, it is what an upload may hold in memory.
+_REMOTE_PART_BYTES: Final = 8 * 1024 * 1024
+_PARTS_AT_ONCE: Final = 2
+# Not asyncio's default threads, of which there are few and which look up host names too: a slow object store must not
+# stand in anybody's way.
+_THREADS: Final = ThreadPoolExecutor(32, thread_name_prefix="blobs")
+_MARKER_KEY: Final = "outlast-marker"
+# What can stand in a path of any store and any file system as it is.
+_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*", re.ASCII)
+_JOB_KEY: Final = re.compile(r"^jobs/([a-z0-9]{1,64})/", re.ASCII)
+
+
+class Blobs:
+    """All blobs of one place. Each operation raises `Unavailable` while the place does not answer."""
+
+    def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
+        self._store = store
+        self._folder = folder
+        self._part_bytes = _REMOTE_PART_BYTES if folder is None else GATHER_BYTES
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """The place that a URL names: `file:///folder` (made if missing), `s3://bucket/path`, `gs://`, `az://`.
+
+        Credentials come from the environment, as that store's own tools read them.
+        Raises `ConfigurationError` for a URL that names none.
+        """
+        parts = urlsplit(url)
+        try:
+            if parts.scheme == "file":
+                if parts.netloc not in {"", "localhost"}:
+                    raise ValueError("a file URL has three slashes: file:///folder")
+                folder = Path(unquote(parts.path))
+                folder.mkdir(parents=True, exist_ok=True)
+                return cls(LocalStore(folder, automatic_cleanup=True), folder)
+            return cls(from_url(url))
+        except (BaseError, ValueError, OSError) as error:
+            raise ConfigurationError(
+                f"OUTLAST_BLOB_URL: {url!r} can't be used ({error}); use file:///folder or s3://bucket/path"
+            ) from None
+
+    @staticmethod
+    def key_for(job_id: str) -> str:
+        """A new key for a blob of this job."""
+        return f"jobs/{job_id}/{secrets.token_hex(8)}"
+
+    # --- one blob -----------------------------------------------------------------------------------------------
+
+    async def put(self, key: str, body: bytes | AsyncIterable[bytes], *, max_bytes: int | None) -> tuple[int, str]:
+        """Store a blob, replacing what has the key; returns its size and its SHA-256 in hexadecimal.
+
+        A stream is never held whole. Raises `TooLarge` as soon as there are more than `max_bytes`. After an error, an
+        error of the stream or a cancellation nothing of it is left behind, and nobody ever sees a part of it.
+        """
+        upload = _Upload(self._store, _checked(key), self._part_bytes)
+        try:
+            waiting = bytearray()
+            size = 0
+            async for chunk in _chunks(body):
+                size += len(chunk)
+                if max_bytes is not None and size > max_bytes:
+                    raise TooLarge(f"This is larger than the limit of {max_bytes} bytes.")
+                waiting += chunk
+                if len(waiting) >= GATHER_BYTES:
+                    await _in_thread(upload.write, bytes(waiting))
+                    waiting.clear()
+            return size, await _in_thread(upload.finish, bytes(waiting))
+        except BaseException:
+            # It waits for a write that a cancellation left running in its thread; the thread can't be stopped.
+            await asyncio.shield(_in_thread(upload.discard))
+            raise
+
+    async def get(self, key: str) -> bytes:
+        """A whole blob. Raises `NotFound`."""
+        return await _in_thread(lambda: bytes(obstore.get(self._store, _checked(key)).bytes()))
+
+    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """A blob's bytes from `start` up to but without `end`, in pieces. Raises `NotFound`."""
+        size = await self.size(key)
+        end = size if end is None else min(end, size)
+        while start < end:
+            stop = min(start + READ_BYTES, end)
+            yield bytes(await _in_thread(obstore.get_range, self._store, key, start=start, end=stop))
+            start = stop
+
+    async def size(self, key: str) -> int:
+        """A blob's size in bytes. Raises `NotFound`."""
+        return (await _in_thread(obstore.head, self._store, _checked(key)))["size"]
+
+    def local_path(self, key: str) -> Path | None:
+        """Where the blob is in a local folder, for reading only; None where there is no such folder."""
+        path = _checked(key)
+        return None if self._folder is None else self._folder / path
+
+    async def delete(self, key: str) -> None:
+        """Delete a blob; one that isn't there is deleted already."""
+        with suppress(NotFound):
+            await _in_thread(obstore.delete, self._store, _checked(key))
+
+    # --- many ---------------------------------------------------------------------------------------------------
+
+    async def delete_prefix(self, prefix: str) -> int:
+        """Delete all blobs below `prefix` (`jobs/{id}`), and what uploads that broke off left there.
+
+        Returns how many blobs that were.
+        """
+        return await _in_thread(self._delete_prefix, _checked(prefix.rstrip("/")))
+
+    def _delete_prefix(self, prefix: str) -> int:
+        # A listing names at most a thousand, and none that was deleted since it began.
+        keys = [entry["path"] for page in obstore.list(self._store, prefix) for entry in page]
+        if self._folder is not None:
+            shutil.rmtree(self._folder / prefix, ignore_errors=True)
+        elif keys:
+            obstore.delete(self._store, keys)
+        return len(keys)
+
+    async def jobs(self) -> AsyncIterator[tuple[str, float]]:
+        """The jobs that have blobs, each with the time of its newest one in seconds since 1970, for the collector."""
+        newest = await _in_thread(self._local_jobs if self._folder is not None else self._remote_jobs)
+        for job, changed_at in newest.items():
+            yield job, changed_at
+
+    def _local_jobs(self) -> dict[str, float]:
+        """A walk, not a listing: a listing leaves out the halves of uploads that died with their process."""
+        assert self._folder is not None
+        newest: dict[str, float] = {}
+        for folder in _entries(self._folder / "jobs"):
+            with suppress(OSError):  # Deleted while we look.
+                times = [path.stat().st_mtime for path in (folder, *folder.rglob("*"))]
+                newest[folder.name] = max(times)
+        return newest
+
+    def _remote_jobs(self) -> dict[str, float]:
+        newest: dict[str, float] = {}
+        for page in obstore.list(self._store, "jobs"):
+            for entry in page:
+                match = _JOB_KEY.match(entry["path"])
+                if match is not None:
+                    changed_at = entry["last_modified"].timestamp()
+                    newest[match[1]] = max(changed_at, newest.get(match[1], 0.0))
+        return newest
+
+    async def marker(self) -> str:
+        """The id of this place, made at the first call: two processes that read the same one share their blobs."""
+        with suppress(NotFound):
+            return (await self.get(_MARKER_KEY)).decode()
+        await _in_thread(self._make_marker, secrets.token_hex(16))
+        return (await self.get(_MARKER_KEY)).decode()
+
+    def _make_marker(self, marker: str) -> None:
+        # Another process may make one in the same moment; the first one counts.
+        with suppress(AlreadyExistsError):
+            try:
+                obstore.put(self._store, _MARKER_KEY, marker.encode(), mode="create")
+            except NotSupportedError:
+                obstore.put(self._store, _MARKER_KEY, marker.encode())
+
+
+class _Upload:
+    """One blob on its way in, used from threads: one call at a time, whoever was cancelled meanwhile."""
+
+    def __init__(self, store: ObjectStore, key: str, part_bytes: int) -> None:
+        self._store = store
+        self._key = key
+        # Until it is closed a writer's blob can't be seen, and one that is dropped takes its parts back.
+        self._writer: Any = obstore.open_writer(store, key, buffer_size=part_bytes, max_concurrency=_PARTS_AT_ONCE)
+        self._digest = hashlib.sha256()
+        self._lock = threading.Lock()
+        self._finished = False
+
+    def write(self, data: bytes) -> None:
+        """Take the next bytes."""
+        with self._lock:
+            self._digest.update(data)
+            self._writer.write(data)
+
+    def finish(self, data: bytes) -> str:
+        """Take the last bytes and make the blob visible. Returns the digest of all of them."""
+        with self._lock:
+            if data:
+                self._digest.update(data)
+                self._writer.write(data)
+            self._finished = True
+            self._writer.close()
+            return self._digest.hexdigest()
+
+    def discard(self) -> None:
+        """Leave nothing behind, however far it got."""
+        with self._lock:
+            self._writer = None
+            if self._finished:
+                with suppress(FileNotFoundError):
+                    obstore.delete(self._store, self._key)
+
+
+def _checked(key: str) -> str:
+    """The key, if it can't lead out of the place. The keys are ours, so anything else is a defect, not a request."""
+    if _KEY.fullmatch(key) is None:
+        raise ValueError(f"{key!r} is no key of a blob")
+    return key
+
+
+async def _chunks(body: bytes | AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    if isinstance(body, AsyncIterable):
+        async for chunk in body:
+            yield chunk
+    else:
+        yield body
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+async def _in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call obstore in a thread, and turn its errors into ours. Cancelling doesn't stop the call."""
+    try:
+        return await asyncio.get_running_loop().run_in_executor(_THREADS, partial(function, *args, **kwargs))
+    except FileNotFoundError:
+        raise NotFound("There is no such file.") from None
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        logger.error("the file store refuses access: %s", error)
+    except (BaseError, OSError) as error:
+        logger.error("the file store does not answer: %s: %s", type(error).__name__, error)
+    raise Unavailable(
+        "The file store does not answer. Try again later.", code="blobs_unavailable", retry_after_seconds=5
+    )
