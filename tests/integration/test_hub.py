@@ -10,9 +10,10 @@ from contextlib import suppress
 import pytest
 
 from gateway.hub import Frame, Hub, Listener, Subscription, Watch
-from gateway.metrics import Metrics
+from gateway.metrics import NoMetrics
 from gateway.protocol import START, CloseCode, Cursor, EventType, KindDocument
 from gateway.store import JobRecord, Store
+from tests.faults import wait_until
 from tests.jobs import begin, end, event, submit
 
 KIND = KindDocument(kind="echo")
@@ -83,7 +84,7 @@ class Collector(Listener):
 @pytest.fixture
 async def hub(store: Store) -> AsyncIterator[Hub]:
     """A hub with short times."""
-    hub = Hub(store, heartbeat_seconds=0.5, write_stall_seconds=1.5, write_buffer_bytes=256 * 1024, metrics=Metrics())
+    hub = Hub(store, heartbeat_seconds=0.5, write_stall_seconds=1.5, write_buffer_bytes=256 * 1024, metrics=NoMetrics())
     running = asyncio.create_task(hub.run())
     yield hub
     running.cancel()
@@ -101,9 +102,7 @@ async def listen(hub: Hub, record: JobRecord, after: Cursor = START, **options: 
 
 async def until(hub: Hub, collector: Collector, number: int) -> None:
     """Wait until a listener has an event."""
-    async with asyncio.timeout(10):
-        while not collector.cursors or collector.cursors[-1].number < number:
-            await asyncio.sleep(0.005)
+    await wait_until(lambda: collector.cursors and collector.cursors[-1].number >= number, 10)
 
 
 async def test_a_listener_gets_the_log_and_then_what_comes(hub: Hub, store: Store) -> None:
@@ -246,9 +245,7 @@ async def test_silence_is_broken_by_heartbeats(hub: Hub, store: Store) -> None:
     record = await submit(store, KIND)
     collector = await listen(hub, record)
 
-    async with asyncio.timeout(5):
-        while collector.heartbeats < 2:
-            await asyncio.sleep(0.01)
+    await wait_until(lambda: collector.heartbeats >= 2, 5)
     assert collector.numbers == [1]
 
 
@@ -265,9 +262,7 @@ async def test_a_running_jobs_listener_hears_whether_its_worker_lives(hub: Hub, 
             if type_ == EventType.LIVENESS and b"worker-7" in text
         ]
 
-    async with asyncio.timeout(10):
-        while len(silences()) < 3:
-            await asyncio.sleep(0.01)
+    await wait_until(lambda: len(silences()) >= 3, 10)
     assert silences() == sorted(silences())
     assert silences()[-1] > 0.5
 
@@ -281,13 +276,9 @@ async def test_a_queued_jobs_listener_hears_its_position(
     record = await submit(store, KIND)
     # The loop sleeps for its old time once more.
     collector = await listen(hub, record)
-    async with asyncio.timeout(8):
-        while not any(b'"position":2' in text for _, text, _ in collector.unnumbered):
-            await asyncio.sleep(0.01)
+    await wait_until(lambda: any(b'"position":2' in text for _, text, _ in collector.unnumbered), 8)
     await begin(store, "echo")
-    async with asyncio.timeout(8):
-        while not any(b'"position":1' in text for _, text, _ in collector.unnumbered):
-            await asyncio.sleep(0.01)
+    await wait_until(lambda: any(b'"position":1' in text for _, text, _ in collector.unnumbered), 8)
 
 
 async def test_a_rewritten_history_is_announced_and_never_spliced(hub: Hub, store: Store) -> None:
@@ -354,13 +345,14 @@ async def test_the_last_listener_to_go_ends_the_jobs_feed(hub: Hub, store: Store
     async def subscribers() -> int:
         return int((await store._client.execute_command("PUBSUB", "SHARDNUMSUB", channel))[1])
 
+    async def nobody() -> bool:
+        return await subscribers() == 0
+
     hub.close(one, "gone")
     assert await subscribers() == 1
     hub.close(two, "gone")
 
-    async with asyncio.timeout(5):
-        while await subscribers():
-            await asyncio.sleep(0.01)
+    await wait_until(nobody, 5)
 
 
 async def test_draining_tells_every_listener_to_come_back(hub: Hub, store: Store) -> None:

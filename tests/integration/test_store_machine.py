@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -31,12 +31,6 @@ T = TypeVar("T")
 KIND = KindDocument(kind="machine", max_attempts=3)
 # More histories, drawn anew each time: OUTLAST_EXAMPLES=1000 pytest tests/integration/test_store_machine.py
 EXAMPLES = int(os.environ.get("OUTLAST_EXAMPLES", "40"))
-
-
-class Server(Protocol):
-    """What the `valkey` fixture gives."""
-
-    url: str
 
 
 @dataclass
@@ -319,10 +313,10 @@ class Machine(RuleBasedStateMachine):
         await self.store.close()
 
 
-def test_promises_hold_in_random_histories(valkey: Server) -> None:
+def test_promises_hold_in_random_histories(valkey: str) -> None:
     """Nothing lost, nothing twice, one end each, whoever dies at whatever step."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        lambda: Machine(valkey.url),
+        lambda: Machine(valkey),
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=40,
@@ -333,9 +327,9 @@ def test_promises_hold_in_random_histories(valkey: Server) -> None:
     )
 
 
-def test_the_data_of_an_event_is_cut_out_of_its_tail_exactly(valkey: Server) -> None:
+def test_the_data_of_an_event_is_cut_out_of_its_tail_exactly(valkey: str) -> None:
     """The record's `progress` and `end` are the events' own data, also where they contain the marker."""
-    machine = Machine(valkey.url)
+    machine = Machine(valkey)
     try:
         machine.submit(None, "ann")
         machine.claim(1)
