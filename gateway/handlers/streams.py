@@ -1,0 +1,310 @@
+"""A job's events over HTTP: Server-Sent Events, NDJSON, and JSON pages with a long poll.
+
+The response's head and first bytes go out through aiohttp; from then on ready-made bytes go straight to the transport,
+because `StreamResponse.write` per event costs twice the CPU of the event itself (benchmarks/fanout.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from typing import Final, Literal
+
+from aiohttp import web
+
+from gateway.errors import BadRequest
+from gateway.handlers.context import HUB, METRICS, SETTINGS, STORE, owned_job
+from gateway.handlers.routes import EVENT_STREAM, NO_BODY, SECONDS, Answer, Parameter, Route
+from gateway.hub import Frame, Hub, Listener, Subscription
+from gateway.protocol import TYPE_PATTERN, CloseCode, Cursor, EventType, encode_transient
+from gateway.sse import comment, encode_event, id_only, retry
+from gateway.store import JobRecord
+
+Format = Literal["sse", "ndjson", "json"]
+CONTENT_TYPES: Final = {
+    "sse": "text/event-stream",
+    "ndjson": "application/x-ndjson",
+    "json": "application/json",
+}
+# Streams must pass every hop unbuffered and unchanged: no-transform keeps an edge from compressing them, and
+# X-Accel-Buffering is nginx's switch.
+STREAM_HEADERS: Final = {
+    "Cache-Control": "no-cache, no-store, no-transform",
+    "X-Accel-Buffering": "no",
+    "Vary": "Accept",
+}
+MAX_WAIT_SECONDS: Final = 50.0
+DEFAULT_WAIT_SECONDS: Final = 25.0
+_PAGE_EVENTS: Final = 1000
+_PAGE_BYTES: Final = 1 << 20
+_HEARTBEAT: Final = comment("")
+_TYPE: Final = re.compile(TYPE_PATTERN, re.ASCII)
+
+
+class StreamListener(Listener):
+    """An HTTP response that goes on: bytes are framed as chunks here (RFC 9112, section 7.1) and never wait."""
+
+    def __init__(self, hub: Hub, transport: asyncio.WriteTransport, *, transport_name: str, chunked: bool) -> None:
+        super().__init__(hub, transport, transport_name=transport_name)
+        self._chunked = chunked
+
+    def send(self, data: bytes) -> None:
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def finished(self, subscription: Subscription) -> None:
+        self.close(None)
+
+
+class SseListener(StreamListener):
+    """Server-Sent Events; `names` adds an `event:` line for those who use `addEventListener`."""
+
+    names = False
+
+    def encode(self, frame: Frame) -> bytes:
+        return b"event: %b\n%b" % (frame.type, frame.sse) if self.names else frame.sse
+
+    def encode_unnumbered(self, text: bytes, type_: str, cursor: Cursor | None = None) -> bytes:
+        if not text:
+            return id_only(cursor) if cursor else b""
+        return encode_event(text, cursor, name=type_ if self.names else None)
+
+    def heartbeat(self) -> bytes:
+        return _HEARTBEAT
+
+
+class NdjsonListener(StreamListener):
+    """One event a line. The heartbeat is a space: a blank line breaks parsers, leading white space doesn't."""
+
+    def encode(self, frame: Frame) -> bytes:
+        return frame.text + b"\n"
+
+    def encode_unnumbered(self, text: bytes, type_: str, cursor: Cursor | None = None) -> bytes:
+        return text + b"\n" if text else b""
+
+    def heartbeat(self) -> bytes:
+        return b" "
+
+
+class _FirstEvent(NdjsonListener):
+    """Hears one event and is done: the wait of a long poll."""
+
+    def encode(self, frame: Frame) -> bytes:
+        self.close(None)
+        return b""
+
+    def send(self, data: bytes) -> None:
+        pass
+
+
+def accepted_format(request: web.Request, default: Format) -> Format:
+    """The stream's format by `Accept`: the first of ours that is named, else the default."""
+    accept = request.headers.get("Accept", "")
+    for part in accept.split(","):
+        media = part.split(";", 1)[0].strip().lower()
+        for name, content_type in CONTENT_TYPES.items():
+            if media == content_type:
+                return name  # type: ignore[return-value]
+    return default
+
+
+def requested_cursor(request: web.Request) -> Cursor:
+    """Where to go on: `Last-Event-ID` (a browser's own reconnect), else `?after=`, else the start."""
+    text = request.headers.get("Last-Event-ID") or request.query.get("after") or "0"
+    return Cursor.parse(text)
+
+
+def requested_types(request: web.Request) -> frozenset[str] | None:
+    """`?types=progress,output`; None for all."""
+    text = request.query.get("types")
+    if text is None:
+        return None
+    types = frozenset(part.strip() for part in text.split(",") if part.strip())
+    wrong = sorted(type_ for type_ in types if not _TYPE.match(type_))
+    if wrong or len(types) > 64:
+        raise BadRequest(f"?types= takes event types separated by commas; {wrong[:1] or 'more than 64'} is not good.")
+    return types
+
+
+def requested_seconds(request: web.Request, name: str, most: float) -> float | None:
+    """A query parameter in seconds, such as `wait=25` or `cut=5s`; None where it is not given."""
+    text = request.query.get(name)
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)s?", text, re.ASCII)
+    if match is None:
+        raise BadRequest(f"?{name}= takes seconds, such as {name}=25; not {text[:40]!r}.")
+    return min(float(match[1]), most)
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    """`GET /v1/jobs/{id}/events`."""
+    record = await owned_job(request)
+    after = requested_cursor(request)
+    if after.time_ms is None and after.number > record.last.number:
+        raise BadRequest(
+            f"The cursor {after} is beyond the job's last event, {record.last.number}; use the id of an event that you"
+            " have, or 0 for the start.",
+            code="bad_cursor",
+        )
+    format_ = accepted_format(request, "sse")
+    if format_ == "json":
+        return await _page(request, record, after)
+    at_end = record.terminal and (after == record.last or after == Cursor(record.last.number))
+    if at_end and format_ == "sse":
+        # [spec] "Clients will reconnect if the connection is closed; a client can be told to stop reconnecting using
+        # the HTTP 204 No Content response code." (WHATWG HTML, 9.2.1)
+        return web.Response(status=204, headers=STREAM_HEADERS)
+    return await stream(request, record, after, format_, planned_end=True)
+
+
+async def stream(
+    request: web.Request,
+    record: JobRecord,
+    after: Cursor,
+    format_: Format,
+    *,
+    planned_end: bool,
+    status: int = 200,
+    headers: dict[str, str] | None = None,
+) -> web.StreamResponse:
+    """Send a job's events until its end, as they come.
+
+    `planned_end` ends the stream after about `stream_max_age_seconds`, with advice to come back: so resuming is
+    exercised every day. A POST's stream can't be repeated by a browser and never is ended by plan.
+    """
+    settings, hub = request.app[SETTINGS], request.app[HUB]
+    snapshot = request.query.get("snapshot") == "1"
+    types = requested_types(request)
+    cut = requested_seconds(request, "cut", 3600) if settings.dev else None
+
+    response = web.StreamResponse(status=status, headers=STREAM_HEADERS | (headers or {}))
+    response.content_type = CONTENT_TYPES[format_]
+    if format_ == "sse":
+        response.charset = "utf-8"
+    await response.prepare(request)
+    transport = request.transport
+    if transport is None:
+        return response
+    chunked = bool(response.chunked) or request.version >= (1, 1)
+    listener: StreamListener
+    if format_ == "sse":
+        listener = SseListener(hub, transport, transport_name="sse", chunked=chunked)
+        listener.names = request.query.get("names") == "1"
+        # Two frames at once: some middleboxes hold the first until they have seen a second, and an edge may hold the
+        # headers until there is a body byte.
+        listener.send(comment("ok"))
+        listener.send(retry(_jittered_ms(settings.retry_seconds)))
+    else:
+        listener = NdjsonListener(hub, transport, transport_name="ndjson", chunked=chunked)
+        listener.send(b" ")
+    if planned_end:
+        listener.ends_at = hub.clock() + settings.stream_max_age_seconds * random.uniform(0.8, 1.2)
+    cutter = asyncio.get_running_loop().call_later(cut, transport.abort) if cut is not None else None
+
+    hub.open(listener)
+    reason = "gone"
+    try:
+        await hub.start(hub.place(listener, record, after, types=types), snapshot=snapshot)
+        code = await listener.closed
+        reason = code.value if code else "end"
+        if code is not None and not transport.is_closing():
+            _advise(listener, record.id, code, settings.retry_seconds)
+    finally:
+        if cutter is not None:
+            cutter.cancel()
+        hub.close(listener, reason)
+    await response.write_eof()
+    return response
+
+
+def _advise(listener: StreamListener, job: str, code: CloseCode, retry_seconds: float) -> None:
+    """Say that this connection ends and the job does not: `closing`, and when to come back."""
+    milliseconds = _jittered_ms(retry_seconds)
+    data = {"reason": code.value, "retry_seconds": milliseconds / 1000}
+    text = encode_transient(EventType.CLOSING, job, Hub.now_ms(), data)
+    advice = retry(milliseconds) if isinstance(listener, SseListener) else b""
+    listener.send(listener.encode_unnumbered(text, EventType.CLOSING) + advice)
+
+
+def _jittered_ms(seconds: float) -> int:
+    return int(seconds * 1000 * random.uniform(0.5, 1.5))
+
+
+async def _page(request: web.Request, record: JobRecord, after: Cursor) -> web.Response:
+    """A JSON array of events; `?wait=N` waits for the first one where there is none yet."""
+    store, hub = request.app[STORE], request.app[HUB]
+    wait = requested_seconds(request, "wait", MAX_WAIT_SECONDS)
+    types = requested_types(request)
+    page = await store.events(record.id, after, _PAGE_EVENTS)
+    if not page.entries and not page.broken and not page.terminal and wait:
+        listener = _FirstEvent(hub, request.transport or _gone(), transport_name="poll", chunked=False)
+        hub.open(listener)
+        try:
+            async with asyncio.timeout(wait):
+                await hub.start(hub.place(listener, record, page.head))
+                await listener.closed
+        except TimeoutError:
+            pass
+        finally:
+            hub.close(listener, "poll")
+        page = await store.events(record.id, after, _PAGE_EVENTS)
+    texts: list[bytes] = []
+    if page.broken:
+        raise BadRequest(
+            f"Events after {after} are gone or were rewritten; start again with ?after=0, or follow the stream, which"
+            " sends a snapshot.",
+            code="cursor_lost",
+        )
+    size = 0
+    last = after
+    wanted = None if types is None else {type_.encode() for type_ in types}
+    for entry in page.entries:
+        size += len(entry.text)
+        if texts and size > _PAGE_BYTES:
+            break
+        last = entry.cursor
+        if wanted is None or entry.type in wanted or entry.type in {b"succeeded", b"failed", b"cancelled"}:
+            texts.append(entry.text)
+    body = b"[" + b",".join(texts) + b"]"
+    headers = {"Cache-Control": "no-store", "Vary": "Accept", "Last-Event-ID": str(last)}
+    request.app[METRICS].count("polls")
+    return web.Response(body=body, content_type="application/json", headers=headers)
+
+
+def _gone() -> asyncio.WriteTransport:
+    raise ConnectionResetError("the client has gone")
+
+
+CURSOR_PARAMETERS: Final = (
+    Parameter(
+        "Last-Event-ID", "The cursor of the last event that you have; a browser sends it by itself.", place="header"
+    ),
+    Parameter("after", "The same, for clients that set no headers: `17-1764000000000`, or a bare number."),
+)
+STREAM_PARAMETERS: Final = (
+    Parameter("snapshot", "Begin with a snapshot instead of the whole log.", {"type": "string", "enum": ["1"]}),
+    Parameter("types", "Only these event types, separated by commas; the end, `reset` and `snapshot` always come."),
+    Parameter("names", "Add an `event:` line to SSE blocks.", {"type": "string", "enum": ["1"]}),
+    Parameter("cut", "In development: cut the connection after so many seconds, to see the resume work."),
+)
+routes: Final = [
+    Route(
+        "GET",
+        "/v1/jobs/{job}/events",
+        events,
+        "Follow a job",
+        "Server-Sent Events by default, NDJSON or a JSON page by `Accept`; from the cursor on, each event once, in"
+        " order, until the job's end.",
+        responses={
+            200: Answer("The events, as they come.", content_types=EVENT_STREAM),
+            204: Answer("The job has ended and you have all its events: don't come back.", content_types=NO_BODY),
+        },
+        parameters=(
+            *CURSOR_PARAMETERS,
+            *STREAM_PARAMETERS,
+            Parameter("wait", "For a JSON page: wait so long for the first event.", SECONDS),
+        ),
+        held=True,
+    )
+]
