@@ -4,11 +4,13 @@
     ├── RequestError            the request can't be served as it is (4xx)
     │   ├── BadRequest          400 bad_request · bad_cursor · bad_json · bad_frame
     │   ├── Unauthorized        401    Forbidden 403
-    │   ├── NotFound            404    Gone 410
+    │   ├── NotFound            404    MethodNotAllowed 405
+    │   ├── Timeout             408
     │   ├── Conflict            409 not_finished · still_open · resubmitted_stream
+    │   ├── Gone                410
     │   ├── TooLarge            413    UnsupportedType 415
     │   ├── InvalidInput        422 (which field, and why)
-    │   ├── KeyReused           422    JobFailed 422
+    │   ├── KeyReused           422    JobFailed 422 job_failed · job_cancelled
     │   └── TooMany             429
     ├── Unavailable             503 store_unavailable · draining · queue_full · store_full
     │   └── Unreachable         a client got no answer of the gateway's: no connection, or an edge's own page

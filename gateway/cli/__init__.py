@@ -1,8 +1,8 @@
 """The `outlast` command: its sub-commands, its exit codes, and how its errors look.
 
 Each module of this package has `add_commands(subparsers)`, which gives every parser a `handler=`: a function that takes
-the parsed arguments and returns the exit code. Handlers import what they need: `outlast --help` must not wait for Redis,
-aiohttp or rich.
+the parsed arguments and returns the exit code. Handlers import what they need: `outlast --help` must not wait for
+Redis, aiohttp or rich.
 """
 
 from __future__ import annotations

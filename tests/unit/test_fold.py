@@ -64,9 +64,11 @@ def test_what_no_log_holds_is_refused_and_changes_nothing(case: dict[str, Any]) 
     assert fold.data() == before
 
 
-DATA = {
+DATA: dict[EventType, st.SearchStrategy[dict[str, Any]]] = {
     EventType.PROGRESS: st.fixed_dictionaries({"current": st.integers(0, 9), "total": st.none() | st.integers(1, 9)}),
-    EventType.DELTA: st.fixed_dictionaries({"channel": st.sampled_from(["text", "x"]), "text": st.text("ab\u00fc", max_size=3)}),
+    EventType.DELTA: st.fixed_dictionaries(
+        {"channel": st.sampled_from(["text", "x"]), "text": st.text("ab\u00fc", max_size=3)}
+    ),
     EventType.OUTPUT: st.fixed_dictionaries({"index": st.sampled_from(["0", "1", "a"]), "value": st.integers()}),
     EventType.SUCCEEDED: st.fixed_dictionaries({"result": st.none() | st.integers()}),
     EventType.FAILED: st.fixed_dictionaries({"problem": st.just({"code": "x"}), "partial": st.booleans()}),
@@ -92,10 +94,8 @@ def logs(draw: st.DrawFn) -> list[Event]:
         attempt += type_ == EventType.STARTED
         state = TRANSITIONS.get((state, EventType(type_))) or state if type_ != "a.b" else state
         time_ms += draw(st.integers(0, 3))
-        data = draw(DATA[EventType(type_)]) if type_ in DATA else {}
-        events.append(
-            Event(id=number, time=format_time(time_ms), job=JOB, attempt=attempt, type=str(type_), data=dict(data))
-        )
+        data: dict[str, Any] = draw(DATA[EventType(type_)]) if type_ in DATA else {}
+        events.append(Event(id=number, time=format_time(time_ms), job=JOB, attempt=attempt, type=str(type_), data=data))
     return events
 
 
