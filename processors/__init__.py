@@ -18,6 +18,7 @@ from processors.context import Context, SyncContext
 from processors.errors import ProcessorError, Rejected, Retry
 from processors.files import InputFile, SyncInputFile
 from processors.processor import Processor, load_processors, processor
+from processors.worker import run_worker
 
 __all__ = [
     "Context",
@@ -30,4 +31,5 @@ __all__ = [
     "SyncInputFile",
     "load_processors",
     "processor",
+    "run_worker",
 ]

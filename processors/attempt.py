@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 from dataclasses import dataclass
 from enum import Enum
@@ -297,6 +298,8 @@ class Attempt:
                 result = await function(context, *arguments)
             case Style.THREAD:
                 result = await run_in_thread(function, context.sync, *arguments, name=name)
+                if inspect.isawaitable(result):
+                    raise TypeError(f"{self.processor} is no async function, but returned something to await")
             case Style.ASYNC_GENERATOR:
                 index = 0
                 async with contextlib.aclosing(function(context, *arguments)) as values:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from pydantic_core import PydanticSerializationError, to_json
 
+from gateway.errors import Unavailable
 from gateway.protocol import EventType
 from processors.backoff import retry_delay
 from processors.errors import ProcessorError, Rejected, Retry
@@ -76,6 +77,9 @@ def after_error(error: BaseException, *, failures: int, max_attempts: int, parti
 def _problem_of(error: BaseException) -> dict[str, Any]:
     if isinstance(error, ProcessorError):
         return {"title": "The processor could not do it"} | error.problem()
+    if isinstance(error, Unavailable):
+        # The store or the blobs; what these say is meant for clients.
+        return error.problem()
     # What an unexpected error says may hold paths, keys or input: it is logged, never sent.
     return problem(
         "processor_error",

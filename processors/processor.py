@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import SimpleNamespace
 from typing import Any, Final, Literal, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
@@ -100,6 +101,8 @@ def processor(
         setup: Called once per worker process, before the kind is announced: load models here. A plain function runs
             in a thread; an async one is awaited.
     """
+    if not isinstance(kind, str):
+        raise ConfigurationError("A processor needs the name of its kind: write @processor('its-kind').")
     # Models that are local to the function which decorates would not be found by their names otherwise.
     local_names = sys._getframe(1).f_locals
 
@@ -186,17 +189,12 @@ def _adapters(
     kind: str, function: Callable[..., Any], style: Style, local_names: Mapping[str, Any]
 ) -> tuple[TypeAdapter[Any] | None, TypeAdapter[Any] | None]:
     """The adapters of the input and of the result, from the function's annotations."""
-    try:
-        hints = get_type_hints(function, localns=dict(local_names), include_extras=True)
-    except NameError as error:
-        raise ConfigurationError(
-            f"An annotation of {function.__qualname__} names {error.name}, which can't be found: import it at the top"
-            " of the module, not under TYPE_CHECKING."
-        ) from None
     parameters = list(inspect.signature(function).parameters.values())
     positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     if len(positional) != len(parameters) or not 1 <= len(positional) <= 2:
         raise ConfigurationError(f"{function.__qualname__} must take (ctx) or (ctx, input), to be a processor.")
+    names = {one.name for one in positional[1:]} | {"return"}
+    hints = _hints(function, names, local_names)
     yields = style in (Style.ASYNC_GENERATOR, Style.THREAD_GENERATOR)
     result = hints.get("return", Any)
     try:
@@ -207,6 +205,21 @@ def _adapters(
     except PydanticSchemaGenerationError as error:
         raise ConfigurationError(
             f"An annotation of the processor of {kind!r} is no type that pydantic knows: {error.message}"
+        ) from None
+
+
+def _hints(function: Callable[..., Any], names: set[str], local_names: Mapping[str, Any]) -> dict[str, Any]:
+    """The annotations of these parameters only: that of `ctx` may be for the type checker alone."""
+    inner = inspect.unwrap(function)
+    annotations = {name: hint for name, hint in inspect.get_annotations(inner).items() if name in names}
+    try:
+        return get_type_hints(
+            SimpleNamespace(__annotations__=annotations), inner.__globals__, dict(local_names), include_extras=True
+        )
+    except NameError as error:
+        raise ConfigurationError(
+            f"An annotation of {function.__qualname__} names {error.name}, which can't be found: define or import it"
+            " above the function, and not under TYPE_CHECKING."
         ) from None
 
 

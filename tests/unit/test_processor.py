@@ -168,6 +168,23 @@ def test_an_annotation_that_does_not_exist_at_run_time_is_named() -> None:
             raise NotImplementedError
 
 
+def test_the_contexts_own_annotation_need_not_exist_at_run_time() -> None:
+    """Nothing is read from it."""
+
+    @processor("typed")
+    async def typed(ctx: Decimal, input: Words) -> None: ...
+
+    assert "text" in typed.document.input_schema["properties"]
+
+
+def test_the_decorator_without_a_kind_says_what_is_missing() -> None:
+    """`@processor` alone is an easy slip."""
+    with pytest.raises(ConfigurationError, match=r"write @processor\('its-kind'\)"):
+
+        @processor  # type: ignore[arg-type] # what is tested
+        async def function(ctx: Context) -> None: ...
+
+
 def test_modules_are_searched_for_their_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`outlast worker greetings` serves what the module has."""
     (tmp_path / "greetings.py").write_text(

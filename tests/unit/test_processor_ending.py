@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.errors import Unavailable
 from gateway.protocol import EventType
 from processors import ProcessorError, Rejected, Retry
 from processors.backoff import RETRY_MOST_SECONDS, Backoff, retry_delay
@@ -35,6 +36,13 @@ def test_a_processor_error_is_tried_again_in_its_own_words() -> None:
     assert ending.type is EventType.RETRYING
     problem = ending.data["problem"]
     assert (problem["code"], problem["detail"], problem["queue"]) == ("model_busy", "The model is busy.", 7)
+
+
+def test_a_store_that_is_away_is_named_as_such() -> None:
+    """It is not the processor's fault, and its words are meant for clients."""
+    error = Unavailable("The file store does not answer.", code="blobs_unavailable")
+
+    assert end_after(error).data["problem"]["code"] == "blobs_unavailable"
 
 
 def test_the_last_attempt_fails_with_its_cause() -> None:
