@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any, Final, Self
@@ -31,6 +32,33 @@ try:
 except OSError as error:
     sys.exit(f"{program[0]}: {error.strerror}")
 """
+
+
+# A child that dies at once would otherwise be started hundreds of times a second, and one that is slow to recover
+# never more than this late.
+_FIRST_PAUSE_SECONDS: Final = 0.1
+_MOST_PAUSE_SECONDS: Final = 5.0
+# Who has run this long before it died gets a quick start again.
+_STEADY_SECONDS: Final = 30.0
+
+
+class Restarts:
+    """How long to wait before a child that died is started again: longer and longer while it keeps dying."""
+
+    def __init__(self) -> None:
+        self._pause = _FIRST_PAUSE_SECONDS
+        self._begun = time.monotonic()
+
+    def begin(self) -> None:
+        """Note a start."""
+        self._begun = time.monotonic()
+
+    def pause_seconds(self) -> float:
+        """The pause before the next start."""
+        if time.monotonic() - self._begun > _STEADY_SECONDS:
+            self._pause = _FIRST_PAUSE_SECONDS
+        pause, self._pause = self._pause, min(2 * self._pause, _MOST_PAUSE_SECONDS)
+        return pause
 
 
 class Child:

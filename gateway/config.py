@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     )
     prefix: str = Field("ol", pattern=r"^[a-z][a-z0-9_-]{0,15}$", description="First part of every key in Redis.")
     data: Path = Field(Path(".outlast"), description="Folder of the embedded Valkey and of the blobs.")
+    embedded_memory_bytes: int = Field(
+        0, ge=0, description="Most memory of the embedded Valkey; 0: half of the machine's. When full, submits get 503."
+    )
     blob_url: str = Field("", description="Where files live: file:///path or s3://bucket/path; empty: in `data`.")
     durability: Literal["redis", "disk", "replica"] = Field(
         "redis",

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Self
 from urllib.parse import quote
 
-from gateway.child import Child
+from gateway.child import Child, Restarts
 from gateway.errors import ConfigurationError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -38,10 +38,6 @@ START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 10.0
 # A server that another product left behind: long enough to write its memory to a slow disk.
 LEFTOVER_SECONDS: Final = 20.0
-_RESTART_FIRST_SECONDS: Final = 0.1
-_RESTART_MOST_SECONDS: Final = 5.0
-# A server that has run this long before it died gets a quick restart again.
-_STEADY_SECONDS: Final = 30.0
 _LOG_BYTES: Final = 1024 * 1024
 
 _VERSION: Final = re.compile(r"(valkey|redis).*?v=(\d+)\.(\d+)", re.IGNORECASE | re.ASCII)
@@ -353,15 +349,13 @@ class EmbeddedValkey:
 
     async def _watch(self, program: Path) -> None:
         """Start the server again whenever it dies, at most every few seconds."""
-        pause = _RESTART_FIRST_SECONDS
+        restarts = Restarts()
         while self._child is not None:
-            started = time.monotonic()
             code = await self._child.wait()
-            if time.monotonic() - started > _STEADY_SECONDS:
-                pause = _RESTART_FIRST_SECONDS
+            pause = restarts.pause_seconds()
             logger.error("the embedded Valkey ended (exit code %s); starting it again in %.1f s", code, pause)
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _RESTART_MOST_SECONDS)
+            restarts.begin()
             try:
                 self._child = await self._start(program)
                 await self._until_ready(self._child)

@@ -1,0 +1,203 @@
+"""`outlast up`, `outlast gateway` and `outlast worker`: the commands that run until they are stopped."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from gateway.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from gateway.cli.product import Running
+    from gateway.config import Settings
+
+
+class BuiltIn(NamedTuple):
+    """A kind that comes with Outlast: the module that does it, and the packages that it needs, by extra."""
+
+    kind: str
+    module: str
+    extra: str
+    packages: tuple[str, ...]
+
+
+BUILT_IN: Final = (BuiltIn("ocr", "processors.ocr", "ocr", ("rapidocr", "onnxruntime", "pypdfium2", "PIL", "numpy")),)
+
+
+def add_commands(subparsers: Any) -> None:
+    """Add the three commands to `outlast`."""
+    up = subparsers.add_parser(
+        "up",
+        help="run everything: an embedded Valkey, the gateway and workers",
+        description="Run an embedded Valkey, the gateway and workers until Ctrl-C. Everything else that can be set"
+        " is set by environment variables (OUTLAST_...); docs/settings.md lists them.",
+    )
+    up.add_argument("modules", nargs="*", metavar="MODULE", help="modules with processors of your own, besides ocr")
+    _add_gateway_options(up)
+    _add_store_options(up)
+    up.add_argument("--workers", type=_positive, default=1, metavar="N", help="worker processes (default: 1)")
+    _add_concurrency(up)
+    up.set_defaults(handler=_up)
+
+    gateway = subparsers.add_parser(
+        "gateway", help="run a gateway", description="Run a gateway on a Redis or Valkey that runs already."
+    )
+    _add_gateway_options(gateway)
+    _add_store_options(gateway)
+    gateway.set_defaults(handler=_gateway)
+
+    worker = subparsers.add_parser(
+        "worker",
+        help="run a worker with processors of your own",
+        description="Run the processors of these modules; modules in the current folder are found.",
+    )
+    worker.add_argument("modules", nargs="+", metavar="MODULE", help="such as package.module")
+    _add_store_options(worker)
+    _add_concurrency(worker)
+    worker.set_defaults(handler=_worker)
+
+
+def _add_gateway_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, metavar="PORT", help="port to listen on (default: 8080; 0: a free one)")
+    parser.add_argument("--dev", action="store_true", default=None, help="allow ?cut= on streams")
+
+
+def _add_store_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--redis", metavar="URL", help="redis://, rediss:// or unix:// URL of a running server")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder for data (default: .outlast)")
+
+
+def _add_concurrency(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--concurrency", type=_positive, metavar="N", help="attempts at once in one worker")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def _settings(args: argparse.Namespace, **more: object) -> Settings:
+    from gateway.config import load_settings
+
+    names = ("host", "port", "data", "dev", "concurrency")
+    given = {name: getattr(args, name, None) for name in names}
+    return load_settings(redis_url=args.redis, **given, **more)
+
+
+def _gateway(args: argparse.Namespace) -> int:
+    from gateway import logs
+    from gateway.app import run_gateway
+
+    settings = _settings(args)
+    _need_redis(settings, "a gateway")
+    logs.configure(settings.log_format)
+    return run_gateway(settings)
+
+
+def _worker(args: argparse.Namespace) -> int:
+    from gateway import logs
+    from processors.worker import run_worker
+
+    settings = _settings(args)
+    _need_redis(settings, "a worker")
+    logs.configure(settings.log_format)
+    # An installed command does not look there by itself, unlike `python -m`.
+    sys.path.insert(0, os.getcwd())
+    return run_worker(settings, args.modules)
+
+
+def _need_redis(settings: Settings, what: str) -> None:
+    if not settings.redis_url:
+        raise ConfigurationError(
+            f"OUTLAST_REDIS_URL is not set, and {what} needs the Redis that the others use: give --redis URL."
+            " `outlast up` starts one of its own and prints its URL."
+        )
+
+
+def _up(args: argparse.Namespace) -> int:
+    import asyncio
+
+    from rich.console import Console
+
+    from gateway import logs
+    from gateway.cli.product import Product
+
+    settings = _settings(args)
+    logs.configure(settings.log_format)
+    console = Console(highlight=False, soft_wrap=True)
+    served = [one for one in BUILT_IN if not missing_packages(one)]
+    unserved = [one for one in BUILT_IN if one not in served]
+    console.print(f"Starting in {settings.data.resolve()} ...", style="dim")
+
+    def announce(running: Running) -> None:
+        print_banner(console, settings, running, unserved)
+
+    product = Product(
+        settings,
+        [one.module for one in served] + args.modules,
+        workers=args.workers,
+        announce=announce,
+        say=lambda text: console.print(text, style="dim"),
+    )
+    return asyncio.run(product.run())
+
+
+def missing_packages(built_in: BuiltIn) -> list[str]:
+    """What a built-in kind needs and is not installed."""
+    return [name for name in built_in.packages if importlib.util.find_spec(name) is None]
+
+
+def print_banner(console: Any, settings: Settings, running: Running, unserved: Sequence[BuiltIn]) -> None:
+    """Say what runs, where, and what to try first."""
+    from importlib.metadata import version
+
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("page", Text(f"{running.address}/", style="bold cyan"))
+    table.add_row("API", f"{running.address}/docs")
+    table.add_row("kinds", ", ".join(running.kinds) or "none: start a worker (below)")
+    for built_in in unserved:
+        table.add_row("", f"not {built_in.kind}: pip install 'outlast[{built_in.extra}]'")
+    table.add_row("store", f"{running.server}, {'embedded' if running.embedded else 'yours'}")
+    table.add_row("data", str(settings.data.resolve()) if running.embedded else settings.blob_location)
+    if running.unfinished:
+        jobs = "1 unfinished job goes" if running.unfinished == 1 else f"{running.unfinished} unfinished jobs go"
+        table.add_row("jobs", f"{jobs} on")
+
+    console.print()
+    console.print(Text.assemble(("Outlast ", "bold"), (version("outlast"), "bold"), " is running"))
+    console.print(table)
+    for warning in running.warnings:
+        console.print(f"warning: {warning}", style="yellow")
+    console.print()
+    if "ocr" in running.kinds:
+        console.print("Try it: read a scanned document, line by line as it is read", style="dim")
+        console.print(f"  {curl_line(settings, running.address)}", markup=False)
+    console.print("Processors of your own", style="dim")
+    # Another server's URL may hold a password, and whoever set it knows it.
+    url = running.redis_url if running.embedded else "$OUTLAST_REDIS_URL"
+    console.print(f'  outlast worker package.module --redis "{url}"', markup=False)
+    console.print("Ctrl-C stops everything; unfinished jobs go on at the next start.", style="dim")
+    console.print()
+
+
+def curl_line(settings: Settings, address: str) -> str:
+    """A line for a shell that submits a document and shows its events."""
+    sample = Path("examples/documents/scan.pdf")
+    file = sample if sample.is_file() else Path("scan.pdf")
+    key = "-H 'Authorization: Bearer YOUR-KEY' " if settings.api_keys else ""
+    return (
+        f"curl -N {key}-H 'Content-Type: application/pdf' -H 'Accept: text/event-stream'"
+        f" --data-binary @{file} {address}/v1/kinds/ocr/jobs"
+    )
