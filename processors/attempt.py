@@ -166,8 +166,10 @@ class Attempt:
             if ending is not None:
                 await self._leave(ending)
             self.over.set()
-            # A thread may still run; nothing of an attempt runs on in a place that is given to another one.
-            await asyncio.wait({function})
+            # It may still run; nothing of an attempt runs on in a place that is given to another one.
+            while not function.done():
+                self._interrupt()
+                await asyncio.wait({function}, timeout=self.processor.cancel_grace_seconds + 1)
         finally:
             self._unfollow()
             await cancel_all(function, writing, joining)
@@ -210,6 +212,7 @@ class Attempt:
         """Write how the attempt ended; None if that isn't ours to say."""
         if self._stop is Stop.CANCELLED and not self.holds_lease:
             logger.error("%s: the function ignores its cancel; the lease is given up", self)
+            self._writer.close()
             return None
         ending = None
         if not writing.done():

@@ -260,7 +260,10 @@ class Worker:
             attempt.stop(Stop.WORKER_STOPPING)
         await first_of(self._until_handed_back(), timeout=HAND_BACK_SECONDS + self._longest_grace())
         if self._tasks:
-            logger.error("%d attempts ignore the stop and are left behind", len(self._tasks))
+            logger.error("%d attempts can't be ended and are left behind", len(self._tasks))
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=1)
 
     async def _until_idle(self) -> None:
         while self._tasks:
@@ -270,8 +273,9 @@ class Worker:
         """Wait until nothing is left to write; what still runs then is threads that ignore the stop."""
         while len(self._attempts) < len(self._tasks) or not all(attempt.over.is_set() for attempt in self._attempts):
             await asyncio.wait(self._tasks, timeout=0.02)
-        # An attempt that is over ends its task in the next turns, unless a thread holds it up.
-        await asyncio.wait(self._tasks, timeout=0.1) if self._tasks else None
+        if self._tasks:
+            # An attempt that is over ends its task in the next turns, unless a thread holds it up.
+            await asyncio.wait(self._tasks, timeout=0.1)
 
     def _longest_grace(self) -> float:
         return max((attempt.processor.cancel_grace_seconds for attempt in self._attempts), default=0.0)
@@ -297,7 +301,7 @@ async def _serve(settings: Settings, processors: Mapping[str, Processor]) -> int
             store,
             blobs,
             processors,
-            concurrency=settings.concurrency or len(os.sched_getaffinity(0)),
+            concurrency=settings.concurrency or _cores(),
             stop_grace_seconds=settings.stop_grace_seconds,
             max_inline_bytes=settings.max_inline_bytes,
         )
@@ -308,10 +312,16 @@ async def _serve(settings: Settings, processors: Mapping[str, Processor]) -> int
     finally:
         await store.close()
     if worker.stuck:
-        # A thread that can't be stopped would hold up the loop's own end, and so the process's, for ever.
+        # A thread that can't be stopped would hold up the loop's own end, and with it the process's, for ever.
         logging.shutdown()
         os._exit(1)
     return 0
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    # Not on every system; a container's share of a core is not counted anywhere.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 async def _connect(settings: Settings) -> Store:

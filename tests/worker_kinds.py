@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -192,3 +193,12 @@ async def chatty(ctx: Context, input: dict[str, int]) -> None:
         await ctx.output(i, i)
         if i % 10 == 0:
             await asyncio.sleep(0.001)
+
+
+@processor("swallowing", cancel_grace_seconds=0.1)
+async def swallowing(ctx: Context, input: dict[str, int]) -> None:
+    """Ignore some cancels."""
+    await ctx.output("begun", 1)
+    for _ in range(input["cancels"]):
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()

@@ -120,10 +120,12 @@ class Look(Jobs, Queue, Kinds):
         swept_at = float("-inf")
         lost = True
         while True:
-            await asyncio.sleep(grace if lost else LOOK_SECONDS * random.uniform(0.75, 1.25))
+            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.75, 1.25))
             try:
                 if lost:
                     server = (await self.info())["run_id"]
+                    # Counted from its answer, not from its loss: only now can workers renew.
+                    await asyncio.sleep(grace)
                     if server != run_id:
                         run_id, swept_at = server, float("-inf")
                     lost = False

@@ -18,7 +18,7 @@ from processors.processor import load_processors
 from processors.worker import Worker
 from tests.faults import wait_until
 
-KINDS = load_processors(["tests.worker_kinds"])
+KINDS = load_processors(["tests.worker_kinds", "examples.word_count"])
 
 
 @pytest.fixture
@@ -107,6 +107,17 @@ async def test_a_job_runs_and_its_log_is_whole(store: Store, blobs: Blobs) -> No
     assert events[2].data == {"result": {"text": "häns"}}
     assert events[2].terminal
     assert record.end_data() == events[2].data
+
+
+async def test_the_readmes_example_works(store: Store, blobs: Blobs) -> None:
+    """What a new user copies."""
+    async with working(store, blobs, "word-count"):
+        job = await submit(store, "word-count", {"text": "one fish\ntwo fish", "pause_seconds": 0})
+        record = await end_of(store, job)
+
+    assert record.end_data() == {"result": {"one": 1, "fish": 2, "two": 1}}
+    assert record.progress == b'{"current":2,"total":2,"unit":"lines"}'
+    assert len(await store.outputs(job)) == 2
 
 
 async def test_an_async_generators_values_become_outputs(store: Store, blobs: Blobs) -> None:
@@ -301,6 +312,18 @@ async def test_a_thread_that_ignores_its_cancel_loses_its_lease(
     assert [event.type for event in events][-3:] == ["cancel_requested", "log", "cancelled"]
     assert "still runs 0.2 s after" in events[-2].data["message"]
     assert "the lease is given up" in caplog.text
+
+
+async def test_an_async_function_that_swallows_its_cancel_is_told_again(store: Store, blobs: Blobs) -> None:
+    """It gets `CancelledError` until it ends, and the log tells why that took so long."""
+    async with working(store, blobs, "swallowing"):
+        job = await submit(store, "swallowing", {"cancels": 2})
+        await seen(store, job, "output")
+        await store.cancel(job, "me", "now")
+        record = await end_of(store, job)
+
+    assert record.state is State.CANCELLED
+    assert [event.type for event in await log_of(store, job)][-3:] == ["cancel_requested", "log", "cancelled"]
 
 
 async def test_children_do_not_outlive_a_cancelled_job(store: Store, blobs: Blobs) -> None:
