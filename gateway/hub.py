@@ -105,11 +105,13 @@ class Listener(ABC):
         self._buffered_before = 0
 
     @abstractmethod
-    def encode(self, frame: Frame) -> bytes:
+    def encode(self, subscription: Subscription, frame: Frame) -> bytes:
         """An event's bytes on this transport."""
 
     @abstractmethod
-    def encode_unnumbered(self, text: bytes, type_: str, cursor: Cursor | None = None) -> bytes:
+    def encode_unnumbered(
+        self, subscription: Subscription, text: bytes, type_: str, cursor: Cursor | None = None
+    ) -> bytes:
         """The bytes of a transient event, a reset, or (with a cursor) a snapshot."""
 
     @abstractmethod
@@ -212,7 +214,7 @@ class Subscription:
         self.time_ms = frame.time_ms
         if self.types is None or frame.type in self.types or frame.type in _ALWAYS:
             self.skipped = False
-            self.listener.push(self.listener.encode(frame))
+            self.listener.push(self.listener.encode(self, frame))
             if frame.type in _TERMINAL:
                 self.live = False
                 self.listener.flush()
@@ -223,13 +225,13 @@ class Subscription:
     def push_transient(self, type_: EventType, text: bytes) -> None:
         """Send an event that has no number, unless it is filtered out."""
         if self.live and (self.types is None or type_.encode() in self.types):
-            self.listener.push(self.listener.encode_unnumbered(text, type_))
+            self.listener.push(self.listener.encode_unnumbered(self, text, type_))
 
     def push_skipped(self) -> None:
         """Move the client's cursor past events that its filter hid."""
         if self.skipped:
             self.skipped = False
-            self.listener.push(self.listener.encode_unnumbered(b"", "", self.cursor))
+            self.listener.push(self.listener.encode_unnumbered(self, b"", "", self.cursor))
 
     def fall_behind(self) -> None:
         """Hear nothing live until the log has been read up to its head."""
@@ -292,7 +294,7 @@ class Subscription:
         missing_to = stored[0].number if stored else head.number
         data = {"reason": reason, "missing_from": self.number + 1, "missing_to": max(missing_to, self.number)}
         text = encode_transient(EventType.RESET, job, hub.now_ms(), data)
-        self.listener.push(self.listener.encode_unnumbered(text, EventType.RESET))
+        self.listener.push(self.listener.encode_unnumbered(self, text, EventType.RESET))
         hub.metrics.count("resumes", result="reset")
         self.push_snapshot(stored)
 
@@ -305,7 +307,7 @@ class Subscription:
             self.watch.job.encode(),
             fold,
         )
-        self.listener.push(self.listener.encode_unnumbered(text, EventType.SNAPSHOT, cursor))
+        self.listener.push(self.listener.encode_unnumbered(self, text, EventType.SNAPSHOT, cursor))
         self.number, self.time_ms = cursor.number, cursor.time_ms or None
 
 
@@ -634,10 +636,12 @@ class _Waiter(Listener):
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub, self._Nowhere(), transport_name="wait")
 
-    def encode(self, frame: Frame) -> bytes:
+    def encode(self, subscription: Subscription, frame: Frame) -> bytes:
         return b""
 
-    def encode_unnumbered(self, text: bytes, type_: str, cursor: Cursor | None = None) -> bytes:
+    def encode_unnumbered(
+        self, subscription: Subscription, text: bytes, type_: str, cursor: Cursor | None = None
+    ) -> bytes:
         return b""
 
     def heartbeat(self) -> bytes:

@@ -60,10 +60,12 @@ _ADVICE: Final = {
 class SocketListener(Listener):
     """A WebSocket's side that hears events."""
 
-    def encode(self, frame: Frame) -> bytes:
+    def encode(self, subscription: Subscription, frame: Frame) -> bytes:
         return frame.websocket
 
-    def encode_unnumbered(self, text: bytes, type_: str, cursor: Cursor | None = None) -> bytes:
+    def encode_unnumbered(
+        self, subscription: Subscription, text: bytes, type_: str, cursor: Cursor | None = None
+    ) -> bytes:
         return websocket_frame(text) if text else b""
 
     def heartbeat(self) -> bytes:
@@ -96,7 +98,8 @@ class Session:
             reader = group.create_task(self._read(group))
             idle = asyncio.get_running_loop().call_later(_FIRST_FRAME_SECONDS, self._close_if_idle)
             try:
-                await asyncio.wait({reader, self._listener.closed}, return_when=asyncio.FIRST_COMPLETED)
+                ends: set[asyncio.Future[Any]] = {reader, self._listener.closed}
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 idle.cancel()
             if self._listener.closed.done() and not self._socket.closed:

@@ -14,10 +14,18 @@ from typing import Final, Literal
 from aiohttp import web
 
 from gateway.errors import BadRequest
-from gateway.handlers.context import HUB, METRICS, SETTINGS, STORE, owned_job
+from gateway.handlers.context import HUB, METRICS, SETTINGS, STORE, owned, owned_job, principal
 from gateway.handlers.routes import EVENT_STREAM, NO_BODY, SECONDS, Answer, Parameter, Route
 from gateway.hub import Frame, Hub, Listener, Subscription
-from gateway.protocol import TYPE_PATTERN, CloseCode, Cursor, EventType, encode_transient
+from gateway.protocol import (
+    MAX_SUBSCRIPTIONS,
+    START,
+    TYPE_PATTERN,
+    CloseCode,
+    Cursor,
+    EventType,
+    encode_transient,
+)
 from gateway.sse import comment, encode_event, id_only, retry
 from gateway.store import JobRecord
 
@@ -61,10 +69,12 @@ class SseListener(StreamListener):
 
     names = False
 
-    def encode(self, frame: Frame) -> bytes:
+    def encode(self, subscription: Subscription, frame: Frame) -> bytes:
         return b"event: %b\n%b" % (frame.type, frame.sse) if self.names else frame.sse
 
-    def encode_unnumbered(self, text: bytes, type_: str, cursor: Cursor | None = None) -> bytes:
+    def encode_unnumbered(
+        self, subscription: Subscription, text: bytes, type_: str, cursor: Cursor | None = None
+    ) -> bytes:
         if not text:
             return id_only(cursor) if cursor else b""
         return encode_event(text, cursor, name=type_ if self.names else None)
@@ -73,13 +83,42 @@ class SseListener(StreamListener):
         return _HEARTBEAT
 
 
+class ManyListener(SseListener):
+    """Server-Sent Events of several jobs: the cursor is their numbers in the order of the query, joined by dots."""
+
+    def __init__(self, hub: Hub, transport: asyncio.WriteTransport, *, chunked: bool, open_jobs: int) -> None:
+        super().__init__(hub, transport, transport_name="sse", chunked=chunked)
+        self.places: list[Subscription] = []
+        self._open_jobs = open_jobs
+
+    def encode(self, subscription: Subscription, frame: Frame) -> bytes:
+        return b"id: %b\ndata: %b\n\n" % (self._cursor(), frame.text)
+
+    def encode_unnumbered(
+        self, subscription: Subscription, text: bytes, type_: str, cursor: Cursor | None = None
+    ) -> bytes:
+        if cursor is None:
+            return encode_event(text)
+        return b"id: %b\n" % self._cursor() + (b"data: %b\n\n" % text if text else b"\n")
+
+    def _cursor(self) -> bytes:
+        return ".".join(str(subscription.number) for subscription in self.places).encode()
+
+    def finished(self, subscription: Subscription) -> None:
+        self._open_jobs -= 1
+        if self._open_jobs == 0:
+            self.close(None)
+
+
 class NdjsonListener(StreamListener):
     """One event a line. The heartbeat is a space: a blank line breaks parsers, leading white space doesn't."""
 
-    def encode(self, frame: Frame) -> bytes:
+    def encode(self, subscription: Subscription, frame: Frame) -> bytes:
         return frame.text + b"\n"
 
-    def encode_unnumbered(self, text: bytes, type_: str, cursor: Cursor | None = None) -> bytes:
+    def encode_unnumbered(
+        self, subscription: Subscription, text: bytes, type_: str, cursor: Cursor | None = None
+    ) -> bytes:
         return text + b"\n" if text else b""
 
     def heartbeat(self) -> bytes:
@@ -89,7 +128,7 @@ class NdjsonListener(StreamListener):
 class _FirstEvent(NdjsonListener):
     """Hears one event and is done: the wait of a long poll."""
 
-    def encode(self, frame: Frame) -> bytes:
+    def encode(self, subscription: Subscription, frame: Frame) -> bytes:
         self.close(None)
         return b""
 
@@ -141,12 +180,7 @@ async def events(request: web.Request) -> web.StreamResponse:
     """`GET /v1/jobs/{id}/events`."""
     record = await owned_job(request)
     after = requested_cursor(request)
-    if after.time_ms is None and after.number > record.last.number:
-        raise BadRequest(
-            f"The cursor {after} is beyond the job's last event, {record.last.number}; use the id of an event that you"
-            " have, or 0 for the start.",
-            code="bad_cursor",
-        )
+    _check_cursor(record, after)
     format_ = accepted_format(request, "sse")
     if format_ == "json":
         return await _page(request, record, after)
@@ -176,7 +210,6 @@ async def stream(
     settings, hub = request.app[SETTINGS], request.app[HUB]
     snapshot = request.query.get("snapshot") == "1"
     types = requested_types(request)
-    cut = requested_seconds(request, "cut", 3600) if settings.dev else None
 
     response = web.StreamResponse(status=status, headers=STREAM_HEADERS | (headers or {}))
     response.content_type = CONTENT_TYPES[format_]
@@ -198,18 +231,36 @@ async def stream(
     else:
         listener = NdjsonListener(hub, transport, transport_name="ndjson", chunked=chunked)
         listener.send(b" ")
+    places = [hub.place(listener, record, after, types=types)]
+    return await _serve(request, response, listener, places, snapshot=snapshot, planned_end=planned_end)
+
+
+async def _serve(
+    request: web.Request,
+    response: web.StreamResponse,
+    listener: StreamListener,
+    places: list[Subscription],
+    *,
+    snapshot: bool = False,
+    planned_end: bool,
+) -> web.StreamResponse:
+    """Keep a prepared response's listener until it is closed, whoever closes it."""
+    settings, hub = request.app[SETTINGS], request.app[HUB]
     if planned_end:
         listener.ends_at = hub.clock() + settings.stream_max_age_seconds * random.uniform(0.8, 1.2)
-    cutter = asyncio.get_running_loop().call_later(cut, transport.abort) if cut is not None else None
-
+    cut = requested_seconds(request, "cut", 3600) if settings.dev else None
+    cutter = None
+    if cut is not None:
+        cutter = asyncio.get_running_loop().call_later(cut, listener.transport.abort)
     hub.open(listener)
     reason = "gone"
     try:
-        await hub.start(hub.place(listener, record, after, types=types), snapshot=snapshot)
+        for place in places:
+            await hub.start(place, snapshot=snapshot)
         code = await listener.closed
         reason = code.value if code else "end"
-        if code is not None and not transport.is_closing():
-            _advise(listener, record.id, code, settings.retry_seconds)
+        if code is not None and not listener.transport.is_closing():
+            _advise(listener, places[0], code, settings.retry_seconds)
     finally:
         if cutter is not None:
             cutter.cancel()
@@ -218,13 +269,56 @@ async def stream(
     return response
 
 
-def _advise(listener: StreamListener, job: str, code: CloseCode, retry_seconds: float) -> None:
+async def many_events(request: web.Request) -> web.StreamResponse:
+    """`GET /v1/events?jobs=a,b`."""
+    store, hub, settings = request.app[STORE], request.app[HUB], request.app[SETTINGS]
+    jobs = [job for job in request.query.get("jobs", "").split(",") if job]
+    if not 1 <= len(jobs) <= MAX_SUBSCRIPTIONS or len(set(jobs)) != len(jobs):
+        raise BadRequest(f"?jobs= takes 1 to {MAX_SUBSCRIPTIONS} different job ids separated by commas.")
+    owner = principal(request)
+    records = [await owned(store, job, owner) for job in jobs]
+    text = request.headers.get("Last-Event-ID") or request.query.get("after")
+    cursors = [Cursor.parse(part) for part in text.split(".")] if text else [START] * len(jobs)
+    if len(cursors) != len(jobs):
+        raise BadRequest(f"The cursor has {len(cursors)} numbers for {len(jobs)} jobs.", code="bad_cursor")
+    for record, cursor in zip(records, cursors, strict=True):
+        _check_cursor(record, cursor)
+    if all(
+        record.terminal and cursor.number == record.last.number for record, cursor in zip(records, cursors, strict=True)
+    ):
+        return web.Response(status=204, headers=STREAM_HEADERS)
+
+    response = web.StreamResponse(headers=STREAM_HEADERS)
+    response.content_type = CONTENT_TYPES["sse"]
+    response.charset = "utf-8"
+    types = requested_types(request)
+    await response.prepare(request)
+    if (transport := request.transport) is None:
+        return response
+    listener = ManyListener(hub, transport, chunked=request.version >= (1, 1), open_jobs=len(jobs))
+    listener.send(comment("ok"))
+    listener.send(retry(_jittered_ms(settings.retry_seconds)))
+    places = [hub.place(listener, record, cursor, types=types) for record, cursor in zip(records, cursors, strict=True)]
+    listener.places = places
+    return await _serve(request, response, listener, places, planned_end=True)
+
+
+def _check_cursor(record: JobRecord, after: Cursor) -> None:
+    if after.time_ms is None and after.number > record.last.number:
+        raise BadRequest(
+            f"The cursor {after} is beyond the last event of job {record.id}, {record.last.number}; use the id of an"
+            " event that you have, or 0 for the start.",
+            code="bad_cursor",
+        )
+
+
+def _advise(listener: StreamListener, place: Subscription, code: CloseCode, retry_seconds: float) -> None:
     """Say that this connection ends and the job does not: `closing`, and when to come back."""
     milliseconds = _jittered_ms(retry_seconds)
     data = {"reason": code.value, "retry_seconds": milliseconds / 1000}
-    text = encode_transient(EventType.CLOSING, job, Hub.now_ms(), data)
+    text = encode_transient(EventType.CLOSING, place.watch.job, Hub.now_ms(), data)
     advice = retry(milliseconds) if isinstance(listener, SseListener) else b""
-    listener.send(listener.encode_unnumbered(text, EventType.CLOSING) + advice)
+    listener.send(listener.encode_unnumbered(place, text, EventType.CLOSING) + advice)
 
 
 def _jittered_ms(seconds: float) -> int:
@@ -306,5 +400,18 @@ routes: Final = [
             Parameter("wait", "For a JSON page: wait so long for the first event.", SECONDS),
         ),
         held=True,
-    )
+    ),
+    Route(
+        "GET",
+        "/v1/events",
+        many_events,
+        "Follow several jobs on one connection",
+        "Server-Sent Events of up to 100 jobs; the cursor is their numbers in the query's order, joined by dots.",
+        responses={
+            200: Answer("The events, as they come.", content_types=("text/event-stream",)),
+            204: Answer("All jobs have ended and you have all their events: don't come back.", content_types=NO_BODY),
+        },
+        parameters=(Parameter("jobs", "Job ids, separated by commas."), *CURSOR_PARAMETERS, *STREAM_PARAMETERS[1:2]),
+        held=True,
+    ),
 ]

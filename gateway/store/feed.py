@@ -11,7 +11,6 @@ import asyncio
 import logging
 import random
 import ssl
-from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import hiredis
@@ -163,8 +162,8 @@ class Feed:
 
     async def _stay(self, wire: _Wire) -> None:
         while not wire.lost.done():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(wire.lost), _PING_SECONDS)
+            # Not wait_for: on Python 3.11 it may swallow the cancellation that ends this loop.
+            await asyncio.wait({wire.lost}, timeout=_PING_SECONDS)
             silence = self.clock() - wire.heard_at
             if silence > _SILENCE_SECONDS:
                 logger.warning("live feed: no sign of life for %.0f s; reconnecting", silence)

@@ -56,12 +56,14 @@ class Collector(Listener):
         self.heartbeats = 0
         self.writes = 0
 
-    def encode(self, frame: Frame) -> bytes:
+    def encode(self, subscription: Subscription, frame: Frame) -> bytes:
         self.cursors.append(Cursor(frame.number, frame.time_ms))
         self.types.append(frame.type.decode())
         return frame.sse
 
-    def encode_unnumbered(self, text: bytes, type_: str, cursor: Cursor | None = None) -> bytes:
+    def encode_unnumbered(
+        self, subscription: Subscription, text: bytes, type_: str, cursor: Cursor | None = None
+    ) -> bytes:
         self.unnumbered.append((type_, text, cursor))
         return text or b"x"
 
