@@ -136,10 +136,19 @@ def parse_time(text: str) -> int:
     return (time - _EPOCH) // timedelta(milliseconds=1)
 
 
+class WireModel(BaseModel):
+    """What all models of this module have in common: each is built at its first use.
+
+    Building all of them takes longer than all else that a program waits for which only imports the client.
+    """
+
+    model_config = ConfigDict(defer_build=True)
+
+
 # --- events -----------------------------------------------------------------------------------------------------
 
 
-class Event(BaseModel):
+class Event(WireModel):
     """One event as a listener reads it. Unknown fields and unknown types pass through untouched.
 
     `id` is None for transient events.
@@ -204,7 +213,7 @@ PRIORITY_STEPS: Final[Mapping[Priority, int]] = {"high": 1, "normal": 4, "low": 
 DAY_SECONDS: Final = 86_400
 
 
-class JobOptions(BaseModel):
+class JobOptions(WireModel):
     """What can be asked of a job besides its input. An unknown field is refused, never ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -229,7 +238,7 @@ class JobRequest(JobOptions):
     input: dict[str, Any] = Field(default_factory=dict, description="Validated against the kind's JSON Schema.")
 
 
-class FileInfo(BaseModel):
+class FileInfo(WireModel):
     """A file that belongs to a job. `url` is a path on the gateway."""
 
     name: str
@@ -238,7 +247,7 @@ class FileInfo(BaseModel):
     url: str
 
 
-class JobUrls(BaseModel):
+class JobUrls(WireModel):
     """Where to find the rest; path references, so that TLS in front of us can't make them wrong."""
 
     self: str
@@ -250,7 +259,7 @@ class JobUrls(BaseModel):
     watch: str
 
 
-class Problem(BaseModel):
+class Problem(WireModel):
     """A problem document (RFC 9457)."""
 
     model_config = ConfigDict(extra="allow")
@@ -262,7 +271,7 @@ class Problem(BaseModel):
     detail: str = ""
 
 
-class Liveness(BaseModel):
+class Liveness(WireModel):
     """When the worker that has the job last showed that it lives."""
 
     worker: str
@@ -270,7 +279,7 @@ class Liveness(BaseModel):
     silent_seconds: float
 
 
-class JobDocument(BaseModel):
+class JobDocument(WireModel):
     """A job as `GET /v1/jobs/{id}` answers it."""
 
     model_config = ConfigDict(extra="allow")
@@ -299,7 +308,7 @@ class JobDocument(BaseModel):
     urls: JobUrls
 
 
-class KindDocument(BaseModel):
+class KindDocument(WireModel):
     """A kind of work as `GET /v1/kinds` shows it and `ol:kinds` keeps it."""
 
     model_config = ConfigDict(extra="ignore")
@@ -322,7 +331,7 @@ class KindDocument(BaseModel):
 # --- WebSocket ----------------------------------------------------------------------------------------------------
 
 
-class SubscribeFrame(BaseModel):
+class SubscribeFrame(WireModel):
     """Ask for a job's events after a cursor. The answer is `subscribed`, then the events themselves."""
 
     model_config = ConfigDict(extra="forbid")
@@ -334,7 +343,7 @@ class SubscribeFrame(BaseModel):
     types: list[Annotated[str, Field(pattern=TYPE_PATTERN)]] | None = Field(None, max_length=64)
 
 
-class UnsubscribeFrame(BaseModel):
+class UnsubscribeFrame(WireModel):
     """Stop a job's events; the answer is `unsubscribed`."""
 
     model_config = ConfigDict(extra="forbid")
@@ -353,7 +362,7 @@ class SubmitFrame(JobRequest):
     subscribe: bool = True
 
 
-class CancelFrame(BaseModel):
+class CancelFrame(WireModel):
     """Cancel a job; the answer is `cancelling` with the job document."""
 
     model_config = ConfigDict(extra="forbid")
@@ -364,7 +373,7 @@ class CancelFrame(BaseModel):
 
 ClientFrame = Annotated[SubscribeFrame | UnsubscribeFrame | SubmitFrame | CancelFrame, Field(discriminator="op")]
 CLIENT_FRAME: Final[TypeAdapter[SubscribeFrame | UnsubscribeFrame | SubmitFrame | CancelFrame]] = TypeAdapter(
-    ClientFrame
+    ClientFrame, config=ConfigDict(defer_build=True)
 )
 # A frame of the server either has `op` (an answer: subscribed, unsubscribed, submitted, cancelling, error; with the
 # request's `ref`) or is an event, the same bytes as on any other transport.
