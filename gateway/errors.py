@@ -4,11 +4,11 @@
     ├── RequestError            the request can't be served as it is (4xx)
     │   ├── BadRequest          400 bad_request · bad_cursor · bad_json · bad_frame
     │   ├── Unauthorized        401    Forbidden 403
-    │   ├── NotFound            404    MethodNotAllowed 405
+    │   ├── NotFound            404    MethodNotAllowed 405    NotAcceptable 406
     │   ├── Timeout             408
     │   ├── Conflict            409 not_finished · still_open · resubmitted_stream
     │   ├── Gone                410
-    │   ├── TooLarge            413    UnsupportedType 415
+    │   ├── TooLarge            413    UnsupportedType 415    RangeNotSatisfiable 416
     │   ├── InvalidInput        422 (which field, and why)
     │   ├── KeyReused           422    JobFailed 422 job_failed · job_cancelled
     │   └── TooMany             429
@@ -110,6 +110,14 @@ class MethodNotAllowed(RequestError):
     title = "Method not allowed"
 
 
+class NotAcceptable(RequestError):
+    """406: there is no such representation; the detail names those that there are."""
+
+    status = 406
+    default_code = "not_acceptable"
+    title = "Not available in this form"
+
+
 class Timeout(RequestError):
     """408: the client sent nothing for too long."""
 
@@ -150,6 +158,14 @@ class UnsupportedType(RequestError):
     status = 415
     default_code = "unsupported_type"
     title = "Unsupported content type"
+
+
+class RangeNotSatisfiable(RequestError):
+    """416: the range has no byte of the content."""
+
+    status = 416
+    default_code = "range_not_satisfiable"
+    title = "Nothing in this range"
 
 
 class InvalidInput(RequestError):

@@ -1,0 +1,260 @@
+"""Who makes a request: API keys, watch tokens, and whether a browser's page may ask at all.
+
+Without keys the gateway listens on loopback only, and everybody who gets there is the owner `local`. Then the danger
+is a web page: any page in the user's browser can reach 127.0.0.1, so foreign origins and foreign host names are
+refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from gateway.errors import BadRequest, Forbidden, TooMany, Unauthorized
+from gateway.metrics import Metrics
+
+LOCAL: Final = "local"
+# The subprotocols of a browser's WebSocket: it can't send headers, so the key travels as a protocol's name.
+SUBPROTOCOL: Final = "outlast.v1"
+_KEY_SUBPROTOCOL: Final = "outlast.key."
+_LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+# Keys in an address end up in logs, histories and Referer headers.
+_KEY_PARAMETERS: Final = frozenset({"api_key", "apikey", "key", "access_token"})
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+Middleware = Callable[
+    [web.Request, Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[web.StreamResponse]
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Whose request it is. `job` limits it to reading that one job."""
+
+    owner: str
+    job: str | None = None
+
+
+PRINCIPAL: Final = web.RequestKey("principal", Principal)
+
+
+class Keyring:
+    """The API keys, kept as digests."""
+
+    def __init__(self, keys: Mapping[str, str]) -> None:
+        self._digests = [(_digest(secret), name) for name, secret in keys.items()]
+        self._watch_keys = [(_watch_key(secret), name) for name, secret in keys.items()]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def owner_of(self, key: str) -> str | None:
+        """The name of a key, or None. Takes the same time wherever and whether a key matches."""
+        digest, owner = _digest(key), None
+        for known, name in self._digests:
+            if hmac.compare_digest(known, digest):
+                owner = name
+        return owner
+
+    def owner_of_token(self, token: str, job: str) -> str | None:
+        """The owner who may watch this job by this token, or None."""
+        given, owner = token.encode("utf-8", "replace"), None
+        for key, name in self._watch_keys:
+            if hmac.compare_digest(_sign(key, job).encode(), given):
+                owner = name
+        return owner
+
+
+def watch_token(secret: str, job: str) -> str:
+    """A token that lets its bearer read one job, for as long as the owner's key is in force.
+
+    It is derived from the key, so every gateway knows it, nothing has to be stored, and it goes when the key goes.
+    """
+    return _sign(_watch_key(secret), job)
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
+def _watch_key(secret: str) -> bytes:
+    return hmac.new(secret.encode(), b"outlast watch token", hashlib.sha256).digest()
+
+
+def _sign(key: bytes, job: str) -> str:
+    signature = hmac.new(key, job.encode("utf-8", "replace"), hashlib.sha256).digest()
+    return base64.urlsafe_b64encode(signature).decode().rstrip("=")
+
+
+class Failures:
+    """Counts wrong keys per address, in windows of a minute: a client that keeps on guessing hears 429.
+
+    A good key is always let in: behind a proxy all clients share one address, and one of them must not be able to
+    lock the others out. What keeps a key from being guessed is its length.
+    """
+
+    WINDOW_SECONDS: Final = 60.0
+    MOST: Final = 30
+    # An attacker with many addresses must not fill the memory; the oldest are forgotten.
+    _ADDRESSES: Final = 10_000
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failed: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def add(self, address: str) -> float | None:
+        """Count a failure. Returns the seconds until the window's end if there were too many."""
+        now = self._clock()
+        began, count = self._failed.pop(address, (now, 0))
+        if now - began >= self.WINDOW_SECONDS:
+            began, count = now, 0
+        self._failed[address] = (began, count + 1)
+        if len(self._failed) > self._ADDRESSES:
+            self._failed.popitem(last=False)
+        return began + self.WINDOW_SECONDS - now if count >= self.MOST else None
+
+
+def presented_key(request: web.Request) -> str | None:
+    """The API key of a request: `Authorization: Bearer`, or a browser's WebSocket subprotocol."""
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        return key.strip()
+    for header in request.headers.getall("Sec-WebSocket-Protocol", ()):
+        for offered in header.split(","):
+            encoded = offered.strip()
+            if encoded.startswith(_KEY_SUBPROTOCOL):
+                return _decode_key(encoded.removeprefix(_KEY_SUBPROTOCOL))
+    return None
+
+
+def _decode_key(encoded: str) -> str | None:
+    try:
+        return base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        return None
+
+
+def authentication(keys: Keyring, public: Collection[object], metrics: Metrics) -> Middleware:
+    """A middleware that finds the principal of each request, or refuses it. `public` are handlers that need none."""
+    failures = Failures()
+
+    def refuse(request: web.Request, reason: str, detail: str) -> Exception:
+        metrics.count("auth_failures", reason=reason)
+        wait = failures.add(request.remote or "")
+        if wait is not None:
+            return TooMany(
+                "Too many requests with a wrong API key came from this address; wait, and check the key.",
+                code="too_many_failures",
+                retry_after_seconds=wait,
+            )
+        return Unauthorized(detail)
+
+    def authenticate(request: web.Request) -> Principal:
+        if not keys:
+            return Principal(LOCAL)
+        if in_query := _KEY_PARAMETERS & request.query.keys():
+            raise BadRequest(
+                f"An API key doesn't belong into the address (?{min(in_query)}=): addresses are logged. Send it as"
+                " `Authorization: Bearer ...`, and change this key.",
+                code="key_in_query",
+            )
+        key = presented_key(request)
+        if key is not None:
+            owner = keys.owner_of(key)
+            if owner is None:
+                raise refuse(request, "wrong_key", "This API key is not known; check it, or ask for a new one.")
+            return Principal(owner)
+        token, job = request.query.get("token"), request.match_info.get("job")
+        if token is not None and job is not None:
+            if request.method not in _SAFE_METHODS:
+                raise Forbidden("A watch token only reads its job; send an API key to change something.")
+            owner = keys.owner_of_token(token, job)
+            if owner is None:
+                raise refuse(request, "wrong_token", "This watch token is not good for this job.")
+            return Principal(owner, job)
+        raise refuse(request, "no_key", "Send an API key: `Authorization: Bearer ...`.")
+
+    @web.middleware
+    async def authenticated(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        # What matches no route is answered 404 or 405 to anybody: which routes there are is no secret.
+        if request.match_info.http_exception is None and request.match_info.handler not in public:
+            request[PRINCIPAL] = authenticate(request)
+        return await handler(request)
+
+    return authenticated
+
+
+def is_foreign_origin(origin: str, host: str, fetch_site: str, allowed: Collection[str]) -> bool:
+    """Whether a request comes from a page that is neither ours nor allowed.
+
+    `origin`, `host` and `fetch_site` are the headers `Origin`, `Host` and `Sec-Fetch-Site`; empty where missing. No
+    `Origin` means no page, or a page's plain GET, whose answer the page can't read.
+    """
+    if not origin:
+        return False
+    if origin in allowed:
+        return False
+    # A page can't set this header. It is right also behind a proxy that changes `Host`.
+    if fetch_site == "same-origin":
+        return False
+    return origin == "null" or urlsplit(origin).netloc.lower() != host.lower()
+
+
+def is_foreign_host(host: str, allowed: Collection[str]) -> bool:
+    """Whether a `Host` header names something else than this machine or an allowed origin.
+
+    A page at evil.example whose name is made to point to 127.0.0.1 is of the same origin as we are, for the browser
+    (DNS rebinding); the name in `Host` is what gives it away.
+    """
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return True
+    if name in _LOOPBACK_NAMES or name.endswith(".localhost"):
+        return False
+    return name not in {urlsplit(origin).hostname for origin in allowed}
+
+
+def origin_guard(keys: Keyring, allowed: Collection[str], public: Collection[object]) -> Middleware:
+    """A middleware that refuses foreign pages, WebSockets included, before anything is read or done."""
+
+    def check(request: web.Request) -> None:
+        headers = request.headers
+        fetch_site = headers.get("Sec-Fetch-Site", "")
+        if is_foreign_origin(headers.get("Origin", ""), request.host, fetch_site, allowed) or (
+            # A form on a foreign page, in a browser that hides its origin.
+            fetch_site == "cross-site" and "Origin" not in headers and request.method not in _SAFE_METHODS
+        ):
+            raise Forbidden(
+                f"A page of the origin {headers.get('Origin', 'unknown')[:200]} may not use this gateway; if it should,"
+                " add the origin to OUTLAST_ALLOWED_ORIGINS.",
+                code="foreign_origin",
+            )
+        if not keys and is_foreign_host(request.host, allowed):
+            raise Forbidden(
+                f"This gateway has no API keys, so it answers on this machine's own names only, not on"
+                f" {request.host[:200]!r}. Set OUTLAST_API_KEYS, or add the address to OUTLAST_ALLOWED_ORIGINS.",
+                code="foreign_host",
+            )
+
+    @web.middleware
+    async def guarded(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        if request.match_info.http_exception is None and request.match_info.handler not in public:
+            check(request)
+        return await handler(request)
+
+    return guarded

@@ -1,0 +1,112 @@
+"""What every handler reaches for: the application's parts, whose request it is, and that owner's job."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from gateway.auth import PRINCIPAL
+from gateway.blobs import Blobs
+from gateway.config import Settings
+from gateway.errors import BadRequest, Gone, NotFound
+from gateway.hub import Hub
+from gateway.limits import StreamLimit
+from gateway.metrics import Metrics
+from gateway.protocol import JOB_PATTERN, KindDocument
+from gateway.store import JobRecord, Store
+
+SETTINGS: Final = web.AppKey("settings", Settings)
+STORE: Final = web.AppKey("store", Store)
+BLOBS: Final = web.AppKey("blobs", Blobs)
+HUB: Final = web.AppKey("hub", Hub)
+# mypy takes no protocol class where an instance's class is expected.
+METRICS: Final = web.AppKey[Metrics]("metrics")
+STREAMS: Final = web.AppKey("streams", StreamLimit)
+OPENAPI: Final = web.AppKey("openapi", bytes)
+DOCS: Final = web.AppKey("docs", str)
+
+
+@dataclass(slots=True)
+class Readiness:
+    """Whether a load balancer should send requests here, and whether one asks."""
+
+    draining: bool = False
+    """This gateway is about to stop: it says so on /readyz and still serves."""
+    closing: bool = False
+    """Its streams are being closed: new ones go elsewhere."""
+    asked_at: float = float("-inf")
+
+
+READINESS: Final = web.AppKey("readiness", Readiness)
+
+_JOB: Final = re.compile(JOB_PATTERN, re.ASCII)
+
+
+def principal(request: web.Request) -> str:
+    """The owner in whose name the request is made: the API key's name, or `local` where none are set."""
+    return request[PRINCIPAL].owner
+
+
+async def owned_job(request: web.Request) -> JobRecord:
+    """The record of the job in the request's path.
+
+    Raises `NotFound` also for another owner's job: that it exists is nobody else's business. Raises `Gone` once the
+    job has expired.
+    """
+    return await owned(request.app[STORE], request.match_info["job"], principal(request))
+
+
+async def owned(store: Store, job: str, owner: str) -> JobRecord:
+    """An owner's job. Raises `NotFound` and `Gone`."""
+    missing = NotFound(
+        f"There is no job {job[:40]!r}; it was never made, or it is another owner's.", code="job_not_found"
+    )
+    if _JOB.match(job) is None:
+        raise missing
+    try:
+        record = await store.job(job)
+    except NotFound:
+        raise missing from None
+    except Gone as gone:
+        if gone.owner != owner:
+            raise missing from None
+        raise
+    if record.owner != owner:
+        raise missing
+    return record
+
+
+async def known_kind(store: Store, name: str) -> KindDocument:
+    """A kind by its name. Raises `NotFound`, naming the kinds that there are."""
+    kinds = await store.kinds()
+    kind = kinds.get(name)
+    if kind is None:
+        known = ", ".join(sorted(kinds)[:50]) or "none yet; start a worker"
+        raise NotFound(f"There is no kind {name[:64]!r}. Known kinds: {known}.", code="unknown_kind")
+    return kind
+
+
+def requested_preferences(request: web.Request) -> dict[str, str]:
+    """What `Prefer` asks for (RFC 7240): names in lower case, the value empty where there is none."""
+    preferences: dict[str, str] = {}
+    for header in request.headers.getall("Prefer", ()):
+        for part in header.split(","):
+            name, _, value = part.split(";", 1)[0].partition("=")
+            # [spec] "If any preference is specified more than once, only the first instance is to be considered."
+            preferences.setdefault(name.strip().lower(), value.strip().strip('"'))
+    return preferences
+
+
+def preferred_wait(request: web.Request, *, default: float, most: float) -> float | None:
+    """The seconds of `Prefer: wait=N`, at most `most`; `default` for a bare `wait`; None where it isn't asked for."""
+    value = requested_preferences(request).get("wait")
+    if value is None:
+        return None
+    if value == "":
+        return default
+    if not (value.isascii() and value.isdigit()):
+        raise BadRequest(f"Prefer: wait= takes whole seconds, such as wait=25; not {value[:20]!r}.")
+    return min(float(value[:6]), most)

@@ -1,0 +1,84 @@
+"""A job's record in Redis as the document that clients read."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import quote
+
+from pydantic_core import from_json
+
+from gateway.auth import watch_token
+from gateway.config import Settings
+from gateway.protocol import FileInfo, JobDocument, JobUrls, Liveness, Problem, State, format_time
+from gateway.store import JobRecord
+
+
+def job_document(record: JobRecord, settings: Settings) -> JobDocument:
+    """The job as `GET /v1/jobs/{id}` answers it."""
+    end = record.end_data()
+    # A cancelled job has neither a result nor a problem: it says who ended it, and why.
+    extra: dict[str, Any] = {"reason": end.get("reason"), "by": end.get("by")} if "reason" in end else {}
+    return JobDocument(
+        id=record.id,
+        kind=record.kind,
+        state=record.state,
+        terminal=record.terminal,
+        attempt=record.attempt,
+        last_event_id=str(record.last),
+        created_at=format_time(record.created_ms),
+        started_at=_time(record.started_ms),
+        ended_at=_time(record.ended_ms),
+        expires_at=_time(record.expires_ms),
+        progress=from_json(record.progress) if record.progress else None,
+        liveness=_liveness(record),
+        result=end.get("result"),
+        result_url=end.get("result_url"),
+        problem=Problem.model_validate(end["problem"]) if "problem" in end else None,
+        partial=bool(end.get("partial", False)),
+        cancel_requested=record.cancel_by is not None,
+        retry_of=record.retry_of,
+        priority=record.priority,
+        tags=list(record.tags),
+        files=[
+            FileInfo(name=file.name, content_type=file.content_type, size=file.size, url=file_url(record.id, file.name))
+            for file in record.files
+        ],
+        urls=job_urls(record, settings),
+        **extra,
+    )
+
+
+def job_urls(record: JobRecord, settings: Settings) -> JobUrls:
+    """Where to find the rest. `watch` needs no header: an `EventSource` can't send one."""
+    base = f"/v1/jobs/{record.id}"
+    secret = settings.api_keys.get(record.owner)
+    watch = f"{base}/events"
+    if secret is not None:
+        watch += f"?token={watch_token(secret.get_secret_value(), record.id)}"
+    return JobUrls(
+        self=base,
+        events=f"{base}/events",
+        websocket="/v1/ws",
+        result=f"{base}/result",
+        outputs=f"{base}/outputs",
+        cancel=f"{base}/cancel",
+        watch=watch,
+    )
+
+
+def file_url(job: str, name: str) -> str:
+    """The path of an input file."""
+    return f"/v1/jobs/{job}/files/{quote(name, safe='')}"
+
+
+def _time(time_ms: int | None) -> str | None:
+    return None if time_ms is None else format_time(time_ms)
+
+
+def _liveness(record: JobRecord) -> Liveness | None:
+    if record.state is not State.RUNNING or record.seen_ms is None:
+        return None
+    # Two clocks are compared here, Redis's and ours: good enough for a person, and nothing is decided by it.
+    silent = max(0.0, time.time() - record.seen_ms / 1000)
+    return Liveness(worker=record.worker or "", seen_at=format_time(record.seen_ms), silent_seconds=round(silent, 1))

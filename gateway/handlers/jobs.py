@@ -1,0 +1,379 @@
+"""Jobs: submit, read, list, cancel, retry, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aiohttp import web
+from pydantic import BaseModel, Field
+
+from gateway.errors import BadRequest, Conflict, Gone, NotFound, RequestError, TooLarge, Unavailable
+from gateway.handlers.context import (
+    BLOBS,
+    HUB,
+    SETTINGS,
+    STORE,
+    STREAMS,
+    known_kind,
+    owned,
+    owned_job,
+    preferred_wait,
+    principal,
+)
+from gateway.handlers.documents import job_document
+from gateway.handlers.routes import EVENT_STREAM, NO_BODY, SECONDS, Answer, Parameter, Route
+from gateway.handlers.streams import (
+    DEFAULT_WAIT_SECONDS,
+    MAX_WAIT_SECONDS,
+    accepted_format,
+    requested_cursor,
+    requested_seconds,
+    stream,
+)
+from gateway.handlers.strict_json import read_json
+from gateway.handlers.submission import checked_key, submit
+from gateway.handlers.uploads import Received
+from gateway.handlers.validation import validated
+from gateway.protocol import START, JobDocument, JobRequest, State
+from gateway.store import JobRecord, Store, Submitted
+
+# When to ask for an open job again; those who want to know at once wait or stream.
+_ASK_AGAIN_SECONDS: Final = "2"
+_MAX_LISTED: Final = 200
+_MAX_REASON_BODY: Final = 16 * 1024
+
+
+class JobList(BaseModel):
+    """A page of jobs, newest first. `cursor` asks for the next page; null at the end."""
+
+    jobs: list[JobDocument]
+    cursor: str | None
+
+
+class CancelRequest(BaseModel):
+    """The optional JSON body of a cancel."""
+
+    model_config = {"extra": "forbid"}
+    reason: str = Field("cancelled by the client", min_length=1, max_length=500)
+
+
+# --- submit -----------------------------------------------------------------------------------------------------------
+
+
+async def submit_job(request: web.Request) -> web.StreamResponse:
+    """`POST /v1/kinds/{kind}/jobs`."""
+    store, owner = request.app[STORE], principal(request)
+    key = checked_key(request.headers.get("Idempotency-Key"))
+    if "Last-Event-ID" in request.headers:
+        return await _resume_instead(request, store, owner, key)
+    preferred_wait(request, default=DEFAULT_WAIT_SECONDS, most=MAX_WAIT_SECONDS)
+    kind = await known_kind(store, request.match_info["kind"])
+    job = await store.job_id(owner, key)
+    async with Received(request.app, kind, job) as received:
+        await received.read(request)
+        submitted = await _take(request, received, key)
+    return await _answer_submit(request, submitted)
+
+
+async def _take(request: web.Request, received: Received, key: str | None, *, retry_of: str | None = None) -> Submitted:
+    """Hand what was received to the store; the files are the job's unless it is certain that there is none."""
+    try:
+        submitted = await submit(
+            request.app,
+            principal(request),
+            received.kind.kind,
+            received.request,
+            key=key,
+            files=received.files,
+            job=received.job,
+            retry_of=retry_of,
+        )
+    except RequestError:
+        raise
+    except BaseException as error:
+        # Only `queue_full` is certain. After anything else the job may have been made: its reply was lost, it was not.
+        if not (isinstance(error, Unavailable) and error.code == "queue_full"):
+            received.keep()
+        raise
+    if not submitted.replayed:
+        received.keep()
+    return submitted
+
+
+async def _resume_instead(request: web.Request, store: Store, owner: str, key: str | None) -> web.StreamResponse:
+    """A POST that a client repeats because its stream broke off never submits a second job."""
+    if key is None:
+        raise Conflict(
+            "This POST carries Last-Event-ID, so it repeats a stream that broke off, but no Idempotency-Key says which"
+            " job's. Go on with GET /v1/jobs/{id}/events.",
+            code="resubmitted_stream",
+            events="/v1/jobs/{id}/events",
+        )
+    after = requested_cursor(request)
+    record = await owned(store, await store.job_id(owner, key), owner)
+    format_ = accepted_format(request, "json")
+    headers = {"Location": f"/v1/jobs/{record.id}", "Idempotency-Replayed": "true"}
+    if format_ == "json":
+        return _document(request, record, headers=headers)
+    with request.app[STREAMS].place(owner):
+        return await stream(request, record, after, format_, planned_end=False, headers=headers)
+
+
+async def _answer_submit(request: web.Request, submitted: Submitted) -> web.StreamResponse:
+    record = submitted.record
+    headers = {"Location": f"/v1/jobs/{record.id}"}
+    if submitted.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    format_ = accepted_format(request, "json")
+    if format_ != "json":
+        with request.app[STREAMS].place(principal(request)):
+            return await stream(request, record, START, format_, planned_end=False, headers=headers)
+    wait = preferred_wait(request, default=DEFAULT_WAIT_SECONDS, most=MAX_WAIT_SECONDS)
+    if wait is None:
+        return _document(request, record, status=202, headers=headers)
+    record = await _wait_for_end(request, record, wait)
+    headers["Preference-Applied"] = f"wait={wait:g}"
+    return _document(request, record, status=200 if record.terminal else 202, headers=headers)
+
+
+# --- read -------------------------------------------------------------------------------------------------------------
+
+
+async def read_job(request: web.Request) -> web.Response:
+    """`GET /v1/jobs/{job}`."""
+    wait = requested_seconds(request, "wait", MAX_WAIT_SECONDS)
+    record = await owned_job(request)
+    if wait:
+        record = await _wait_for_end(request, record, wait)
+    return _document(request, record)
+
+
+async def list_jobs(request: web.Request) -> web.Response:
+    """`GET /v1/jobs`."""
+    query = request.query
+    states = [state.value for state in State]
+    if (state := query.get("state")) is not None and state not in states:
+        raise BadRequest(f"?state= is one of {', '.join(states)}; not {state[:40]!r}.")
+    limit, cursor = query.get("limit", "50"), query.get("cursor")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= _MAX_LISTED):
+        raise BadRequest(f"?limit= is a number from 1 to {_MAX_LISTED}; not {limit[:40]!r}.")
+    if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 16):
+        raise BadRequest("?cursor= is the `cursor` of an earlier page, as it came.", code="bad_cursor")
+    records, cursor = await request.app[STORE].jobs(
+        principal(request),
+        state=State(state) if state is not None else None,
+        kind=query.get("kind"),
+        tag=query.get("tag"),
+        cursor=cursor,
+        limit=int(limit),
+    )
+    settings = request.app[SETTINGS]
+    page = JobList(jobs=[job_document(record, settings) for record in records], cursor=cursor)
+    return _json(page)
+
+
+# --- change -----------------------------------------------------------------------------------------------------------
+
+
+async def cancel_job(request: web.Request) -> web.Response:
+    """`POST /v1/jobs/{job}/cancel`."""
+    wait = preferred_wait(request, default=DEFAULT_WAIT_SECONDS, most=MAX_WAIT_SECONDS)
+    record = await owned_job(request)
+    asked = validated(CancelRequest, await _small_json(request))
+    record = await request.app[STORE].cancel(record.id, principal(request), asked.reason)
+    headers = {}
+    if wait is not None:
+        record = await _wait_for_end(request, record, wait)
+        headers["Preference-Applied"] = f"wait={wait:g}"
+    return _document(request, record, status=200 if record.terminal else 202, headers=headers)
+
+
+async def retry_job(request: web.Request) -> web.Response:
+    """`POST /v1/jobs/{job}/retry`: a new job with the same input, options and files."""
+    app, owner = request.app, principal(request)
+    key = checked_key(request.headers.get("Idempotency-Key"))
+    old = await owned_job(request)
+    if not old.terminal:
+        raise Conflict(
+            "The job has not ended; wait for its end, or cancel it first.", code="still_open", retry_after_seconds=2
+        )
+    kind = await known_kind(app[STORE], old.kind)
+    job = await app[STORE].job_id(owner, key)
+    async with Received(app, kind, job) as received:
+        try:
+            await received.copy(old)
+        except NotFound:
+            raise Gone("The job's files have expired; submit them again.") from None
+        submitted = await _take(request, received, key, retry_of=old.id)
+    headers = {"Location": f"/v1/jobs/{submitted.record.id}"}
+    if submitted.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return _document(request, submitted.record, status=202, headers=headers)
+
+
+async def delete_job(request: web.Request) -> web.Response:
+    """`DELETE /v1/jobs/{job}`."""
+    record = await owned_job(request)
+    if not record.terminal:
+        raise Conflict(
+            "The job has not ended; cancel it, wait for its end, then delete it.",
+            code="still_open",
+            retry_after_seconds=2,
+        )
+    await request.app[STORE].delete(record)
+    await request.app[BLOBS].delete_prefix(f"jobs/{record.id}")
+    return web.Response(status=204)
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+async def _wait_for_end(request: web.Request, record: JobRecord, seconds: float) -> JobRecord:
+    """The job when it has ended, or as it is after some seconds."""
+    if record.terminal or not seconds:
+        return record
+    owner = principal(request)
+    with request.app[STREAMS].place(owner):
+        await request.app[HUB].wait_for_end(record, seconds)
+    return await owned(request.app[STORE], record.id, owner)
+
+
+def _document(
+    request: web.Request, record: JobRecord, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    response = _json(job_document(record, request.app[SETTINGS]), status=status)
+    if not record.terminal:
+        response.headers["Retry-After"] = _ASK_AGAIN_SECONDS
+    response.headers.update(headers or {})
+    return response
+
+
+def _json(model: BaseModel, *, status: int = 200) -> web.Response:
+    return web.Response(
+        status=status,
+        body=model.model_dump_json().encode(),
+        content_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )
+
+
+async def _small_json(request: web.Request) -> Any:
+    """An optional small JSON body; an empty object where there is none."""
+    body = bytearray()
+    while chunk := await request.content.readany():
+        body += chunk
+        if len(body) > _MAX_REASON_BODY:
+            raise TooLarge(f"The body of a cancel has at most {_MAX_REASON_BODY} bytes.")
+    return read_json(body, "The body") if body.strip() else {}
+
+
+# --- routes -----------------------------------------------------------------------------------------------------------
+
+_KEY_HEADER: Final = Parameter(
+    "Idempotency-Key",
+    "The same key with the same request is the same job, also after a lost answer. A UUID is a good one.",
+    {"type": "string", "maxLength": 255},
+    "header",
+)
+_PREFER: Final = Parameter(
+    "Prefer", "`wait=N`: answer when the job has ended, after N seconds (at most 50) in any case.", place="header"
+)
+_REPLAYED: Final = {"Idempotency-Replayed": "`true` if an earlier request with this key made the job."}
+
+routes: Final = (
+    Route(
+        "POST",
+        "/v1/kinds/{kind}/jobs",
+        submit_job,
+        "Submit a job",
+        "A JSON body holds `input` and options. Files come as parts of multipart/form-data, beside an `input` part and"
+        " an `options` part (both JSON), or as the body itself with its own content type; then `?input=` and"
+        " `?options=` hold the JSON, and `?filename=` or Content-Disposition the name. With an `Accept` of"
+        " text/event-stream or application/x-ndjson the answer is the job's event stream.",
+        request=JobRequest,
+        other_bodies=("multipart/form-data", "application/octet-stream"),
+        responses={
+            202: Answer(
+                "The job is accepted: it will end, whatever happens.",
+                JobDocument,
+                headers={"Location": "The job.", **_REPLAYED},
+            ),
+            200: Answer(
+                "The job ended while it was waited for, or the answer is its stream.",
+                JobDocument,
+                (*EVENT_STREAM[:2], "application/json"),
+            ),
+        },
+        parameters=(
+            _KEY_HEADER,
+            _PREFER,
+            Parameter("input", "The input as JSON, beside a raw file body."),
+            Parameter("options", "The options as JSON, beside a raw file body."),
+            Parameter("filename", "The name of a raw file body."),
+        ),
+    ),
+    Route(
+        "GET",
+        "/v1/jobs",
+        list_jobs,
+        "List your recent jobs, newest first",
+        responses={200: Answer("A page of jobs.", JobList)},
+        parameters=(
+            Parameter(
+                "state", "Only jobs in this state.", {"type": "string", "enum": [state.value for state in State]}
+            ),
+            Parameter("kind", "Only jobs of this kind."),
+            Parameter("tag", "Only jobs with this tag."),
+            Parameter("cursor", "The `cursor` of the page before."),
+            Parameter(
+                "limit", "About so many jobs.", {"type": "integer", "minimum": 1, "maximum": _MAX_LISTED, "default": 50}
+            ),
+        ),
+    ),
+    Route(
+        "GET",
+        "/v1/jobs/{job}",
+        read_job,
+        "Read a job",
+        responses={
+            200: Answer("The job.", JobDocument, headers={"Retry-After": "When to ask again, while it is open."})
+        },
+        parameters=(Parameter("wait", "Answer when the job has ended, after so many seconds in any case.", SECONDS),),
+    ),
+    Route(
+        "POST",
+        "/v1/jobs/{job}/cancel",
+        cancel_job,
+        "Cancel a job",
+        "A queued job ends at once; a running one is told. An ended job is answered as it is.",
+        request=CancelRequest,
+        responses={
+            200: Answer("The job has ended.", JobDocument),
+            202: Answer("The worker has been asked to stop.", JobDocument),
+        },
+        parameters=(_PREFER,),
+    ),
+    Route(
+        "POST",
+        "/v1/jobs/{job}/retry",
+        retry_job,
+        "Do an ended job again, as a new job",
+        responses={
+            202: Answer(
+                "The new job; its `retry_of` is the old one.",
+                JobDocument,
+                headers={"Location": "The new job.", **_REPLAYED},
+            )
+        },
+        parameters=(_KEY_HEADER,),
+    ),
+    Route(
+        "DELETE",
+        "/v1/jobs/{job}",
+        delete_job,
+        "Erase an ended job's data",
+        "Its id then answers 410.",
+        responses={204: Answer("It is gone.", content_types=NO_BODY)},
+    ),
+)

@@ -1,0 +1,233 @@
+"""Every error as a problem document (RFC 9457), in one place; and one log line per request.
+
+Our errors say what happened and what to do. Anything else that is raised is answered with a bare 500: its details go
+to the log, under the request id that the client is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Final
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
+from pydantic_core import to_json
+
+from gateway.auth import PRINCIPAL, Middleware
+from gateway.errors import BadRequest, MethodNotAllowed, NotFound, OutlastError, RequestError, TooLarge
+from gateway.limits import Connection
+from gateway.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+access_logger = logging.getLogger("gateway.access")
+
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+_STARTED: Final = web.RequestKey("started", bool)
+_REQUEST_ID: Final = re.compile(r"^[A-Za-z0-9._-]{8,64}$", re.ASCII)
+
+SECURITY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "X-Content-Type-Options": "nosniff",
+        # A foreign page may not even show or embed what it can't read.
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+    }
+)
+# A document of ours that a browser shows by itself runs nothing and loads nothing; the page has its own policy.
+DATA_POLICY: Final = "default-src 'none'; frame-ancestors 'none'; sandbox"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def problem_response(error: OutlastError, request_id: str | None = None) -> web.Response:
+    """The error as an answer."""
+    document = error.problem()
+    if error.status >= 500 and request_id:
+        document["request_id"] = request_id
+    headers = {"Cache-Control": "no-store"}
+    retry_after = error.retry_after_seconds
+    if retry_after is None and error.status in {429, 503}:
+        # Jittered: those who were refused together must not come back together.
+        retry_after = random.uniform(1, 4)
+    if retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="outlast"'
+    return web.Response(
+        status=error.status, body=to_json(document), content_type="application/problem+json", headers=headers
+    )
+
+
+def translate(error: Exception, request: web.Request) -> OutlastError:
+    """What was raised as one of our errors; what nobody foresaw becomes a bare `internal`."""
+    if isinstance(error, OutlastError):
+        # A ConfigurationError or LeaseLost is for operators and workers; a client can do nothing with its text.
+        return error if isinstance(error, RequestError) or error.status != 500 else _internal()
+    if isinstance(error, web.HTTPNotFound):
+        return NotFound(f"There is nothing at {request.path[:200]}; see /docs for the routes.")
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return MethodNotAllowed(f"{request.method[:20]} is not served here; use {allowed}.")
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return TooLarge("The body is larger than this gateway takes.")
+    if isinstance(error, web.HTTPException) and 400 <= error.status < 500:
+        return BadRequest(f"{HTTPStatus(error.status).phrase}.")
+    if isinstance(error, RequestPayloadError):
+        return BadRequest("The body broke off or its transfer coding is wrong; send the request again.")
+    return _internal()
+
+
+def _internal() -> OutlastError:
+    return OutlastError("Something went wrong on our side. Try again; if it lasts, tell the operator the request id.")
+
+
+def problem_middleware(metrics: Metrics) -> Middleware:
+    """The outermost middleware: it answers every error, and logs the end of every request."""
+
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPException as raised:
+            if raised.status < 400:
+                raise
+            error = translate(raised, request)
+            response = problem_response(error)
+            if isinstance(raised, web.HTTPMethodNotAllowed):
+                response.headers["Allow"] = ", ".join(sorted(raised.allowed_methods))
+        except Exception as raised:
+            error = translate(raised, request)
+            if error.code == "internal":
+                logger.error("request %s failed", request[REQUEST_ID], exc_info=raised)
+            response = problem_response(error, request[REQUEST_ID])
+        metrics.count("problems", code=error.code)
+        connection = request.protocol
+        if isinstance(connection, Connection) and connection.refused:
+            response.force_close()
+        if request.get(_STARTED) and request.transport is not None:
+            # An answer has begun: a second one inside it would be taken for a part of it.
+            request.transport.abort()
+        return response
+
+    @web.middleware
+    async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("X-Request-ID", "")
+        request[REQUEST_ID] = given if _REQUEST_ID.match(given) else secrets.token_hex(8)
+        began = time.perf_counter()
+        status = 499  # As in nginx's logs: the client went before there was an answer.
+        try:
+            response = await answer(request, handler)
+            status = response.status
+            return response
+        finally:
+            _log_end(request, status, time.perf_counter() - began, metrics)
+
+    return answered
+
+
+def _log_end(request: web.Request, status: int, seconds: float, metrics: Metrics) -> None:
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource is not None else "none"
+    method = request.method if request.method in {"GET", "HEAD", "POST", "DELETE", "OPTIONS"} else "other"
+    metrics.count("requests", route=route, method=method, status=str(status))
+    if not request.get(_STARTED):
+        metrics.observe("request_seconds", seconds, route=route)
+    principal = request.get(PRINCIPAL)
+    # The path without its query: that may hold a token. `%s` of a path can't break the line, since aiohttp decodes
+    # no percent escapes in `rel_url.raw_path`.
+    access_logger.info(
+        "%s %s %d %.3fs owner=%s id=%s ray=%s",
+        method,
+        request.rel_url.raw_path[:300],
+        status,
+        seconds,
+        principal.owner if principal else "-",
+        request[REQUEST_ID],
+        re.sub(r"[^A-Za-z0-9-]", "", request.headers.get("CF-Ray", ""))[:40] or "-",
+    )
+
+
+async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Put the headers on that every answer has. A signal handler: also streams and sockets pass through it."""
+    request[_STARTED] = True
+    headers = response.headers
+    for name, value in SECURITY_HEADERS.items():
+        headers.setdefault(name, value)
+    headers.setdefault("Content-Security-Policy", DATA_POLICY)
+    request_id = request.get(REQUEST_ID)
+    if request_id is not None:
+        headers.setdefault("X-Request-ID", request_id)
+
+
+def cross_origin_middleware(allowed: frozenset[str]) -> Middleware:
+    """A middleware for pages of other origins: preflights, and the headers that let them read our answers."""
+
+    @web.middleware
+    async def shared(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if (
+            request.method == "OPTIONS"
+            and request.headers.get("Origin") in allowed
+            and "Access-Control-Request-Method" in request.headers
+            and isinstance(request.match_info.http_exception, web.HTTPMethodNotAllowed)
+        ):
+            return web.Response(
+                status=204,
+                headers={
+                    "Access-Control-Allow-Methods": "GET, POST, DELETE",
+                    "Access-Control-Allow-Headers": ", ".join(_ASKED_HEADERS),
+                    "Access-Control-Max-Age": "600",
+                },
+            )
+        return await handler(request)
+
+    return shared
+
+
+_ASKED_HEADERS: Final = (
+    "Accept",
+    "Authorization",
+    "Content-Disposition",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-None-Match",
+    "Last-Event-ID",
+    "Prefer",
+    "Range",
+    "X-Request-ID",
+)
+_SHOWN_HEADERS: Final = (
+    "Accept-Ranges",
+    "Content-Disposition",
+    "Content-Range",
+    "ETag",
+    "Idempotency-Replayed",
+    "Last-Event-ID",
+    "Location",
+    "Preference-Applied",
+    "Retry-After",
+    "X-Request-ID",
+)
+
+
+def cross_origin_headers(allowed: frozenset[str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """A signal handler that lets the allowed origins, and no others, read an answer."""
+
+    async def share(request: web.Request, response: web.StreamResponse) -> None:
+        if not allowed:
+            return
+        vary = response.headers.get("Vary")
+        response.headers["Vary"] = f"{vary}, Origin" if vary else "Origin"
+        origin = request.headers.get("Origin")
+        if origin in allowed:
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Expose-Headers"] = ", ".join(_SHOWN_HEADERS)
+            response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+
+    return share

@@ -1,0 +1,141 @@
+"""Submitting a job: the same steps for every transport, once its body has been read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import web
+from pydantic_core import to_json
+
+from gateway.errors import BadRequest, InvalidInput, TooLarge, UnsupportedType
+from gateway.handlers.context import METRICS, SETTINGS, STORE, known_kind
+from gateway.handlers.validation import Validators
+from gateway.protocol import JobOptions, JobRequest, KindDocument
+from gateway.store import NewJob, StoredFile, Submitted
+
+VALIDATORS: Final = web.AppKey("validators", Validators)
+
+# [spec] RFC 8941, section 3.3.3: what a header's string can hold.
+_KEY: Final = re.compile(r"^[\x20-\x7e]{1,255}$", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class UploadedFile:
+    """A file whose bytes are in the blob store already."""
+
+    stored: StoredFile
+    sha256: str
+
+
+async def submit(
+    app: web.Application,
+    owner: str,
+    kind: str,
+    body: JobRequest,
+    *,
+    key: str | None,
+    files: Sequence[UploadedFile] = (),
+    job: str | None = None,
+    retry_of: str | None = None,
+) -> Submitted:
+    """Check a request and make its job, or find the job that its Idempotency-Key has made before.
+
+    `job` is the id if the files are stored under it already. Cancelling it leaves open whether the job was accepted.
+    Raises `NotFound` for an unknown kind, `InvalidInput`, `TooLarge`, `UnsupportedType`, and what `Store.submit` does.
+    """
+    store = app[STORE]
+    document = await known_kind(store, kind)
+    check_files(document, files)
+    check_size(body.input, app[SETTINGS].max_inline_bytes)
+    await app[VALIDATORS].check(document, body.input)
+    options = JobOptions.model_validate(body.model_dump(include=set(JobOptions.model_fields), exclude_unset=True))
+    new = NewJob(
+        kind=document,
+        owner=owner,
+        input=body.input,
+        options=options,
+        fingerprint=fingerprint(kind, options, body.input, files, retry_of),
+        files=tuple(file.stored for file in files),
+        retry_of=retry_of,
+    )
+    if job is None:
+        job = await store.job_id(owner, checked_key(key))
+    submitted = await store.submit(job, new, keyed=key is not None)
+    app[METRICS].count("jobs_submitted", kind=kind, outcome="replayed" if submitted.replayed else "new")
+    return submitted
+
+
+def fingerprint(
+    kind: str, options: JobOptions, input_: Any, files: Sequence[UploadedFile], retry_of: str | None = None
+) -> str:
+    """What makes two requests the same: the meaning, never the raw bytes, which a client's library may vary."""
+    meaning = {
+        "kind": kind,
+        "options": options.model_dump(mode="json", exclude_defaults=True),
+        "input": input_,
+        "files": [[file.stored.name, file.stored.content_type, file.sha256] for file in files],
+        "retry_of": retry_of,
+    }
+    canonical = json.dumps(meaning, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def checked_key(key: str | None) -> str | None:
+    """An Idempotency-Key. Raises `BadRequest` for one that could not stand in a header."""
+    if key is not None and _KEY.match(key) is None:
+        raise BadRequest(
+            "An Idempotency-Key has 1 to 255 printable ASCII characters; a UUID is a good one.",
+            code="bad_idempotency_key",
+        )
+    return key
+
+
+def check_size(input_: Any, most: int) -> None:
+    """Raises `TooLarge` for an input that is too large to stand in the job's record."""
+    size = len(to_json(input_))
+    if size > most:
+        raise TooLarge(
+            f"The input is {size} bytes of JSON; at most {most} are taken inline. Send what is large as a file:"
+            " multipart/form-data with an `input` part and the file.",
+            code="input_too_large",
+        )
+
+
+def check_files(kind: KindDocument, files: Sequence[UploadedFile]) -> None:
+    """Raises `InvalidInput` and `UnsupportedType` where the files are not what the kind reads."""
+    if kind.files == "required" and not files:
+        raise InvalidInput(
+            f"The kind {kind.kind} needs a file: send it as the body with its Content-Type, or as a part of"
+            " multipart/form-data.",
+            code="file_required",
+            errors=[{"field": "file", "message": "a file is required"}],
+        )
+    for file in files:
+        check_file_allowed(kind, file.stored.content_type)
+
+
+def check_file_allowed(kind: KindDocument, content_type: str) -> None:
+    """Raises `UnsupportedType` unless the kind reads files of this type; asked before the file is read."""
+    if kind.files == "none":
+        raise UnsupportedType(
+            f'The kind {kind.kind} takes no files; send application/json: {{"input": {{...}}}}.',
+            code="file_not_allowed",
+        )
+    if kind.content_types and not any(_matches(content_type, allowed) for allowed in kind.content_types):
+        raise UnsupportedType(
+            f"The kind {kind.kind} does not read {content_type}; it reads {', '.join(kind.content_types)}."
+            " If the file is one of these, say so in its Content-Type."
+        )
+
+
+def _matches(content_type: str, allowed: str) -> bool:
+    if allowed in {"*/*", "*"}:
+        return True
+    if allowed.endswith("/*"):
+        return content_type.startswith(allowed[:-1])
+    return content_type == allowed.lower()

@@ -1,0 +1,394 @@
+"""Reading the body of a submit: JSON, multipart, or a raw file. Files go to the blob store as they come in."""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+import unicodedata
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import replace
+from typing import Any, Final
+
+from aiohttp import BodyPartReader, web
+from aiohttp.multipart import MultipartReader, content_disposition_filename, parse_content_disposition
+from pydantic_core import from_json
+
+from gateway.blobs import Blobs
+from gateway.config import Settings
+from gateway.errors import BadRequest, InvalidInput, OutlastError, TooLarge, UnsupportedType
+from gateway.handlers.context import BLOBS, METRICS, SETTINGS
+from gateway.handlers.strict_json import read_json
+from gateway.handlers.submission import UploadedFile, check_file_allowed
+from gateway.handlers.validation import validated
+from gateway.metrics import Metrics
+from gateway.protocol import JobOptions, JobRequest, KindDocument
+from gateway.store import JobRecord, StoredFile
+
+# A kind that wants more files than this wants an archive. Each file is a blob and a line in the job's record.
+MAX_FILES: Final = 64
+_MAX_PARTS: Final = MAX_FILES + 32
+_PART_CHUNK: Final = 256 * 1024
+# Room for the options and for white space, on top of the input's own limit.
+_JSON_SPARE_BYTES: Final = 64 * 1024
+_MAX_NAME_BYTES: Final = 200
+_OPTIONS: Final = frozenset(JobOptions.model_fields)
+_SUBMIT_QUERY: Final = frozenset({"input", "options", "filename"})
+_MEDIA_TYPE: Final = re.compile(r"^[a-z0-9!#$&^_.+-]{1,100}/[a-z0-9!#$&^_.+-]{1,100}$", re.ASCII)
+_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
+    (b"%PDF-", "application/pdf"),
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"II*\x00", "image/tiff"),
+    (b"MM\x00*", "image/tiff"),
+    (b"GIF8", "image/gif"),
+)
+_UNKNOWN: Final = "application/octet-stream"
+
+
+class Received:
+    """What a submit's body held. As a context manager: files that no job has taken over are deleted at its end."""
+
+    def __init__(self, app: web.Application, kind: KindDocument, job: str) -> None:
+        self._blobs: Blobs = app[BLOBS]
+        self._settings: Settings = app[SETTINGS]
+        self._metrics: Metrics = app[METRICS]
+        self.kind = kind
+        self.job = job
+        self._keys: list[str] = []
+        self.request = JobRequest()
+        self.files: list[UploadedFile] = []
+
+    async def __aenter__(self) -> Received:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for key in self._keys:
+            # What can't be deleted now is found by the blob collector: no job refers to it.
+            with suppress(OutlastError):
+                await self._blobs.delete(key)
+
+    def keep(self) -> None:
+        """The job refers to the files now, or it may: they are not ours to delete any more."""
+        self._keys.clear()
+
+    async def read(self, request: web.Request) -> None:
+        """Read the body. Raises `BadRequest`, `InvalidInput`, `TooLarge`, `UnsupportedType` and `Timeout`."""
+        limit = self._settings.max_upload_bytes
+        if request.content_length is not None and request.content_length > limit:
+            raise _body_too_large(limit)
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise UnsupportedType("Compressed bodies are not read; send it without Content-Encoding.")
+        media_type = _media_type(request.headers.get("Content-Type"))
+        if media_type == "application/json" or (media_type is None and not request.can_read_body):
+            await self._read_json(request)
+        elif media_type == "multipart/form-data":
+            await self._read_multipart(request)
+        elif media_type is not None and media_type.startswith("multipart/"):
+            raise UnsupportedType("Of the multipart types only multipart/form-data is read.")
+        elif media_type == "application/x-www-form-urlencoded":
+            raise UnsupportedType(
+                "This is an HTML form's type, which curl -d and --data-binary send by default. Add"
+                " -H 'Content-Type: application/json' for JSON, or the file's own type for a file."
+            )
+        else:
+            await self._read_raw(request, media_type or _UNKNOWN)
+
+    async def copy(self, old: JobRecord) -> None:
+        """Take the input, the options and the files of an earlier job. Raises `NotFound` if a file is gone."""
+        text = await self._blobs.get(old.input_blob) if old.input_blob else old.input
+        # A time to start at that is past is no wish any more; every other one holds for the new job too.
+        wishes = old.options.model_dump(exclude_unset=True, exclude={"start_at"})
+        self.request = JobRequest(input=from_json(text or b"{}"), **wishes)
+        for file in old.files:
+            key = self._blobs.key_for(self.job)
+            size, sha256 = await self._blobs.put(key, self._blobs.stream(file.blob), max_bytes=None)
+            self._keys.append(key)
+            self.files.append(UploadedFile(replace(file, size=size, blob=key), sha256))
+
+    # --- one body of each sort --------------------------------------------------------------------------------------
+
+    async def _read_json(self, request: web.Request) -> None:
+        _refuse_query(request, frozenset())
+        most = self._settings.max_inline_bytes + _JSON_SPARE_BYTES
+        body = bytearray()
+        async for chunk in _body(request, self._settings.max_upload_bytes):
+            body += chunk
+            if len(body) > most:
+                raise _input_too_large(most)
+        value = read_json(body, "The body") if body.strip() else {}
+        if not isinstance(value, dict):
+            raise InvalidInput(
+                'The body is a JSON object such as {"input": {...}, "priority": "high"}.',
+                errors=[{"field": "body", "message": "not an object"}],
+            )
+        self.request = validated(JobRequest, value)
+
+    async def _read_raw(self, request: web.Request, content_type: str) -> None:
+        _refuse_query(request, _SUBMIT_QUERY)
+        query = request.query
+        options = _json_object(query["options"].encode(), "?options=") if "options" in query else {}
+        input_ = _json_object(query["input"].encode(), "?input=") if "input" in query else {}
+        self.request = _request(options, input_)
+        disposition = request.headers.get("Content-Disposition")
+        name = query.get("filename") or _disposition_name(disposition) or ""
+        await self._store(name, content_type, _body(request, self._settings.max_upload_bytes))
+
+    async def _read_multipart(self, request: web.Request) -> None:
+        _refuse_query(request, frozenset())
+        await _continue(request)
+        options: dict[str, Any] = {}
+        input_: dict[str, Any] = {}
+        seen: set[str] = set()
+        with _multipart_errors():
+            reader = await request.multipart()
+        for _ in range(_MAX_PARTS):
+            with _multipart_errors():
+                part = await reader.next()
+            if part is None:
+                break
+            if isinstance(part, MultipartReader):
+                raise BadRequest("A part that is multipart itself is not read.", code="bad_multipart")
+            name, filename = _part_names(part)
+            _check_part(part)
+            if name not in {"input", "options"} and filename is not None:
+                await self._store_part(request, part, filename)
+                continue
+            if name not in _OPTIONS | {"input", "options"}:
+                known = ", ".join(["input", "options", *sorted(_OPTIONS)])
+                raise InvalidInput(
+                    f"The part {name[:64]!r} is neither a field nor a file; files have a filename.",
+                    errors=[{"field": name[:64], "message": f"unknown field; known: {known}"}],
+                )
+            if name in seen:
+                raise BadRequest(f"The part {name!r} comes twice.", code="bad_multipart")
+            seen.add(name)
+            text = await self._read_part(request, part)
+            if name == "input":
+                input_ = _json_object(text, "The part `input`")
+            elif name == "options":
+                options |= _json_object(text, "The part `options`")
+            else:
+                options[name] = _option(name, text)
+        else:
+            raise TooLarge(f"A body has at most {_MAX_PARTS} parts.", code="too_many_files")
+        self.request = _request(options, input_)
+
+    async def _store_part(self, request: web.Request, part: BodyPartReader, filename: str) -> None:
+        if len(self.files) >= MAX_FILES:
+            raise TooLarge(f"A job takes at most {MAX_FILES} files.", code="too_many_files")
+        content_type = _media_type(part.headers.get("Content-Type")) or _UNKNOWN
+        await self._store(filename, content_type, self._part_chunks(request, part))
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    async def _store(self, name: str, content_type: str, chunks: AsyncGenerator[bytes, None]) -> None:
+        """Stream a file to the blob store under the job's id."""
+        if content_type != _UNKNOWN:
+            # Before the first byte is asked for: a client that waits for `100 Continue` need not send it.
+            check_file_allowed(self.kind, content_type)
+        async with aclosing(chunks):
+            first = await anext(chunks, b"")
+            if content_type == _UNKNOWN:
+                content_type = _guess_type(name, first)
+                check_file_allowed(self.kind, content_type)
+            if not first:
+                raise InvalidInput(
+                    f"The file {clean_name(name, content_type)!r} is empty.",
+                    code="file_empty",
+                    errors=[{"field": "file", "message": "the file has no bytes"}],
+                )
+            key = self._blobs.key_for(self.job)
+            limit = self._settings.max_upload_bytes
+            size, sha256 = await self._blobs.put(key, _joined(first, chunks), max_bytes=limit)
+        self._keys.append(key)
+        self._metrics.count("uploaded_bytes", size)
+        unique = _unique_name(clean_name(name, content_type), {file.stored.name for file in self.files})
+        self.files.append(UploadedFile(StoredFile(unique, content_type, size, key), sha256))
+
+    async def _part_chunks(self, request: web.Request, part: BodyPartReader) -> AsyncGenerator[bytes, None]:
+        limit = self._settings.max_upload_bytes
+        while not part.at_eof():
+            with _multipart_errors():
+                chunk = await part.read_chunk(_PART_CHUNK)
+            if request.content.total_bytes > limit:
+                raise _body_too_large(limit)
+            if chunk:
+                yield bytes(chunk)
+
+    async def _read_part(self, request: web.Request, part: BodyPartReader) -> bytes:
+        most = self._settings.max_inline_bytes + _JSON_SPARE_BYTES
+        text = bytearray()
+        async for chunk in self._part_chunks(request, part):
+            text += chunk
+            if len(text) > most:
+                raise _input_too_large(most)
+        return bytes(text)
+
+
+async def _body(request: web.Request, limit: int) -> AsyncGenerator[bytes, None]:
+    """The body's chunks, counted as they come in."""
+    await _continue(request)
+    content = request.content
+    while chunk := await content.readany():
+        if content.total_bytes > limit:
+            raise _body_too_large(limit)
+        yield chunk
+
+
+@contextmanager
+def _multipart_errors() -> Iterator[None]:
+    """What aiohttp's reader raises for a boundary that is missing, a header that is none, a body that breaks off."""
+    try:
+        yield
+    except (ValueError, RuntimeError, AssertionError, LookupError) as error:
+        reason = " ".join(str(error).split())[:200] or "it can't be taken apart"
+        raise BadRequest(f"The multipart body is broken: {reason}.", code="bad_multipart") from None
+
+
+async def _continue(request: web.Request) -> None:
+    """Ask for the body, if the client waits to be asked: all that can be refused without it has been."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= (1, 1):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # aiohttp's own way: the interim answer is no part of the final one.
+        request.writer.output_size = 0
+
+
+async def expect_later(request: web.Request) -> None:
+    """aiohttp's answer to `Expect` comes before any check; ours comes when the body is read (`_continue`)."""
+
+
+async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in rest:
+        yield chunk
+
+
+def _refuse_query(request: web.Request, known: frozenset[str]) -> None:
+    """A misspelt or misplaced option in the address must not be ignored."""
+    unknown = sorted(request.query.keys() & (_OPTIONS | _SUBMIT_QUERY) - known)
+    if unknown:
+        place = "into the JSON body, or into parts of the form" if not known else "into ?options={...}"
+        raise InvalidInput(
+            f"?{unknown[0]}= is not read here; put it {place}.",
+            errors=[{"field": name, "message": "not a query parameter of this request"} for name in unknown],
+        )
+
+
+def _request(options: Mapping[str, Any], input_: dict[str, Any]) -> JobRequest:
+    return validated(JobRequest, validated(JobOptions, options).model_dump(exclude_unset=True) | {"input": input_})
+
+
+def _json_object(text: bytes, what: str) -> dict[str, Any]:
+    value = read_json(text, what) if text.strip() else {}
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{what} is a JSON object.", errors=[{"field": what, "message": "not an object"}])
+    return value
+
+
+def _option(name: str, text: bytes) -> Any:
+    """An option that is a part of its own: JSON where it looks like a list, else its text."""
+    if name == "tags":
+        stripped = text.strip()
+        if stripped.startswith(b"["):
+            return read_json(stripped, "The part `tags`")
+        return [tag.strip() for tag in _text(name, stripped).split(",") if tag.strip()]
+    with suppress(ValueError):
+        value = from_json(text)
+        if isinstance(value, str | None):
+            return value
+    return _text(name, text).strip()
+
+
+def _text(name: str, text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        raise BadRequest(f"The part {name!r} is not UTF-8.", code="bad_multipart") from None
+
+
+def _body_too_large(limit: int) -> TooLarge:
+    return TooLarge(
+        f"The body is larger than the limit of {limit} bytes (OUTLAST_MAX_UPLOAD_BYTES).", limit_bytes=limit
+    )
+
+
+def _input_too_large(most: int) -> TooLarge:
+    return TooLarge(
+        f"The JSON is larger than {most} bytes. Send what is large as a file: multipart/form-data with an `input` part"
+        " and the file.",
+        code="input_too_large",
+    )
+
+
+# --- names and types ------------------------------------------------------------------------------------------------
+
+
+def _media_type(header: str | None) -> str | None:
+    """The media type without its parameters, in lower case; None without a header, `UnsupportedType` for nonsense."""
+    if header is None or not header.strip():
+        return None
+    media_type = header.split(";", 1)[0].strip().lower()
+    if _MEDIA_TYPE.match(media_type) is None:
+        raise UnsupportedType(f"{header[:80]!r} is no content type; it looks like application/pdf.")
+    return media_type
+
+
+def _guess_type(name: str, first: bytes) -> str:
+    """The type of a file that came without one: by its first bytes, else by its name."""
+    for magic, content_type in _MAGIC:
+        if first.startswith(magic):
+            return content_type
+    if first[:4] == b"RIFF" and first[8:12] == b"WEBP":
+        return "image/webp"
+    return mimetypes.guess_type(name)[0] or _UNKNOWN
+
+
+def _disposition_name(header: str | None) -> str | None:
+    if header is None:
+        return None
+    with warnings.catch_warnings():
+        # A header that can't be read is as good as none.
+        warnings.simplefilter("ignore")
+        _, parameters = parse_content_disposition(header)
+        return content_disposition_filename(parameters, "filename")
+
+
+def _part_names(part: BodyPartReader) -> tuple[str, str | None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        name, filename = part.name, part.filename
+    if name is None and filename is None:
+        raise BadRequest("A part of the form has no name.", code="bad_multipart")
+    return name or "", filename
+
+
+def _check_part(part: BodyPartReader) -> None:
+    encoding = part.headers.get("Content-Transfer-Encoding", "binary").lower()
+    if encoding not in {"binary", "8bit", "7bit"} or "Content-Encoding" in part.headers:
+        raise BadRequest("The parts of a form are sent as they are, without an encoding.", code="bad_multipart")
+
+
+def clean_name(name: str, content_type: str = _UNKNOWN) -> str:
+    """A file's name without what could mislead: paths, control characters, changes of direction, endless length.
+
+    It is shown and sent back, never used as a path.
+    """
+    name = re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]
+    name = "".join(char for char in name if unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+    name = " ".join(name.split()).strip(". ")
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        stem, dot, suffix = name.rpartition(".") if "." in name[-16:] else (name, "", "")
+        room = _MAX_NAME_BYTES - len((dot + suffix).encode())
+        name = stem.encode()[:room].decode(errors="ignore") + dot + suffix
+    return name or "file" + (mimetypes.guess_extension(content_type) or "")
+
+
+def _unique_name(name: str, taken: set[str]) -> str:
+    stem, dot, suffix = name.rpartition(".") if "." in name[1:] else (name, "", "")
+    candidate, number = name, 1
+    while candidate in taken:
+        number += 1
+        candidate = f"{stem}-{number}{dot}{suffix}"
+    return candidate

@@ -1,0 +1,99 @@
+"""Inputs against a kind's JSON Schema, and pydantic's findings, as one list of fields and reasons."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import islice
+from typing import Any, Final, TypeVar
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError as SchemaError
+from jsonschema.exceptions import best_match
+from jsonschema.protocols import Validator
+from jsonschema.validators import validator_for
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
+from referencing import Registry
+
+from gateway.errors import InvalidInput
+from gateway.protocol import KindDocument
+
+# So many wrong fields are named; a client that sends a thousand does not need them all.
+_MAX_ERRORS: Final = 50
+_MAX_MESSAGE: Final = 300
+# Above this, checking can take longer than the event loop may be held up (20 us per value): a thread does it.
+_IN_LOOP_BYTES: Final = 4096
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Validators:
+    """One compiled validator per kind, made anew when the kind's schema changes."""
+
+    def __init__(self) -> None:
+        self._compiled: dict[str, tuple[dict[str, Any], Validator]] = {}
+
+    async def check(self, kind: KindDocument, value: Any) -> None:
+        """Raises `InvalidInput`, naming every wrong field and why."""
+        validator = self._validator(kind)
+        if len(to_json(value)) <= _IN_LOOP_BYTES:
+            errors = _schema_errors(validator, value)
+        else:
+            errors = await asyncio.to_thread(_schema_errors, validator, value)
+        if errors:
+            raise InvalidInput(_detail(errors, f"the kind {kind.kind}"), errors=errors)
+
+    def _validator(self, kind: KindDocument) -> Validator:
+        known = self._compiled.get(kind.kind)
+        if known is not None and known[0] == kind.input_schema:
+            return known[1]
+        cls = validator_for(kind.input_schema, default=Draft202012Validator)
+        # An empty registry: a `$ref` into the network is an error, never a request.
+        validator = cls(kind.input_schema, registry=Registry())
+        self._compiled[kind.kind] = (kind.input_schema, validator)
+        return validator
+
+
+def _schema_errors(validator: Validator, value: Any) -> list[dict[str, str]]:
+    found = [_schema_error(error) for error in islice(validator.iter_errors(value), _MAX_ERRORS)]
+    return sorted(found, key=lambda error: error["field"])
+
+
+def _schema_error(error: SchemaError) -> dict[str, str]:
+    # "not valid under any of the given schemas" helps nobody: the alternative that came closest says more.
+    closest = best_match([error]) or error
+    path = ["input", *(str(part) for part in closest.absolute_path)]
+    message, rule, value = closest.message, closest.validator_value, closest.instance
+    if closest.validator == "required" and isinstance(value, dict) and isinstance(rule, list):
+        missing = [name for name in rule if message.startswith(repr(name))]
+        if missing:
+            path.append(missing[0])
+            message = "this field is required"
+    elif closest.validator == "additionalProperties" and isinstance(value, dict) and isinstance(closest.schema, dict):
+        known = closest.schema.get("properties", {})
+        unknown = [name for name in value if name not in known]
+        if len(unknown) == 1:
+            path.append(str(unknown[0])[:64])
+        message = f"unknown field; known: {', '.join(known) or 'none'}"
+    return {"field": ".".join(path), "message": message[:_MAX_MESSAGE]}
+
+
+def validated(model: type[Model], value: Any, *, within: str = "") -> Model:
+    """A client's value as a model. Raises `InvalidInput`, naming every wrong field and why."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        errors = []
+        for problem in islice(error.errors(include_url=False), _MAX_ERRORS):
+            path = [*([within] if within else []), *(str(part)[:64] for part in problem["loc"])]
+            message = problem["msg"]
+            if problem["type"] == "extra_forbidden":
+                message = f"unknown field; known: {', '.join(model.model_fields)}"
+            errors.append({"field": ".".join(path) or "body", "message": message[:_MAX_MESSAGE]})
+        raise InvalidInput(_detail(errors, "the request"), errors=errors) from None
+
+
+def _detail(errors: list[dict[str, str]], what: str) -> str:
+    first = errors[0]
+    more = f" ({len(errors) - 1} more in `errors`)" if len(errors) > 1 else ""
+    return f"{first['field']}: {first['message']}{more}. This is not valid for {what}."
