@@ -1,6 +1,6 @@
 """From a worker's append to the bytes on a client's socket: how long, with many jobs streaming at once.
 
-    python benchmarks/delivery.py [--jobs 200] [--rate 10] [--seconds 10]
+    python -m benchmarks.delivery [--jobs 200] [--rate 10] [--seconds 10]
 
 Three processes on this machine: a gateway, a writer that appends through the store as a worker does (one event per
 append), and this one, which holds one SSE connection per job. The floor is the same traffic through Redis alone: one
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import hiredis
@@ -106,7 +107,7 @@ async def connect_when_up(port: int, process: subprocess.Popen[bytes]) -> None:
 
 def run_self(mode: str, options: dict[str, object]) -> subprocess.Popen[bytes]:
     """This file again, as the writer."""
-    return subprocess.Popen([sys.executable, __file__, f"--{mode}", json.dumps(options)])
+    return subprocess.Popen([sys.executable, "-m", "benchmarks.delivery", f"--{mode}", json.dumps(options)])
 
 
 async def through_the_gateway(url: str, arguments: argparse.Namespace) -> list[int]:
@@ -135,9 +136,7 @@ async def through_the_gateway(url: str, arguments: argparse.Namespace) -> list[i
         for lease in leases:
             ready = asyncio.Event()
             head = f"GET /v1/jobs/{lease.job}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
-            transport, _ = await loop.create_connection(
-                lambda head=head, ready=ready: Reader(head, delays, ready), "127.0.0.1", port
-            )
+            transport, _ = await loop.create_connection(partial(Reader, head, delays, ready), "127.0.0.1", port)
             transports.append(transport)
             await ready.wait()
         options = {
@@ -165,7 +164,7 @@ async def through_redis_alone(url: str, arguments: argparse.Namespace) -> list[i
     ready = asyncio.Event()
     path = url.removeprefix("unix://").split("?")[0]
     words = ("SUBSCRIBE", *(f"floor{i}" for i in range(arguments.jobs)))
-    subscribe = hiredis.pack_command(words)
+    subscribe = hiredis.pack_command(words)  # type: ignore[arg-type] # the stub means one word
     transport, _ = await asyncio.get_running_loop().create_unix_connection(
         lambda: Reader(subscribe, delays, ready), path
     )
