@@ -188,11 +188,15 @@ async def files(ctx: Context) -> list[dict[str, Any]]:
 
 @processor("chatty")
 async def chatty(ctx: Context, input: dict[str, int]) -> None:
-    """Publish many lines."""
+    """Publish many lines and much text; fail the first attempts if asked to."""
     for i in range(input["lines"]):
         await ctx.output(i, i)
+        await ctx.delta("some text ", channel="lines")
+        await ctx.progress(i, input["lines"])
         if i % 10 == 0:
             await asyncio.sleep(0.001)
+    if ctx.attempt <= input.get("failures", 0):
+        raise Retry(after_seconds=0)
 
 
 @processor("swallowing", cancel_grace_seconds=0.1)

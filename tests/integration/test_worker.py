@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic_core import from_json
 
 from gateway.blobs import Blobs
+from gateway.fold import fold_log
 from gateway.protocol import START, Event, JobOptions, State, decode_event
 from gateway.store import JobRecord, NewJob, Store, StoredFile
 from processors.processor import load_processors
@@ -477,6 +479,21 @@ async def test_a_worker_lets_go_of_a_job_that_is_not_its_own_any_more(
 
         with caplog.at_level("INFO"):
             await wait_until(told)
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+async def test_the_stored_fold_is_the_fold_of_the_log(store: Store, blobs: Blobs, failures: int) -> None:
+    """Also of a later attempt's writer, which goes on from what an earlier one stored."""
+    async with working(store, blobs, "chatty"):
+        job = await submit(store, "chatty", {"lines": 400, "failures": failures})
+        await end_of(store, job)
+
+    stored = await store.fold(job)
+    assert stored is not None
+    cursor, text = stored
+    folded = fold_log(job, [event for event in await log_of(store, job) if (event.id or 0) <= cursor.number])
+    assert cursor.number > 500 * (failures + 1)
+    assert from_json(text) == from_json(folded.encode())
 
 
 async def test_kinds_are_announced_and_stay_known(store: Store, blobs: Blobs) -> None:
