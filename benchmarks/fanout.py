@@ -24,8 +24,8 @@ from pathlib import Path
 
 import redis.asyncio as redis
 from aiohttp import web
-from benchmarks.delivery import connect_when_up, free_port
 
+from benchmarks.delivery import connect_when_up, free_port
 from gateway.embedded import EmbeddedValkey
 from gateway.protocol import JobOptions, KindDocument, encode_event_tail
 from gateway.store import Lease, NewJob, Store, WriterEvent
