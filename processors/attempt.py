@@ -211,7 +211,9 @@ class Attempt:
     async def _end(self, function: asyncio.Task[_Result], writing: asyncio.Task[None]) -> Ending | None:
         """Write how the attempt ended; None if that isn't ours to say."""
         if self._stop is Stop.CANCELLED and not self.holds_lease:
-            logger.error("%s: the function ignores its cancel; the lease is given up", self)
+            message = "The processor ignores its cancel: its lease is given up, and the job ends when that is over."
+            logger.error("%s: %s", self, message)
+            self._writer.log("error", message)
             self._writer.close()
             return None
         ending = None

@@ -99,14 +99,16 @@ class Worker:
                 self.ready.set()
                 await self._stopping.wait()
                 # It ends by itself: a claim that is cut off half-way would leave its jobs waiting for a look.
-                await asyncio.wait({running[0]})
+                await asyncio.wait({running[0]}, timeout=HAND_BACK_SECONDS)
                 await self._drain()
                 for loop in running:
                     loop.cancel()
         finally:
             await self._renewal.stop()
-            with suppress(Unavailable):
-                await self._store.absent(self.name, list(self._processors), self._concurrency)
+            # It is forgotten after a while anyhow; Redis may be away.
+            with suppress(Unavailable, TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._store.absent(self.name, list(self._processors), self._concurrency)
 
     # --- the start ----------------------------------------------------------------------------------------------
 

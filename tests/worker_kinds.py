@@ -150,7 +150,7 @@ def stubborn(ctx: SyncContext, input: Gate) -> str:
     return "done"
 
 
-@processor("polite")
+@processor("polite", cancel_grace_seconds=0.5)
 def polite(ctx: SyncContext) -> None:
     """A thread that asks."""
     ctx.output("begun", 1)

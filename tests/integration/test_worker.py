@@ -311,9 +311,10 @@ async def test_a_thread_that_ignores_its_cancel_loses_its_lease(
 
     events = await log_of(store, job)
     assert record.state is State.CANCELLED
-    assert [event.type for event in events][-3:] == ["cancel_requested", "log", "cancelled"]
-    assert "still runs 0.2 s after" in events[-2].data["message"]
-    assert "the lease is given up" in caplog.text
+    assert [event.type for event in events][-4:] == ["cancel_requested", "log", "log", "cancelled"]
+    assert "still runs 0.2 s after" in events[-3].data["message"]
+    assert "its lease is given up" in events[-2].data["message"]
+    assert "its lease is given up" in caplog.text
 
 
 async def test_an_async_function_that_swallows_its_cancel_is_told_again(store: Store, blobs: Blobs) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.blobs import Blobs
+from gateway.protocol import State
 from gateway.store import Store
 from gateway.store.scripts import load
 from tests.faults import FaultProxy, wait_until
@@ -123,3 +124,21 @@ async def test_what_is_reported_during_an_outage_arrives_after_it(
     events = await log_of(store, job)
     assert record.attempt == 1
     assert [event.data["value"] for event in events if event.type == "output"] == list(range(2_000))
+
+
+async def test_a_worker_leaves_although_redis_is_away(
+    store: Store, shaky_store: Store, proxy: FaultProxy, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it can't hand back is taken over when its lease is over."""
+    monkeypatch.setattr("processors.worker.HAND_BACK_SECONDS", 0.3)
+    async with working(shaky_store, blobs, "polite"):
+        job = await submit(store, "polite")
+        await seen(store, job, "output")
+        proxy.refuse()
+        proxy.cut()
+
+    proxy.refuse(False)
+    assert (await store.job(job)).state is State.RUNNING
+    async with working(store, blobs, "polite"):
+        retrying = await seen(store, job, "retrying")
+    assert retrying.data["problem"]["code"] == "worker_lost"
