@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from gateway.handlers.documents import job_document
 from gateway.handlers.routes import NO_BODY, Answer, Route
 from gateway.handlers.streams import requested_seconds
 from gateway.handlers.submission import submit
-from gateway.hub import Frame, Listener, Subscription, websocket_frame
+from gateway.hub import Frame, Listener, Place, Subscription, websocket_frame
 from gateway.protocol import (
     CLIENT_FRAME,
     CLOSE_CODES,
@@ -58,14 +59,14 @@ _ADVICE: Final = {
 
 
 class SocketListener(Listener):
-    """A WebSocket's side that hears events."""
+    """A WebSocket's side that hears events. `on_finished` is told of each job whose end has been sent."""
 
-    def encode(self, subscription: Subscription, frame: Frame) -> bytes:
+    on_finished: Callable[[str], None] | None = None
+
+    def encode(self, place: Place, frame: Frame) -> bytes:
         return frame.websocket
 
-    def encode_unnumbered(
-        self, subscription: Subscription, text: bytes, type_: str, cursor: Cursor | None = None
-    ) -> bytes:
+    def encode_unnumbered(self, place: Place, text: bytes, type_: str, cursor: Cursor | None = None) -> bytes:
         return websocket_frame(text) if text else b""
 
     def heartbeat(self) -> bytes:
@@ -74,8 +75,9 @@ class SocketListener(Listener):
     def send(self, data: bytes) -> None:
         self.transport.write(data)
 
-    def finished(self, subscription: Subscription) -> None:
-        self.hub.unsubscribe(subscription)
+    def finished(self, place: Place) -> None:
+        if self.on_finished is not None:
+            self.on_finished(place.job)
 
 
 class Session:
@@ -84,13 +86,14 @@ class Session:
     def __init__(self, request: web.Request, socket: web.WebSocketResponse, listener: SocketListener) -> None:
         self._app = request.app
         self._owner = principal(request)
-        self._hub = listener.hub
+        self._hub = request.app[HUB]
         self._store = request.app[STORE]
         self._settings = request.app[SETTINGS]
         self._socket = socket
         self._listener = listener
         self._jobs: dict[str, Subscription | None] = {}
         self._asked = False
+        listener.on_finished = self._forget
 
     async def run(self) -> None:
         """Serve frames until the client goes, the listener is closed, or a frame is none of this protocol."""
@@ -194,19 +197,19 @@ class Session:
 
     async def _follow(self, record: JobRecord, after: Cursor, *, snapshot: bool, types: list[str] | None) -> None:
         """Replay in a task of its own: a long log must not keep the socket's other frames waiting."""
-        subscription = self._hub.place(self._listener, record, after, types=types)
-        self._jobs[record.id] = subscription
-        try:
-            await self._hub.start(subscription, snapshot=snapshot)
-        finally:
-            if subscription not in self._listener.subscriptions and self._jobs.get(record.id) is subscription:
-                del self._jobs[record.id]
+        if record.id not in self._jobs:
+            return  # Unsubscribed before this began.
+        subscription = self._jobs[record.id] = self._hub.place(self._listener, record, after, types=types)
+        await self._hub.start(subscription, snapshot=snapshot)
 
     def _unsubscribe(self, frame: UnsubscribeFrame) -> None:
-        subscription = self._jobs.pop(frame.job, None)
+        self._forget(frame.job)
+        self._answer("unsubscribed", frame.ref, job=frame.job)
+
+    def _forget(self, job: str) -> None:
+        subscription = self._jobs.pop(job, None)
         if subscription is not None:
             self._hub.unsubscribe(subscription)
-        self._answer("unsubscribed", frame.ref, job=frame.job)
 
     async def _submit(self, frame: SubmitFrame, group: asyncio.TaskGroup) -> None:
         body = JobRequest.model_validate(frame.model_dump(include=set(JobRequest.model_fields), exclude_unset=True))
@@ -253,8 +256,8 @@ async def websocket(request: web.Request) -> web.StreamResponse:
     transport = request.transport
     if transport is None:
         return socket
-    listener = SocketListener(hub, transport, transport_name="websocket")
-    listener.ends_at = hub.clock() + settings.stream_max_age_seconds * random.uniform(0.8, 1.2)
+    listener = SocketListener(hub.pulse, transport, transport_name="websocket")
+    listener.ends_at = hub.pulse.clock() + settings.stream_max_age_seconds * random.uniform(0.8, 1.2)
     cutter = asyncio.get_running_loop().call_later(cut, transport.abort) if cut is not None else None
     hub.open(listener)
     try:

@@ -16,7 +16,7 @@ from aiohttp import web
 from gateway.errors import BadRequest
 from gateway.handlers.context import HUB, METRICS, SETTINGS, STORE, owned, owned_job, principal
 from gateway.handlers.routes import EVENT_STREAM, NO_BODY, SECONDS, Answer, Parameter, Route
-from gateway.hub import Frame, Hub, Listener, Subscription
+from gateway.hub import Frame, Listener, Place, Pulse, Subscription
 from gateway.protocol import (
     MAX_SUBSCRIPTIONS,
     START,
@@ -53,14 +53,14 @@ _TYPE: Final = re.compile(TYPE_PATTERN, re.ASCII)
 class StreamListener(Listener):
     """An HTTP response that goes on: bytes are framed as chunks here (RFC 9112, section 7.1) and never wait."""
 
-    def __init__(self, hub: Hub, transport: asyncio.WriteTransport, *, transport_name: str, chunked: bool) -> None:
-        super().__init__(hub, transport, transport_name=transport_name)
+    def __init__(self, pulse: Pulse, transport: asyncio.WriteTransport, *, transport_name: str, chunked: bool) -> None:
+        super().__init__(pulse, transport, transport_name=transport_name)
         self._chunked = chunked
 
     def send(self, data: bytes) -> None:
         self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
-    def finished(self, subscription: Subscription) -> None:
+    def finished(self, place: Place) -> None:
         self.close(None)
 
 
@@ -69,12 +69,10 @@ class SseListener(StreamListener):
 
     names = False
 
-    def encode(self, subscription: Subscription, frame: Frame) -> bytes:
+    def encode(self, place: Place, frame: Frame) -> bytes:
         return b"event: %b\n%b" % (frame.type, frame.sse) if self.names else frame.sse
 
-    def encode_unnumbered(
-        self, subscription: Subscription, text: bytes, type_: str, cursor: Cursor | None = None
-    ) -> bytes:
+    def encode_unnumbered(self, place: Place, text: bytes, type_: str, cursor: Cursor | None = None) -> bytes:
         if not text:
             return id_only(cursor) if cursor else b""
         return encode_event(text, cursor, name=type_ if self.names else None)
@@ -86,25 +84,23 @@ class SseListener(StreamListener):
 class ManyListener(SseListener):
     """Server-Sent Events of several jobs: the cursor is their numbers in the order of the query, joined by dots."""
 
-    def __init__(self, hub: Hub, transport: asyncio.WriteTransport, *, chunked: bool, open_jobs: int) -> None:
-        super().__init__(hub, transport, transport_name="sse", chunked=chunked)
-        self.places: list[Subscription] = []
+    def __init__(self, pulse: Pulse, transport: asyncio.WriteTransport, *, chunked: bool, open_jobs: int) -> None:
+        super().__init__(pulse, transport, transport_name="sse", chunked=chunked)
+        self.order: list[Subscription] = []
         self._open_jobs = open_jobs
 
-    def encode(self, subscription: Subscription, frame: Frame) -> bytes:
+    def encode(self, place: Place, frame: Frame) -> bytes:
         return b"id: %b\ndata: %b\n\n" % (self._cursor(), frame.text)
 
-    def encode_unnumbered(
-        self, subscription: Subscription, text: bytes, type_: str, cursor: Cursor | None = None
-    ) -> bytes:
+    def encode_unnumbered(self, place: Place, text: bytes, type_: str, cursor: Cursor | None = None) -> bytes:
         if cursor is None:
             return encode_event(text)
         return b"id: %b\n" % self._cursor() + (b"data: %b\n\n" % text if text else b"\n")
 
     def _cursor(self) -> bytes:
-        return ".".join(str(subscription.number) for subscription in self.places).encode()
+        return ".".join(str(place.number) for place in self.order).encode()
 
-    def finished(self, subscription: Subscription) -> None:
+    def finished(self, place: Place) -> None:
         self._open_jobs -= 1
         if self._open_jobs == 0:
             self.close(None)
@@ -113,12 +109,10 @@ class ManyListener(SseListener):
 class NdjsonListener(StreamListener):
     """One event a line. The heartbeat is a space: a blank line breaks parsers, leading white space doesn't."""
 
-    def encode(self, subscription: Subscription, frame: Frame) -> bytes:
+    def encode(self, place: Place, frame: Frame) -> bytes:
         return frame.text + b"\n"
 
-    def encode_unnumbered(
-        self, subscription: Subscription, text: bytes, type_: str, cursor: Cursor | None = None
-    ) -> bytes:
+    def encode_unnumbered(self, place: Place, text: bytes, type_: str, cursor: Cursor | None = None) -> bytes:
         return text + b"\n" if text else b""
 
     def heartbeat(self) -> bytes:
@@ -128,7 +122,7 @@ class NdjsonListener(StreamListener):
 class _FirstEvent(NdjsonListener):
     """Hears one event and is done: the wait of a long poll."""
 
-    def encode(self, subscription: Subscription, frame: Frame) -> bytes:
+    def encode(self, place: Place, frame: Frame) -> bytes:
         self.close(None)
         return b""
 
@@ -222,14 +216,14 @@ async def stream(
     chunked = bool(response.chunked) or request.version >= (1, 1)
     listener: StreamListener
     if format_ == "sse":
-        listener = SseListener(hub, transport, transport_name="sse", chunked=chunked)
+        listener = SseListener(hub.pulse, transport, transport_name="sse", chunked=chunked)
         listener.names = request.query.get("names") == "1"
         # Two frames at once: some middleboxes hold the first until they have seen a second, and an edge may hold the
         # headers until there is a body byte.
         listener.send(comment("ok"))
         listener.send(retry(_jittered_ms(settings.retry_seconds)))
     else:
-        listener = NdjsonListener(hub, transport, transport_name="ndjson", chunked=chunked)
+        listener = NdjsonListener(hub.pulse, transport, transport_name="ndjson", chunked=chunked)
         listener.send(b" ")
     places = [hub.place(listener, record, after, types=types)]
     return await _serve(request, response, listener, places, snapshot=snapshot, planned_end=planned_end)
@@ -247,7 +241,7 @@ async def _serve(
     """Keep a prepared response's listener until it is closed, whoever closes it."""
     settings, hub = request.app[SETTINGS], request.app[HUB]
     if planned_end:
-        listener.ends_at = hub.clock() + settings.stream_max_age_seconds * random.uniform(0.8, 1.2)
+        listener.ends_at = hub.pulse.clock() + settings.stream_max_age_seconds * random.uniform(0.8, 1.2)
     cut = requested_seconds(request, "cut", 3600) if settings.dev else None
     cutter = None
     if cut is not None:
@@ -295,11 +289,11 @@ async def many_events(request: web.Request) -> web.StreamResponse:
     await response.prepare(request)
     if (transport := request.transport) is None:
         return response
-    listener = ManyListener(hub, transport, chunked=request.version >= (1, 1), open_jobs=len(jobs))
+    listener = ManyListener(hub.pulse, transport, chunked=request.version >= (1, 1), open_jobs=len(jobs))
     listener.send(comment("ok"))
     listener.send(retry(_jittered_ms(settings.retry_seconds)))
     places = [hub.place(listener, record, cursor, types=types) for record, cursor in zip(records, cursors, strict=True)]
-    listener.places = places
+    listener.order = places
     return await _serve(request, response, listener, places, planned_end=True)
 
 
@@ -316,7 +310,7 @@ def _advise(listener: StreamListener, place: Subscription, code: CloseCode, retr
     """Say that this connection ends and the job does not: `closing`, and when to come back."""
     milliseconds = _jittered_ms(retry_seconds)
     data = {"reason": code.value, "retry_seconds": milliseconds / 1000}
-    text = encode_transient(EventType.CLOSING, place.watch.job, Hub.now_ms(), data)
+    text = encode_transient(EventType.CLOSING, place.job, Pulse.now_ms(), data)
     advice = retry(milliseconds) if isinstance(listener, SseListener) else b""
     listener.send(listener.encode_unnumbered(place, text, EventType.CLOSING) + advice)
 
@@ -332,7 +326,7 @@ async def _page(request: web.Request, record: JobRecord, after: Cursor) -> web.R
     types = requested_types(request)
     page = await store.events(record.id, after, _PAGE_EVENTS)
     if not page.entries and not page.broken and not page.terminal and wait:
-        listener = _FirstEvent(hub, request.transport or _gone(), transport_name="poll", chunked=False)
+        listener = _FirstEvent(hub.pulse, request.transport or _gone(), transport_name="poll", chunked=False)
         hub.open(listener)
         try:
             async with asyncio.timeout(wait):

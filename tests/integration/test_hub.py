@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from gateway.hub import Frame, Hub, Listener, Subscription, Watch
+from gateway.hub import Frame, Hub, Listener, Place, Watch
 from gateway.metrics import NoMetrics
 from gateway.protocol import START, CloseCode, Cursor, EventType, KindDocument
 from gateway.store import JobRecord, Store
@@ -49,21 +49,19 @@ class Collector(Listener):
 
     def __init__(self, hub: Hub) -> None:
         self.slow = SlowTransport()
-        super().__init__(hub, self.slow, transport_name="sse")
+        super().__init__(hub.pulse, self.slow, transport_name="sse")
         self.cursors: list[Cursor] = []
         self.types: list[str] = []
         self.unnumbered: list[tuple[str, bytes, Cursor | None]] = []
         self.heartbeats = 0
         self.writes = 0
 
-    def encode(self, subscription: Subscription, frame: Frame) -> bytes:
+    def encode(self, place: Place, frame: Frame) -> bytes:
         self.cursors.append(Cursor(frame.number, frame.time_ms))
         self.types.append(frame.type.decode())
         return frame.sse
 
-    def encode_unnumbered(
-        self, subscription: Subscription, text: bytes, type_: str, cursor: Cursor | None = None
-    ) -> bytes:
+    def encode_unnumbered(self, place: Place, text: bytes, type_: str, cursor: Cursor | None = None) -> bytes:
         self.unnumbered.append((type_, text, cursor))
         return text or b"x"
 
@@ -75,7 +73,7 @@ class Collector(Listener):
         self.writes += 1
         self.transport.write(data)
 
-    def finished(self, subscription: Subscription) -> None:
+    def finished(self, place: Place) -> None:
         self.close(None)
 
     @property
