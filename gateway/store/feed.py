@@ -46,6 +46,7 @@ class _Wire(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.heard_at = asyncio.get_running_loop().time()
+        self.refused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -54,8 +55,15 @@ class _Wire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.heard_at = self._feed.clock()
         self._reader.feed(data)
-        while (reply := self._reader.gets()) is not False:
-            self._feed.receive(reply)
+        try:
+            while (reply := self._reader.gets()) is not False:
+                self._feed.receive(reply)
+        except (ConnectionError, hiredis.HiredisError) as error:
+            # LOADING after a restart, a wrong password, a slot that has moved: start anew, with a pause.
+            logger.warning("live feed: %s; reconnecting", error)
+            self.refused = True
+            assert self.transport is not None
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.lost.done():
@@ -144,9 +152,8 @@ class Feed:
                 failures += 1
                 if failures == 1:
                     logger.warning("live feed: can't connect (%s); trying on", type(error).__name__)
-                await asyncio.sleep(random.uniform(0.3, 1) * min(_MAX_BACKOFF_SECONDS, 0.02 * 2**failures))
+                await self._pause(failures)
                 continue
-            failures = 0
             self._wire = wire
             if self._followers:
                 self.reconnects += 1
@@ -159,6 +166,15 @@ class Feed:
                 self._wire = None
                 if wire.transport is not None:
                     wire.transport.abort()
+            if wire.refused:
+                failures += 1
+                await self._pause(failures)
+            else:
+                failures = 0
+
+    @staticmethod
+    async def _pause(failures: int) -> None:
+        await asyncio.sleep(random.uniform(0.3, 1) * min(_MAX_BACKOFF_SECONDS, 0.02 * 2 ** min(failures, 10)))
 
     async def _stay(self, wire: _Wire) -> None:
         while not wire.lost.done():
