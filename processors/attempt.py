@@ -219,6 +219,7 @@ class Attempt:
         ending = None
         if not writing.done():
             if self._stop is Stop.LOST:
+                logger.warning("%s: stopped, nothing more is written: a renewal said so", self)
                 return None
             ending = self._decide(function)
             self._write(ending)
