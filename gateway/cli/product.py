@@ -121,6 +121,7 @@ class Product:
         """
         settings = self._settings
         port = check_address(settings.host, settings.port)
+        self._say(f"Starting in {settings.data.resolve()} ...")
         loop = asyncio.get_running_loop()
         self._serving = asyncio.create_task(self._serve(port), name="the product")
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -40,6 +40,13 @@ def add_commands(subparsers: Any) -> None:
     up.add_argument("modules", nargs="*", metavar="MODULE", help="modules with processors of your own, besides ocr")
     _add_gateway_options(up)
     _add_store_options(up)
+    up.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        choices=[one.kind for one in BUILT_IN],
+        help="do not run this built-in kind",
+    )
     up.add_argument("--workers", type=_positive, default=1, metavar="N", help="worker processes (default: 1)")
     _add_concurrency(up)
     up.set_defaults(handler=_up)
@@ -132,9 +139,9 @@ def _up(args: argparse.Namespace) -> int:
     settings = _settings(args)
     logs.configure(settings.log_format)
     console = Console(highlight=False, soft_wrap=True)
-    served = [one for one in BUILT_IN if not missing_packages(one)]
-    unserved = [one for one in BUILT_IN if one not in served]
-    console.print(f"Starting in {settings.data.resolve()} ...", style="dim")
+    wanted = [one for one in BUILT_IN if one.kind not in args.without]
+    served = [one for one in wanted if not missing_packages(one)]
+    unserved = [one for one in wanted if one not in served]
 
     def announce(running: Running) -> None:
         print_banner(console, settings, running, unserved)
@@ -144,7 +151,7 @@ def _up(args: argparse.Namespace) -> int:
         [one.module for one in served] + args.modules,
         workers=args.workers,
         announce=announce,
-        say=lambda text: console.print(text, style="dim"),
+        say=lambda text: console.print(text, style="dim", markup=False),
     )
     return asyncio.run(product.run())
 
@@ -164,32 +171,43 @@ def print_banner(console: Any, settings: Settings, running: Running, unserved: S
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    table.add_row("page", Text(f"{running.address}/", style="bold cyan"))
-    table.add_row("API", f"{running.address}/docs")
-    table.add_row("kinds", ", ".join(running.kinds) or "none: start a worker (below)")
+
+    def row(name: str, text: str, style: str = "") -> None:
+        # As Text: brackets in a plain string would be read as markup.
+        table.add_row(name, Text(text, style))
+
+    row("page", f"{running.address}/", "bold cyan")
+    row("API", f"{running.address}/docs")
+    row("kinds", ", ".join(running.kinds) or "none: start a worker (below)")
     for built_in in unserved:
-        table.add_row("", f"not {built_in.kind}: pip install 'outlast[{built_in.extra}]'")
-    table.add_row("store", f"{running.server}, {'embedded' if running.embedded else 'yours'}")
-    table.add_row("data", str(settings.data.resolve()) if running.embedded else settings.blob_location)
+        row("", f"not {built_in.kind}: pip install 'outlast[{built_in.extra}]'")
+    row("store", f"{running.server}, {'embedded' if running.embedded else 'yours'}")
+    row("data", str(settings.data.resolve()) if running.embedded else settings.blob_location)
     if running.unfinished:
         jobs = "1 unfinished job goes" if running.unfinished == 1 else f"{running.unfinished} unfinished jobs go"
-        table.add_row("jobs", f"{jobs} on")
+        row("jobs", f"{jobs} on")
 
     console.print()
     console.print(Text.assemble(("Outlast ", "bold"), (version("outlast"), "bold"), " is running"))
     console.print(table)
     for warning in running.warnings:
-        console.print(f"warning: {warning}", style="yellow")
+        console.print(Text(f"warning: {warning}", "yellow"))
     console.print()
     if "ocr" in running.kinds:
         console.print("Try it: read a scanned document, line by line as it is read", style="dim")
         console.print(f"  {curl_line(settings, running.address)}", markup=False)
     console.print("Processors of your own", style="dim")
-    # Another server's URL may hold a password, and whoever set it knows it.
-    url = running.redis_url if running.embedded else "$OUTLAST_REDIS_URL"
-    console.print(f'  outlast worker package.module --redis "{url}"', markup=False)
+    console.print(f"  {worker_line(settings, running)}", markup=False)
     console.print("Ctrl-C stops everything; unfinished jobs go on at the next start.", style="dim")
     console.print()
+
+
+def worker_line(settings: Settings, running: Running) -> str:
+    """A line for a shell that adds a worker to what runs."""
+    # Another server's URL may hold a password, and whoever set it knows it.
+    url = f"'{running.redis_url}'" if running.embedded else '"$OUTLAST_REDIS_URL"'
+    data = "" if settings.blob_url else f" --data '{settings.data.resolve()}'"
+    return f"outlast worker package.module --redis {url}{data}"
 
 
 def curl_line(settings: Settings, address: str) -> str:
