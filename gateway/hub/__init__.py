@@ -49,6 +49,7 @@ class Hub:
         metrics: Metrics,
     ) -> None:
         self.store = store
+        self.metrics = metrics
         self.pulse = Pulse(
             heartbeat_seconds=heartbeat_seconds,
             write_stall_seconds=write_stall_seconds,
@@ -85,7 +86,7 @@ class Hub:
     def open(self, listener: Listener) -> None:
         """Take a connection into the clock's walk: from now on it has heartbeats and deadlines."""
         self.listeners.add(listener)
-        self.pulse.metrics.count("connections_opened", transport=listener.transport_name)
+        self.metrics.count("connections_opened", transport=listener.transport_name)
 
     def place(
         self, listener: Listener, record: JobRecord, after: Cursor, *, types: Iterable[str] | None = None
@@ -99,7 +100,7 @@ class Hub:
         watch.subscriptions.add(subscription)
         listener.places.add(subscription)
         if after.number:
-            self.pulse.metrics.count("resumes", result="exact" if after == record.last else "replayed")
+            self.metrics.count("resumes", result="exact" if after == record.last else "replayed")
         return subscription
 
     async def start(self, subscription: Subscription, *, snapshot: bool = False) -> None:
@@ -137,7 +138,7 @@ class Hub:
                 self.unsubscribe(place)
         if not listener.closed.done():
             listener.closed.set_result(None)
-        self.pulse.metrics.count("connections_closed", transport=listener.transport_name, reason=reason)
+        self.metrics.count("connections_closed", transport=listener.transport_name, reason=reason)
 
     async def wait_for_end(self, record: JobRecord, seconds: float) -> None:
         """Return when the job has ended, or after some seconds. Costs the job's live feed, no polling."""

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import ssl
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import hiredis
 from redis.asyncio.connection import SSLConnection, parse_url
@@ -49,8 +49,8 @@ class _Wire(asyncio.Protocol):
         self.refused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # uvloop's transports are not instances of asyncio's.
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = self._feed.clock()

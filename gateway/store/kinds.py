@@ -67,3 +67,10 @@ class Kinds(Connection):
                 self._keys.workers, seconds - PRESENCE_SECONDS, "+inf", withscores=True
             )
         return [from_json(member) | {"seen_seconds": max(0.0, seconds - score)} for member, score in rows]
+
+    async def place(self, marker: str) -> str:
+        """The id of the blob store in which the jobs' files are: the first one that any process named."""
+        async with translated():
+            await self._client.set(self._keys.place, marker, nx=True)
+            known: bytes = await self._client.get(self._keys.place)
+        return known.decode()

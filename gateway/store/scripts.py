@@ -100,6 +100,11 @@ class Keys:
         return f"{self.prefix}:secret"
 
     @property
+    def place(self) -> str:
+        """The id of the blob store in which the jobs' files are."""
+        return f"{self.prefix}:place"
+
+    @property
     def sweeper(self) -> str:
         """Held by the process that sweeps."""
         return f"{self.prefix}:sweeper"
