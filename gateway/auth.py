@@ -19,6 +19,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from gateway.errors import BadRequest, Forbidden, TooMany, Unauthorized
 from gateway.metrics import Metrics
@@ -31,10 +32,6 @@ _LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 # Keys in an address end up in logs, histories and Referer headers.
 _KEY_PARAMETERS: Final = frozenset({"api_key", "apikey", "key", "access_token"})
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-
-Middleware = Callable[
-    [web.Request, Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[web.StreamResponse]
-]
 
 
 @dataclass(frozen=True, slots=True)

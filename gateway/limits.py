@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from gateway.errors import BadRequest, OutlastError, Timeout, TooMany, Unavailable
 from gateway.metrics import Metrics
@@ -208,7 +209,7 @@ class Door:
                 connection.check(loop.time(), self)
 
 
-def door_guard(exempt: set[object]) -> Callable[..., Awaitable[web.StreamResponse]]:
+def door_guard(exempt: set[object]) -> Middleware:
     """A middleware that tells connections over the limit to come back later.
 
     `exempt` are the handlers of health checks: a gateway that is full must not be restarted for it.

@@ -29,6 +29,10 @@ OPENAPI: Final = web.AppKey("openapi", bytes)
 DOCS: Final = web.AppKey("docs", str)
 
 
+# Who has asked again within this time is a load balancer that goes by the answer.
+_WATCHED_SECONDS: Final = 60.0
+
+
 @dataclass(slots=True)
 class Readiness:
     """Whether a load balancer should send requests here, and whether one asks."""
@@ -37,7 +41,20 @@ class Readiness:
     """This gateway is about to stop: it says so on /readyz and still serves."""
     closing: bool = False
     """Its streams are being closed: new ones go elsewhere."""
-    asked_at: float = float("-inf")
+    _first_asked: float | None = None
+    _last_asked: float | None = None
+
+    def asked(self, now: float) -> None:
+        """Somebody asked and heard that this gateway is ready."""
+        if self._first_asked is None:
+            self._first_asked = now
+        elif now - self._first_asked > 1:
+            # Whoever started us asked until the first good answer; from then on it is somebody who keeps on asking.
+            self._last_asked = now
+
+    def is_watched(self, now: float) -> bool:
+        """Whether a load balancer goes by /readyz, so that it must be given time to see a change."""
+        return self._last_asked is not None and now - self._last_asked < _WATCHED_SECONDS
 
 
 READINESS: Final = web.AppKey("readiness", Readiness)

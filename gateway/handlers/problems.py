@@ -18,10 +18,11 @@ from types import MappingProxyType
 from typing import Final
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from aiohttp.web_protocol import RequestPayloadError
 from pydantic_core import to_json
 
-from gateway.auth import PRINCIPAL, Middleware
+from gateway.auth import PRINCIPAL
 from gateway.errors import BadRequest, MethodNotAllowed, NotFound, OutlastError, RequestError, TooLarge
 from gateway.limits import Connection
 from gateway.metrics import Metrics

@@ -1,0 +1,67 @@
+"""The blob collector: deletes the files of jobs that are gone, and of uploads that never became a job."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from typing import Final
+
+from gateway.blobs import Blobs
+from gateway.errors import Gone, NotFound, Unavailable
+from gateway.store import Store
+
+logger = logging.getLogger(__name__)
+
+# An upload may take hours before its job is made; after a day nobody is still sending.
+ORPHAN_SECONDS: Final = 86_400.0
+_PAUSE_SECONDS: Final = 3600.0
+_ASKED_AT_ONCE: Final = 200
+
+
+async def collect_loop(store: Store, blobs: Blobs) -> None:
+    """Collect about every hour; never returns. Any number of processes may do it at once."""
+    while True:
+        # Jittered: gateways that were started together should not list a large bucket together.
+        await asyncio.sleep(_PAUSE_SECONDS * random.uniform(0.5, 1.5))
+        try:
+            deleted = await collect(store, blobs)
+        except Unavailable as error:
+            logger.warning("files are not collected now: %s", error.detail)
+        else:
+            if deleted:
+                logger.info("deleted the files of %d jobs that are gone", deleted)
+
+
+async def collect(store: Store, blobs: Blobs, *, orphan_seconds: float = ORPHAN_SECONDS) -> int:
+    """Delete what no job refers to; returns of how many jobs. Raises `Unavailable`."""
+    deleted = 0
+    batch: list[tuple[str, float]] = []
+    async for entry in blobs.jobs():
+        batch.append(entry)
+        if len(batch) == _ASKED_AT_ONCE:
+            deleted += await _collect_some(store, blobs, batch, orphan_seconds)
+            batch.clear()
+    return deleted + await _collect_some(store, blobs, batch, orphan_seconds)
+
+
+async def _collect_some(store: Store, blobs: Blobs, batch: list[tuple[str, float]], orphan_seconds: float) -> int:
+    deleted = 0
+    records = await store.read_jobs([job for job, _ in batch])
+    for (job, changed_at), record in zip(batch, records, strict=True):
+        if record is None and (time.time() - changed_at > orphan_seconds or await _is_gone(store, job)):
+            await blobs.delete_prefix(f"jobs/{job}")
+            deleted += 1
+    return deleted
+
+
+async def _is_gone(store: Store, job: str) -> bool:
+    """Whether there was such a job: its files go at once. One that never was may still be on its way in."""
+    try:
+        await store.job(job)
+    except Gone:
+        return True
+    except NotFound:
+        return False
+    return False

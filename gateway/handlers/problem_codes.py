@@ -1,0 +1,210 @@
+"""Every `code` that a problem document can carry, with its meaning, for the docs page.
+
+`docs/errors.md` is the same table for readers of the repository; a test holds both against the code that raises them.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Meaning(NamedTuple):
+    """Where a code is met (a status, or an event), what it means, and what to do."""
+
+    where: str
+    meaning: str
+    advice: str
+
+
+_FAILED: Final = "`failed`"
+_RETRYING: Final = "`retrying`, `failed`"
+
+PROBLEM_CODES: Final[dict[str, Meaning]] = {
+    # The request
+    "bad_request": Meaning("400", "The request is malformed.", "Read the detail; it names what is wrong."),
+    "bad_json": Meaning(
+        "400",
+        "A JSON text can't be read, or two readers could understand it differently.",
+        "Mend it where the detail says; no name twice, no NaN, no endless digits.",
+    ),
+    "bad_multipart": Meaning(
+        "400",
+        "A multipart body is broken.",
+        "Let a library make it; don't set its Content-Type by hand, the boundary belongs to it.",
+    ),
+    "bad_cursor": Meaning(
+        "400",
+        "A cursor is none, or lies beyond the job's last event.",
+        "Use the last `id:` as it came, or 0 for the start.",
+    ),
+    "cursor_lost": Meaning(
+        "400",
+        "What follows the cursor is gone or was rewritten, and a JSON page can't say so otherwise.",
+        "Start again with `?after=0`, or follow the stream: it sends a snapshot.",
+    ),
+    "bad_idempotency_key": Meaning("400", "An Idempotency-Key is empty, too long or not ASCII.", "Use a UUID."),
+    "bad_frame": Meaning(
+        "WebSocket", "A frame is not valid; `errors` names the fields.", "Mend the frame; the socket stays open."
+    ),
+    "key_in_query": Meaning(
+        "400",
+        "An API key stands in the address, which is logged.",
+        "Send it as `Authorization: Bearer ...`, and change it.",
+    ),
+    "websocket_expected": Meaning("400", "The address speaks WebSocket only.", "Open it with ws:// or wss://."),
+    "already_subscribed": Meaning(
+        "WebSocket", "The socket hears this job already.", "Unsubscribe first, or go on listening."
+    ),
+    "unauthorized": Meaning("401", "No API key, or one that is not known.", "Send `Authorization: Bearer ...`."),
+    "forbidden": Meaning(
+        "403", "The credentials are good, but not for this.", "Use an API key instead of a watch token."
+    ),
+    "foreign_origin": Meaning(
+        "403",
+        "A page of another origin made the request.",
+        "Add its origin to OUTLAST_ALLOWED_ORIGINS, if it should be able to.",
+    ),
+    "foreign_host": Meaning(
+        "403",
+        "A gateway without API keys was called by a name that is not this machine's.",
+        "Set OUTLAST_API_KEYS, or add the address to OUTLAST_ALLOWED_ORIGINS.",
+    ),
+    "not_found": Meaning("404", "There is nothing under this address.", "See the routes."),
+    "job_not_found": Meaning("404", "There is no such job, or it is another owner's.", "Check the id and the key."),
+    "unknown_kind": Meaning(
+        "404",
+        "No worker has ever offered this kind of work.",
+        "The detail names those that are known; start a worker for a new one.",
+    ),
+    "method_not_allowed": Meaning(
+        "405", "The route does not serve this method.", "The header Allow names those that it serves."
+    ),
+    "not_acceptable": Meaning(
+        "406",
+        "The result does not exist in the form that Accept asks for.",
+        "The detail names the forms that there are.",
+    ),
+    "request_timeout": Meaning(
+        "408", "The body stopped coming, or came too slowly.", "Send it again, with the same Idempotency-Key."
+    ),
+    "conflict": Meaning("409", "Not possible in the job's present state.", "Read the job."),
+    "not_finished": Meaning(
+        "409",
+        "The result was asked for before the job's end.",
+        "Wait for the end on its events; Retry-After says when to ask again.",
+    ),
+    "still_open": Meaning("409", "Only an ended job can be retried or deleted.", "Wait for its end, or cancel it."),
+    "resubmitted_stream": Meaning(
+        "409",
+        "A POST with Last-Event-ID and without Idempotency-Key: which job it means can't be known.",
+        "Go on with GET on the job's events.",
+    ),
+    "expired": Meaning("410", "The job has ended, and its retention time is over.", "Submit it again, with a new key."),
+    "too_large": Meaning(
+        "413", "The body is over the limit.", "Send less, or have the operator raise OUTLAST_MAX_UPLOAD_BYTES."
+    ),
+    "input_too_large": Meaning(
+        "413", "The JSON is over the limit for what stands in a job's record.", "Send what is large as a file."
+    ),
+    "too_many_files": Meaning("413", "A form has too many files or parts.", "Send several jobs, or an archive."),
+    "unsupported_type": Meaning(
+        "415", "The body's content type is not read by this kind.", "The detail names those that are."
+    ),
+    "file_not_allowed": Meaning("415", "The kind takes no files.", "Send application/json."),
+    "range_not_satisfiable": Meaning(
+        "416", "The range has no byte of the content.", "`size` says how many bytes there are."
+    ),
+    "invalid_input": Meaning(
+        "422", "Well formed, but a field is wrong or unknown; `errors` names each and why.", "Mend these fields."
+    ),
+    "file_required": Meaning("422", "The kind needs a file.", "Send it as the body, or as a part of a form."),
+    "file_empty": Meaning("422", "A file has no bytes.", "Check what was sent."),
+    "idempotency_key_reused": Meaning(
+        "422",
+        "The Idempotency-Key was used for another request.",
+        "A new request needs a new key; to repeat the old one, send the same again.",
+    ),
+    "job_failed": Meaning(
+        "422",
+        "A result was asked for, but the job failed; `problem` says why.",
+        "`POST .../retry` makes a new job of it.",
+    ),
+    "job_cancelled": Meaning(
+        "422", "A result was asked for, but the job was cancelled.", "`POST .../retry` makes a new job of it."
+    ),
+    "too_many": Meaning("429", "The caller is over one of its own limits.", "Wait for Retry-After."),
+    "too_many_failures": Meaning(
+        "429", "Many requests with a wrong key came from this address.", "Check the key; a good one is still let in."
+    ),
+    "too_many_streams": Meaning(
+        "429",
+        "The owner has too many streams open on this gateway.",
+        "Close some, or follow many jobs over one WebSocket.",
+    ),
+    "too_many_subscriptions": Meaning(
+        "WebSocket", "The socket hears as many jobs as one may.", "Unsubscribe some, or open another."
+    ),
+    "owner_queue_full": Meaning(
+        "429", "The owner has too many jobs of this kind waiting.", "Submit again when some have begun."
+    ),
+    "internal": Meaning(
+        "500",
+        "Something unforeseen went wrong on our side.",
+        "Try again; if it lasts, tell the operator the `request_id`.",
+    ),
+    "store_unavailable": Meaning(
+        "503", "Redis does not answer. What was accepted is kept.", "Try again with the same key."
+    ),
+    "store_full": Meaning(
+        "503", "Redis has no memory left for new jobs.", "Try again later; the operator raises `maxmemory`."
+    ),
+    "not_durable": Meaning(
+        "503",
+        "The write could not be confirmed as `OUTLAST_DURABILITY` asks.",
+        "Try again with the same key: the job may have been accepted.",
+    ),
+    "blobs_unavailable": Meaning("503", "The store for files does not answer.", "Try again with the same key."),
+    "queue_full": Meaning("503", "The queue of this kind is full.", "Try again later."),
+    "too_many_connections": Meaning(
+        "503", "The gateway has as many connections as it takes.", "Come back after Retry-After."
+    ),
+    "draining": Meaning("503", "This gateway is stopping.", "Come back: another one answers."),
+    # The job
+    "rejected": Meaning(
+        _FAILED,
+        "The processor refused the input; `errors` may name fields.",
+        "Mend the input; a retry would end the same.",
+    ),
+    "processor_error": Meaning(
+        _RETRYING, "The processor failed unexpectedly.", "It is tried again; the worker's log says why."
+    ),
+    "retry_requested": Meaning(_RETRYING, "The processor asked to be tried again later.", "Nothing."),
+    "retries_exhausted": Meaning(
+        _FAILED, "All attempts failed; `cause` is the last one's code.", "Mend the cause, then `POST .../retry`."
+    ),
+    "worker_lost": Meaning(_RETRYING, "The worker stopped answering.", "Nothing: another one takes over."),
+    "worker_stopping": Meaning(
+        "`retrying`", "The worker stopped and handed the job back.", "Nothing: it costs no attempt."
+    ),
+    "events_lost": Meaning(
+        "`retrying`", "Redis lost events of this attempt, so another one begins.", "Nothing: it costs no attempt."
+    ),
+    "run_timeout": Meaning(
+        _FAILED, "An attempt ran longer than its run time-out.", "Submit with a larger `run_timeout_seconds`."
+    ),
+    "start_deadline": Meaning(
+        _FAILED, "No attempt had begun before the start deadline.", "Start more workers, or allow more time."
+    ),
+    "deadline": Meaning(_FAILED, "The job was open longer than any job may be.", "Split the work."),
+    # Inside, or on a client's side
+    "lease_lost": Meaning(
+        "worker", "A worker wrote to a job that is not its own any more; never sent to a client.", "Nothing."
+    ),
+    "configuration": Meaning("start", "A setting is wrong.", "The message names it and what to set."),
+    "bad_stream": Meaning(
+        "client",
+        "A stream held something that is no event, or numbers with a hole.",
+        "Nothing: the client reads the log again from there.",
+    ),
+    "unreachable": Meaning("client", "No answer came from the gateway.", "The client tries again by itself."),
+}
