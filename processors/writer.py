@@ -295,14 +295,19 @@ class Writer:
         self._fold = self._folding.take_if_due()
         events = [one.event for one in batch]
         answer = await self._patiently(lambda: self._append(events, ending))
-        if ending is None and answer.first != self._folding.cursor.number + 1:
+        if ending is None:
+            await self._keep_folding(batch, answer)
+        self._waiting_bytes -= sum(len(event.tail) for event in events)
+        self._appended += len(events)
+        self._move()
+
+    async def _keep_folding(self, batch: list[_Waiting], answer: Appended) -> None:
+        if answer.first != self._folding.cursor.number + 1:
+            # Somebody else has written in between.
             await self._patiently(lambda: self._listen(answer.first - 1))
         for number, one in enumerate(batch, answer.first):
             cursor = Cursor(number, answer.last.time_ms)
             self._folding.add(cursor, one.event.type, one.data, size=len(one.event.tail))
-        self._waiting_bytes -= sum(len(event.tail) for event in events)
-        self._appended += len(events)
-        self._move()
 
     async def _append(self, events: list[WriterEvent], ending: _Ending | None) -> Appended:
         if ending is not None and ending.problem is not None:

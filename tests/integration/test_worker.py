@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,15 @@ def blobs(tmp_path: Path) -> Blobs:
     folder = tmp_path / "blobs"
     folder.mkdir()
     return Blobs.open(folder.as_uri())
+
+
+@pytest.fixture(autouse=True)
+def _no_defects_in_the_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What the runtime survives and only logs is a failed test here."""
+    yield
+    said = [record.getMessage() for record in caplog.get_records("call")]
+    defects = ("can't be folded", "can't be written", "broke off", "failed; going on", "failed; trying on")
+    assert [line for line in said if any(defect in line for defect in defects)] == []
 
 
 @asynccontextmanager
@@ -279,22 +288,21 @@ async def test_a_thread_that_hangs_does_not_keep_its_job_open(store: Store, blob
 
 
 @pytest.mark.parametrize("kind", ["gated", "polite"])
-async def test_a_running_job_is_cancelled_within_200_ms(store: Store, blobs: Blobs, tmp_path: Path, kind: str) -> None:
-    """An async function gets `CancelledError`, a thread is told through its context."""
+async def test_a_running_job_hears_of_its_cancel_at_once(
+    valkey: str, prefix: str, blobs: Blobs, tmp_path: Path, kind: str
+) -> None:
+    """Over the live channel, long before the next renewal; a thread is told through its context."""
+    store = await Store.connect(valkey, prefix=prefix, lease_seconds=30)
     async with working(store, blobs, kind):
         job = await submit(store, kind, {"gate": str(tmp_path / "never")})
         await seen(store, job, "output")
-        await asyncio.sleep(0.1)
-
-        started = asyncio.get_running_loop().time()
         await store.cancel(job, "me", "changed my mind")
-        record = await end_of(store, job)
-        took = asyncio.get_running_loop().time() - started
+        record = await end_of(store, job, seconds=3)
 
     assert record.state is State.CANCELLED
     assert record.end_data() == {"by": "me", "reason": "changed my mind"}
     assert [event.type for event in await log_of(store, job)][-2:] == ["cancel_requested", "cancelled"]
-    assert took < 0.2
+    await store.close()
 
 
 async def test_a_thread_that_ignores_its_cancel_loses_its_lease(
