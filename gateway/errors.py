@@ -187,7 +187,7 @@ class KeyReused(RequestError):
 class JobFailed(RequestError):
     """422 job_failed · job_cancelled: a result was asked for, but there is none.
 
-    The extension member `job_problem` is the job's own problem, where it has one.
+    The extension member `problem` is the job's own problem, where it has one.
     """
 
     status = 422
@@ -197,7 +197,7 @@ class JobFailed(RequestError):
     @property
     def job_problem(self) -> dict[str, Any]:
         """Why the job failed, with its own `code`; empty for a cancelled job."""
-        return dict(self.extra.get("job_problem") or {})
+        return dict(self.extra.get("problem") or {})
 
 
 class TooMany(RequestError):

@@ -87,6 +87,17 @@ class Fold:
         self._take(event)
         return self
 
+    def follow(self, event: Event) -> Fold:
+        """The fold of a listener after any event that it hears: a snapshot or a reset replaces what there was.
+
+        Raises `ValueError` as `apply` and `from_snapshot` do.
+        """
+        if event.type == EventType.SNAPSHOT:
+            return Fold.from_snapshot(event)
+        if event.type == EventType.RESET:
+            return Fold.empty(self.job)
+        return self if event.id is None else self.apply(event)
+
     def data(self) -> dict[str, Any]:
         """The data of a snapshot event."""
         return {

@@ -111,5 +111,5 @@ def test_members_that_are_named_like_parameters_are_only_members() -> None:
 
 def test_a_failed_job_brings_its_own_problem() -> None:
     """The caller wants to know why the job failed, not that it did."""
-    assert JobFailed("x", job_problem={"code": "rejected"}).job_problem == {"code": "rejected"}
+    assert JobFailed("x", problem={"code": "rejected"}).job_problem == {"code": "rejected"}
     assert JobFailed("x").job_problem == {}

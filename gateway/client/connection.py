@@ -1,0 +1,298 @@
+"""The client's HTTP: one aiohttp session, requests that are repeated where that is safe, and errors that are ours.
+
+Imported when a client is entered, so that `import gateway.client` waits for no aiohttp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+
+from gateway.client.backoff import Backoff
+from gateway.client.subscription import may_pass
+from gateway.errors import ConfigurationError, OutlastError, Unreachable, error_from_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ApiKey = str | Callable[[], str | Awaitable[str | None] | None] | None
+BodyChunks = Callable[[], AsyncIterator[bytes | memoryview]]
+
+_CONNECT_SECONDS: Final = 15.0
+# How long to wait for `100 Continue`: what stands in between may not know it.
+_CONTINUE_SECONDS: Final = 10.0
+_READ_BYTES: Final = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer with its whole body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def content_type(self) -> str:
+        """The media type without its parameters."""
+        return self.headers.get("Content-Type", "").split(";", 1)[0].strip().lower()
+
+    def json(self) -> Any:
+        """The body's JSON. Raises `Unreachable` if it is none: then it isn't the gateway's."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            raise Unreachable(
+                f"Something answered {self.status} with a body that is no JSON; check that the address is a gateway's."
+            ) from None
+
+
+class Connection:
+    """The session with one gateway."""
+
+    def __init__(
+        self, base: str, api_key: ApiKey, *, silence_seconds: float, patience_seconds: float, backoff_seconds: float
+    ) -> None:
+        self.base = base
+        self.silence_seconds = silence_seconds
+        self._api_key = api_key
+        self._patience_seconds = patience_seconds
+        self._backoff_seconds = backoff_seconds
+        self._session = aiohttp.ClientSession(
+            # Streams live as long as they like; that they are alive is watched here, by what they bring.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
+            # Every stream is a connection. aiohttp's 100 would make the next one wait without a word.
+            connector=aiohttp.TCPConnector(limit=0),
+            read_bufsize=_READ_BYTES,
+            raise_for_status=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": "outlast-python"},
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int | float | None] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: BodyChunks | bytes | None = None,
+        repeatable: bool = True,
+        expect: bool = False,
+        patience_seconds: float | None = None,
+    ) -> Answer:
+        """Send a request and read the whole answer.
+
+        Where no answer of the gateway's came, or it says "later", the request is sent again, with pauses, for as long
+        as the patience lasts. So it must be one that may be repeated; else say so. `expect` asks before a large body
+        is sent whether it will be taken.
+        """
+        patience = self._patience_seconds if patience_seconds is None else patience_seconds
+        backoff = Backoff(self._backoff_seconds)
+        gives_up_at = time.monotonic() + patience
+        while True:
+            try:
+                return await self._request_once(method, path, query or {}, headers or {}, body, expect=expect)
+            except OutlastError as error:
+                if not (repeatable and may_pass(error)):
+                    raise
+                pause = backoff.next_seconds(error.retry_after_seconds)
+                if time.monotonic() + pause > gives_up_at:
+                    raise
+                expect = False
+                await asyncio.sleep(pause)
+
+    async def _request_once(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str | int | float | None],
+        headers: Mapping[str, str],
+        body: BodyChunks | bytes | None,
+        *,
+        expect: bool,
+    ) -> Answer:
+        wait = float(query.get("wait") or 0)
+        clock = asyncio.get_running_loop().time
+        failures: list[Exception] = []
+        with translated(failures):
+            async with asyncio.timeout(wait + self.silence_seconds) as limit:
+
+                async def watched(chunks: AsyncIterator[bytes | memoryview]) -> AsyncGenerator[bytes | memoryview]:
+                    try:
+                        async for chunk in chunks:
+                            # Silence is what ends a request, not its length.
+                            limit.reschedule(clock() + self.silence_seconds)
+                            yield chunk
+                    except Exception as error:
+                        failures.append(error)
+                        raise
+                    limit.reschedule(clock() + self.silence_seconds)
+
+                if expect:
+                    limit.reschedule(clock() + _CONTINUE_SECONDS)
+                async with self._session.request(
+                    method,
+                    self.base + path,
+                    params={name: str(value) for name, value in query.items() if value is not None},
+                    headers={**headers, **await self.authorization()},
+                    data=watched(body()) if callable(body) else body,
+                    expect100=expect,
+                    allow_redirects=False,
+                ) as response:
+                    content = bytearray()
+                    async for chunk in response.content.iter_any():
+                        limit.reschedule(clock() + self.silence_seconds)
+                        content += chunk
+                    answer = Answer(response.status, response.headers, bytes(content))
+                    if answer.status >= 300:
+                        # The rest of a body that was refused is not sent.
+                        response.close()
+        refuse(answer.status, answer.headers, answer.body)
+        return answer
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, *, query: Mapping[str, str], headers: Mapping[str, str]
+    ) -> AsyncGenerator[tuple[int, AsyncGenerator[bytes]]]:
+        """Open an answer that goes on: its status, and its chunks as they come.
+
+        Raises `Unreachable` where nothing comes for `silence_seconds`.
+        """
+        with translated():
+            async with asyncio.timeout(self.silence_seconds):
+                response = await self._session.get(
+                    self.base + path,
+                    params=query,
+                    headers={**headers, **await self.authorization()},
+                    allow_redirects=False,
+                )
+        try:
+            if response.status not in {200, 204}:
+                with translated():
+                    async with asyncio.timeout(self.silence_seconds):
+                        body = await response.read()
+                refuse(response.status, response.headers, body)
+            accepted = headers.get("Accept", "")
+            if response.status == 200 and not response.headers.get("Content-Type", "").startswith(accepted):
+                raise Unreachable(
+                    "Something answered in the gateway's place: its content is"
+                    f" {response.headers.get('Content-Type', 'nothing')}, not {accepted}."
+                )
+            async with aclosing(self._chunks(response)) as chunks:
+                yield response.status, chunks
+        finally:
+            # Not released into the pool: the rest of a stream is of no use to the next request.
+            response.close()
+
+    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
+        while True:
+            with translated():
+                async with asyncio.timeout(self.silence_seconds):
+                    chunk = await response.content.readany()
+            if not chunk:
+                return
+            yield chunk
+
+    @asynccontextmanager
+    async def websocket(self, path: str, *, max_bytes: int) -> AsyncGenerator[aiohttp.ClientWebSocketResponse]:
+        """Open a WebSocket. Receiving from it raises `TimeoutError` where nothing, not even a ping, comes."""
+        with translated():
+            async with asyncio.timeout(self.silence_seconds):
+                socket = await self._session.ws_connect(
+                    self.base + path,
+                    headers=await self.authorization(),
+                    max_msg_size=max_bytes,
+                    compress=0,
+                    # The gateway's pings are answered by aiohttp, and count as signs of life.
+                    autoping=True,
+                    timeout=aiohttp.ClientWSTimeout(ws_receive=self.silence_seconds, ws_close=2.0),
+                )
+        try:
+            yield socket
+        finally:
+            await socket.close()
+
+    async def authorization(self) -> dict[str, str]:
+        """The header that says who asks; the key is asked for each time, since it may be a short-lived one."""
+        key = self._api_key
+        if callable(key):
+            given = key()
+            key = await given if inspect.isawaitable(given) else given
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def refuse(status: int, headers: Mapping[str, str], body: bytes) -> None:
+    """Raise what an answer other than 2xx stands for."""
+    if 200 <= status < 300:
+        return
+    if 300 <= status < 400:
+        place = headers.get("Location", "elsewhere")
+        raise ConfigurationError(f"The address redirects to {place[:200]!r}; give the client that address.")
+    try:
+        problem = json.loads(body)
+    except ValueError:
+        problem = None
+    raise error_from_answer(
+        status, problem if isinstance(problem, dict) else None, _retry_after(headers.get("Retry-After"))
+    )
+
+
+@contextmanager
+def translated(failures: Sequence[Exception] = ()) -> Iterator[None]:
+    """aiohttp's errors, and silence, as ours. `failures` are what the body raised, which aiohttp takes for its own."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - what is not aiohttp's is raised as it is
+        raise (failures[0] if failures else _translate(error)) from None
+
+
+def _translate(error: Exception) -> Exception:
+    match error:
+        case OutlastError():
+            return error
+        case TimeoutError():
+            return Unreachable("Nothing came from the gateway for too long; the connection is taken for dead.")
+        case aiohttp.WSServerHandshakeError():
+            return _refused_handshake(error)
+        case aiohttp.InvalidURL():
+            return ConfigurationError(f"{error} is no address of a gateway, such as http://127.0.0.1:8080.")
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
+            return Unreachable(
+                f"The gateway's certificate can't be trusted, or it speaks no TLS: {error}. Check the address.",
+                code="tls_failed",
+            )
+        case aiohttp.ClientError() | OSError() | EOFError():
+            reason = str(error) or type(error).__name__
+            return Unreachable(f"The connection to the gateway failed: {reason}. Is it running, at this address?")
+        case _:
+            return error
+
+
+def _refused_handshake(error: aiohttp.WSServerHandshakeError) -> OutlastError:
+    if error.status < 400:
+        return Unreachable(
+            f"Something answered the WebSocket handshake with {error.status}: what stands in between may not let"
+            ' WebSockets pass. Use transport="sse".',
+            code="websocket_refused",
+        )
+    retry_after = error.headers.get("Retry-After") if error.headers is not None else None
+    return error_from_answer(error.status, None, _retry_after(retry_after))
+
+
+def _retry_after(header: str | None) -> float | None:
+    """`Retry-After` in seconds; its date form is not used by the gateway."""
+    text = (header or "").strip()
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 7 else None
