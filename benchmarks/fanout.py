@@ -114,7 +114,8 @@ async def deliver(
     each = events // len(jobs)
     cpu, wall = cpu_seconds(pid), time.perf_counter()
     store = await Store.connect(url, prefix=prefix) if leases else None
-    client = redis.Redis.from_url(url)
+    pool = redis.BlockingConnectionPool.from_url(url, max_connections=16, timeout=None)
+    client = redis.Redis.from_pool(pool)
 
     async def write(place: int) -> None:
         for batch in range(each // BATCH):

@@ -91,7 +91,7 @@ class Connection(web.RequestHandler):
                 # Not force_close: that would wait for a peer that reads nothing either.
                 transport.abort()
                 return
-        elif (content := request.content)._waiter is not None and content.exception() is None:
+        elif getattr(content := request.content, "_waiter", None) is not None and content.exception() is None:
             if self._body_number != self._request_count:
                 self._body_number, self._body_since = self._request_count, now
             silent = now - self.received_at
@@ -142,7 +142,7 @@ class Connection(web.RequestHandler):
             status=error.status,
             body=json.dumps(error.problem()).encode(),
             content_type="application/problem+json",
-            headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
+            headers={"Cache-Control": "no-store", "Server": "outlast", "X-Content-Type-Options": "nosniff"},
         )
         response.force_close()
         return response
