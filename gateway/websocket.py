@@ -18,6 +18,7 @@ from aiohttp import WSMsgType, web
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
+from gateway.auth import SUBPROTOCOL
 from gateway.errors import BadRequest, OutlastError, TooMany
 from gateway.handlers.context import HUB, SETTINGS, STORE, owned, principal
 from gateway.handlers.documents import job_document
@@ -192,7 +193,9 @@ class Session:
                 code="too_many_subscriptions",
             )
         self._jobs[record.id] = None
-        self._answer("subscribed", ref, job=record.id, after=str(after))
+        # What 204 says on SSE: no event will come, and the client must not wait for one.
+        ended = record.terminal and after in {record.last, Cursor(record.last.number)}
+        self._answer("subscribed", ref, job=record.id, after=str(after), **({"ended": True} if ended else {}))
         group.create_task(self._follow(record, after, snapshot=snapshot, types=types))
 
     async def _follow(self, record: JobRecord, after: Cursor, *, snapshot: bool, types: list[str] | None) -> None:
@@ -246,7 +249,8 @@ async def websocket(request: web.Request) -> web.StreamResponse:
     """`GET /v1/ws`."""
     settings, hub = request.app[SETTINGS], request.app[HUB]
     cut = requested_seconds(request, "cut", 3600) if settings.dev else None
-    socket = web.WebSocketResponse(compress=False, max_msg_size=MAX_FRAME_BYTES, timeout=5.0)
+    # A browser that offers subprotocols (the key is in one) fails a connection on which none is chosen.
+    socket = web.WebSocketResponse(protocols=(SUBPROTOCOL,), compress=False, max_msg_size=MAX_FRAME_BYTES, timeout=5.0)
     if not socket.can_prepare(request).ok:
         raise BadRequest("This address speaks WebSocket only; open it with ws:// or wss://.", code="websocket_expected")
     if request.body_exists:
