@@ -206,3 +206,10 @@ async def swallowing(ctx: Context, input: dict[str, int]) -> None:
     for _ in range(input["cancels"]):
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
+
+
+@processor("alone", concurrency=1)
+async def alone(ctx: Context, input: Gate) -> None:
+    """Wait where nobody else of the kind may be."""
+    await ctx.output("begun", 1)
+    await input.passed()

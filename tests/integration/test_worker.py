@@ -16,7 +16,8 @@ from gateway.blobs import Blobs
 from gateway.fold import fold_log
 from gateway.protocol import START, Event, JobOptions, State, decode_event
 from gateway.store import JobRecord, NewJob, Store, StoredFile
-from processors.processor import load_processors
+from processors import Context
+from processors.processor import load_processors, processor
 from processors.worker import Worker
 from tests.faults import wait_until
 
@@ -441,6 +442,61 @@ async def test_a_full_worker_leaves_jobs_in_the_queue(store: Store, blobs: Blobs
         gate.touch()
         for job in jobs:
             await end_of(store, job)
+
+
+async def test_a_kinds_own_limit_leaves_room_for_others(store: Store, blobs: Blobs, tmp_path: Path) -> None:
+    """A model that fits into the memory once must not run twice."""
+    gate = tmp_path / "gate"
+    async with working(store, blobs, "alone", "echo", concurrency=4):
+        jobs = [await submit(store, "alone", {"gate": str(gate)}) for _ in range(2)]
+        await seen(store, jobs[0], "output")
+        await end_of(store, await submit(store, "echo"))
+        assert (await store.depths(["alone"]))["alone"] == (1, 1)
+        gate.touch()
+        for job in jobs:
+            await end_of(store, job)
+
+
+@pytest.mark.parametrize("in_thread", [True, False])
+async def test_a_kind_is_set_up_before_it_is_announced(store: Store, blobs: Blobs, in_thread: bool) -> None:
+    """Once, whatever it takes; nobody submits to a worker that is still loading its model."""
+    called: list[bool] = []
+    loop = asyncio.get_running_loop()
+
+    async def look() -> None:
+        called.append("model" in await store.kinds())
+
+    def look_from_a_thread() -> None:
+        asyncio.run_coroutine_threadsafe(look(), loop).result()
+
+    async def run(ctx: Context) -> None: ...
+
+    setup = look_from_a_thread if in_thread else look
+    kinds = {name: processor(name, setup=setup)(run) for name in ("model", "other-model")}
+    worker = Worker(store, blobs, kinds, concurrency=1, stop_grace_seconds=0, max_inline_bytes=1024)
+    running = asyncio.create_task(worker.run())
+    await worker.ready.wait()
+    worker.stop()
+    await running
+
+    assert called == [False]
+    assert "model" in await store.kinds()
+
+
+async def test_a_failed_set_up_ends_the_worker(store: Store, blobs: Blobs) -> None:
+    """It must not take jobs that it can't do."""
+
+    def setup() -> None:
+        raise FileNotFoundError("model.onnx")
+
+    async def run(ctx: Context) -> None: ...
+
+    kinds = {"model": processor("model", setup=setup)(run)}
+    worker = Worker(store, blobs, kinds, concurrency=1, stop_grace_seconds=0, max_inline_bytes=1024)
+
+    with pytest.raises(FileNotFoundError, match=r"model\.onnx"):
+        await worker.run()
+    assert "model" not in await store.kinds()
 
 
 async def test_many_jobs_of_one_kind_do_not_starve_another(store: Store, blobs: Blobs, tmp_path: Path) -> None:

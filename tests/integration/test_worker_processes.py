@@ -7,6 +7,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from gateway.protocol import State
 from gateway.store import Store
 from tests.faults import wait_until
@@ -83,6 +85,7 @@ async def test_a_worker_that_wakes_up_writes_nothing(store: Store, tmp_path: Pat
     assert [event.type for event in ended].count("succeeded") == 1
 
 
+@pytest.mark.slow
 async def test_a_processor_that_blocks_its_loop_keeps_its_job(store: Store, tmp_path: Path) -> None:
     """Leases are renewed from a thread, which also names who holds the loop up."""
     async with worker_process(store, tmp_path) as one, worker_process(store, tmp_path) as other:
@@ -111,6 +114,7 @@ async def test_a_terminated_worker_hands_its_jobs_back(store: Store, tmp_path: P
     assert await store.workers() == []
 
 
+@pytest.mark.slow
 async def test_a_worker_leaves_although_a_thread_ignores_it(store: Store, tmp_path: Path) -> None:
     """Its job goes back to the queue all the same, and exit code 1 says that not all was well."""
     async with worker_process(store, tmp_path) as worker:
@@ -123,6 +127,7 @@ async def test_a_worker_leaves_although_a_thread_ignores_it(store: Store, tmp_pa
     assert not _lives(pid)
 
 
+@pytest.mark.slow
 async def test_jobs_survive_workers_that_are_killed_one_after_another(store: Store, tmp_path: Path) -> None:
     """Sixty jobs, four workers killed in mid-work: each job ends once, its log without a hole."""
     jobs = [await submit(store, "count", {"to": 20}) for _ in range(60)]
