@@ -110,7 +110,8 @@ def problem_middleware(metrics: Metrics) -> Middleware:
             response = problem_response(error, request[REQUEST_ID])
         metrics.count("problems", code=error.code)
         connection = request.protocol
-        if isinstance(connection, Connection) and connection.refused:
+        if not request.content.at_eof() or (isinstance(connection, Connection) and connection.refused):
+            # The rest of a refused body is no next request; the client is told not to wait for an answer to one.
             response.force_close()
         if request.get(_STARTED) and request.transport is not None:
             # An answer has begun: a second one inside it would be taken for a part of it.

@@ -81,7 +81,7 @@ class Received:
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedType("Compressed bodies are not read; send it without Content-Encoding.")
         media_type = _media_type(request.headers.get("Content-Type"))
-        if media_type == "application/json" or (media_type is None and not request.can_read_body):
+        if media_type == "application/json" or (media_type in {None, _UNKNOWN} and not request.can_read_body):
             await self._read_json(request)
         elif media_type == "multipart/form-data":
             await self._read_multipart(request)
