@@ -216,6 +216,6 @@ def curl_line(settings: Settings, address: str) -> str:
     file = sample if sample.is_file() else Path("scan.pdf")
     key = "-H 'Authorization: Bearer YOUR-KEY' " if settings.api_keys else ""
     return (
-        f"curl -N {key}-H 'Content-Type: application/pdf' -H 'Accept: text/event-stream'"
+        f"curl -sSN {key}-H 'Content-Type: application/pdf' -H 'Accept: text/event-stream'"
         f" --data-binary @{file} {address}/v1/kinds/ocr/jobs"
     )

@@ -48,7 +48,7 @@ def test_the_banner_says_where_what_and_what_next() -> None:
 
     assert "http://127.0.0.1:8080/" in text
     assert "valkey 9.1.2, embedded" in text
-    assert any(line.strip().startswith("curl -N ") and line.endswith("/ocr/jobs") for line in text.splitlines())
+    assert any(line.strip().startswith("curl -sSN ") and line.endswith("/ocr/jobs") for line in text.splitlines())
     assert any("--redis 'unix:///some/where/valkey.sock'" in line for line in text.splitlines())
     assert "unfinished job" not in text.replace("unfinished jobs go on at the next start", "")
 
