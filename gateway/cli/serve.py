@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -202,12 +203,20 @@ def print_banner(console: Any, settings: Settings, running: Running, unserved: S
     console.print()
 
 
+def own_command() -> str:
+    """How a shell in this folder calls `outlast`: it may be in an environment that is not on the PATH."""
+    if shutil.which("outlast"):
+        return "outlast"
+    path = Path(sys.prefix, "bin", "outlast")
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def worker_line(settings: Settings, running: Running) -> str:
     """A line for a shell that adds a worker to what runs."""
     # Another server's URL may hold a password, and whoever set it knows it.
     url = f"'{running.redis_url}'" if running.embedded else '"$OUTLAST_REDIS_URL"'
     data = "" if settings.blob_url else f" --data '{settings.data.resolve()}'"
-    return f"outlast worker package.module --redis {url}{data}"
+    return f"{own_command()} worker package.module --redis {url}{data}"
 
 
 def curl_line(settings: Settings, address: str) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from gateway.cli import serve
 from gateway.cli.product import Running, check_address
-from gateway.cli.serve import BUILT_IN, curl_line, missing_packages, print_banner, worker_line
+from gateway.cli.serve import BUILT_IN, curl_line, missing_packages, own_command, print_banner, worker_line
 from gateway.config import Settings
 from gateway.errors import ConfigurationError
 
@@ -84,6 +84,19 @@ def test_the_worker_line_shows_no_password() -> None:
     running = replace(RUNNING, embedded=False, redis_url="redis://:secret@host/0")
 
     assert "secret" not in worker_line(Settings(), running)
+
+
+def test_lines_to_copy_name_a_command_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`outlast` where it is on the PATH, else the path to it, as short as it can be."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.prefix", str(tmp_path / ".venv"))
+    assert own_command() == str(tmp_path / ".venv" / "bin" / "outlast")
+
+    monkeypatch.chdir(tmp_path)
+    assert own_command() == ".venv/bin/outlast"
+
+    (tmp_path / "outlast").touch(mode=0o755)
+    assert own_command() == "outlast"
 
 
 def test_packages_of_a_built_in_kind_are_looked_for_without_importing_them() -> None:
