@@ -115,20 +115,18 @@ class Wire:
     async def stream(
         self, pieces: Iterable[bytes], *, chunked: bool = True, most: int | None = None, end: bool = True
     ) -> None:
-        """An event stream's answer, cut after `most` bytes of its body's coding; without `end` it stays open."""
-        coding = {"Transfer-Encoding": "chunked"} if chunked else {"Connection": "close"}
-        body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece for piece in pieces)
-        if end and chunked:
-            body += b"0\r\n\r\n"
-        await self.send(_head(200, {"Content-Type": "text/event-stream; charset=utf-8"} | coding) + body[:most])
+        """An event stream's answer, cut after `most` bytes, its head included; without `end` it stays open."""
+        answer = event_stream(pieces, chunked=chunked, end=end)
+        await self.send(answer[:most])
         if not end:
             await self.closed()
 
     async def closed(self) -> None:
-        """Return when the client has gone."""
+        """Return when the client has gone, or says goodbye with a close frame."""
         with suppress(ConnectionError):
-            while await self.reader.read(1024):
-                pass
+            while received := await self.reader.read(1024):
+                if received[0] == 0x88:
+                    return
 
     async def accept_socket(self, asked: Asked) -> None:
         """Answer a WebSocket's handshake, and read the client's first frame."""
@@ -217,6 +215,15 @@ def _head(status: int, headers: dict[str, str]) -> bytes:
     if status != 101 and "Connection" not in headers:
         lines.append("Connection: close")
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+def event_stream(pieces: Iterable[bytes], *, chunked: bool = True, end: bool = True) -> bytes:
+    """An event stream's whole answer."""
+    coding = {"Transfer-Encoding": "chunked"} if chunked else {"Connection": "close"}
+    body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece for piece in pieces)
+    if end and chunked:
+        body += b"0\r\n\r\n"
+    return _head(200, {"Content-Type": "text/event-stream; charset=utf-8"} | coding) + body
 
 
 def sse(texts: Iterable[bytes], *, after: int = 0) -> list[bytes]:

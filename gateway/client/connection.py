@@ -218,7 +218,8 @@ class Connection:
                     compress=0,
                     # The gateway's pings are answered by aiohttp, and count as signs of life.
                     autoping=True,
-                    timeout=aiohttp.ClientWSTimeout(ws_receive=self.silence_seconds, ws_close=2.0),
+                    # Who leaves need not wait long for a goodbye.
+                    timeout=aiohttp.ClientWSTimeout(ws_receive=self.silence_seconds, ws_close=0.5),
                 )
         try:
             yield socket
