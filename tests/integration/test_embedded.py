@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,21 @@ async def test_data_outlives_a_restart_of_the_product(tmp_path: Path) -> None:
 
     async with EmbeddedValkey(tmp_path) as server, redis.Redis.from_url(server.url) as client:
         assert await client.get("kept") == b"yes"
+
+
+async def test_a_long_log_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that says LOADING is not given up, however long it takes, and is not handed out before it is done."""
+    async with EmbeddedValkey(tmp_path) as server, redis.Redis.from_url(server.url) as client:
+        for number in range(300):
+            await client.set(f"key {number}", "x" * 100)
+    monkeypatch.setattr(embedded, "START_SECONDS", 0.3)
+    # 3 ms for each key, and an ear for clients after every KiB.
+    slow = {"key-load-delay": "3000", "loading-process-events-interval-bytes": "1024"}
+
+    started = time.monotonic()
+    async with EmbeddedValkey(tmp_path, options=slow) as server, redis.Redis.from_url(server.url) as client:
+        assert time.monotonic() - started > 0.6
+        assert await client.dbsize() == 300
 
 
 async def test_a_server_that_dies_is_started_again_with_its_data(tmp_path: Path) -> None:
