@@ -1,7 +1,7 @@
 """The `outlast` command: its sub-commands, its exit codes, and how its errors look.
 
-Each module of this package has `add_commands(subparsers)`, which gives every parser a `handler=`: a function that takes
-the parsed arguments and returns the exit code. Handlers import what they need: `outlast --help` must not wait for
+`jobs` and `serve` have `add_commands(subparsers)`, which gives every parser a `handler=`: a function that takes the
+parsed arguments and returns the exit code. Handlers import what they need: `outlast --help` must not wait for
 Redis, aiohttp or rich.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Final
 
-from gateway.errors import ConfigurationError, JobFailed, OutlastError, RequestError, Unavailable
+from gateway.errors import ConfigurationError, JobFailed, OutlastError, RequestError, Unavailable, Unreachable
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -43,7 +43,7 @@ exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    args = parse(argv)
     handler: Handler = args.handler
     try:
         code = handler(args)
@@ -59,6 +59,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OutlastError as error:
         complain(error)
         return exit_code(error)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The parsed arguments. Files and modules may stand after options as well: `outlast submit ocr --json scan.pdf`.
+
+    argparse gives a list of positionals only those that stand together, so a parser that has such a list says its name
+    by `set_defaults(late="files")`, and the others are added to it here.
+    """
+    parser = build_parser()
+    args, late = parser.parse_known_args(argv)
+    unknown = [text for text in late if (text.startswith("-") and text != "-") or not hasattr(args, "late")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if late:
+        getattr(args, args.late).extend(late)
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,6 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
 def complain(error: OutlastError) -> None:
     """Print an error: what happened and what to do next, then each wrong field."""
     print(f"outlast: {error.detail}", file=sys.stderr)
+    if isinstance(error, Unreachable):
+        print("  `outlast up` starts a gateway here; --url or OUTLAST_URL names another one", file=sys.stderr)
     for wrong in error.errors:
         print(f"  {wrong.get('field', '')}: {wrong.get('message', '')}", file=sys.stderr)
 

@@ -1,0 +1,328 @@
+"""`outlast submit | watch | result | cancel | jobs`: the commands for those who have work to be done."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.cli import Exit
+from gateway.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from gateway.cli.display import Display
+    from gateway.client import Client, File, Job, Subscription
+
+_DEFAULT_URL: Final = "http://127.0.0.1:8080"
+# A wrong address is to be told at once; a gateway that restarts under a job that runs for an hour is waited for.
+_ASK_SECONDS: Final = 5.0
+_FOLLOW_SECONDS: Final = 300.0
+_TEXT_FIRST: Final = "text/plain, application/json;q=0.9, */*;q=0.1"
+
+
+def add_commands(subparsers: Any) -> None:
+    """Add the commands to `outlast`."""
+    submit = _add(subparsers, "submit", _submit, "submit a job, watch it and print its result")
+    submit.add_argument("kind", help="the kind of work, such as ocr")
+    submit.add_argument("files", nargs="*", metavar="FILE", help="files to send with it; - is stdin")
+    submit.add_argument("--input", metavar="JSON", help="the job's input as a JSON object")
+    submit.add_argument(
+        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="one field of the input"
+    )
+    submit.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the job, such as priority=low or run_timeout_seconds=60",
+    )
+    submit.add_argument("--tag", action="append", default=[], metavar="TAG", help="a tag to find the job by")
+    submit.add_argument("--idempotency-key", metavar="KEY", help="the same key again finds the same job")
+    submit.add_argument("--no-wait", action="store_true", help="print the job's id and leave")
+    submit.set_defaults(late="files")
+    _add_result_options(submit)
+
+    watch = _add(subparsers, "watch", _watch, "watch a job and print its result")
+    watch.add_argument("job", help="the job's id")
+    watch.add_argument("--events", action="store_true", help="print the events instead, one JSON text a line")
+    _add_result_options(watch)
+
+    result = _add(subparsers, "result", _result, "wait for a job's end and print its result")
+    result.add_argument("job", help="the job's id")
+    _add_result_options(result)
+
+    cancel = _add(subparsers, "cancel", _cancel, "cancel a job")
+    cancel.add_argument("job", help="the job's id")
+    cancel.add_argument("--reason", help="is kept with the job")
+    cancel.add_argument("--wait", action="store_true", help="return when it has ended")
+
+    jobs = _add(subparsers, "jobs", _jobs, "list your own recent jobs, newest first")
+    jobs.add_argument("--state", choices=["queued", "running", "succeeded", "failed", "cancelled"])
+    jobs.add_argument("--kind")
+    jobs.add_argument("--tag")
+    jobs.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="at most so many (default: 20)")
+    jobs.add_argument("--json", action="store_true", help="print them as JSON")
+
+
+def _add(subparsers: Any, name: str, handler: Any, help_: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(name, help=help_, description=help_.capitalize() + ".")
+    parser.add_argument("--url", help=f"the gateway's address (OUTLAST_URL; default: {_DEFAULT_URL})")
+    parser.add_argument("--key", help="the API key; better in OUTLAST_API_KEY, where other users can't see it")
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _add_result_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the result there instead of stdout")
+    parser.add_argument("--json", action="store_true", help="the JSON result, also where there is plain text")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from gateway.cli.display import display
+
+    input_ = _input(args)
+    options = dict(_pair(text, "--option") for text in args.option)
+    _check_output(args)
+    title = " ".join([args.kind, *(Path(name).name for name in args.files)])
+    followed = _Followed()
+
+    async def submit() -> int:
+        with display(title, quiet=args.quiet) as shown:
+            async with _client(args, _FOLLOW_SECONDS) as client:
+                job = await client.submit(
+                    args.kind,
+                    input_,
+                    files=_files(args.files),
+                    tags=args.tag or None,
+                    idempotency_key=args.idempotency_key,
+                    on_upload=shown.upload,
+                    patience_seconds=_ASK_SECONDS,
+                    **options,
+                )
+                followed.job = job.id
+                if args.no_wait:
+                    content = _document(job) if args.json else job.id
+                else:
+                    content = await _follow_to_result(client, job.id, shown, args, client.events(job))
+        _write(content, args)
+        return Exit.SUCCEEDED
+
+    return followed.run(submit())
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from gateway.cli.display import display
+
+    _check_output(args)
+    followed = _Followed(args.job)
+
+    async def watch() -> int:
+        async with _client(args, _ASK_SECONDS) as client:
+            job = await client.job(args.job)
+        async with _client(args, _FOLLOW_SECONDS) as client:
+            if args.events:
+                async for event in client.events(job):
+                    print(event.model_dump_json(exclude_unset=True), flush=True)
+                return _code_of(await client.job(job))
+            with display(f"{job.kind} {job.id}", quiet=args.quiet) as shown:
+                content = await _follow_to_result(client, job.id, shown, args, client.events(job, snapshot=True))
+        _write(content, args)
+        return Exit.SUCCEEDED
+
+    return followed.run(watch())
+
+
+def _result(args: argparse.Namespace) -> int:
+    _check_output(args)
+
+    async def result() -> int:
+        async with _client(args, _ASK_SECONDS) as client:
+            content = await client.result(args.job, accept=_accept(args))
+        _write(content, args)
+        return Exit.SUCCEEDED
+
+    return _Followed(args.job).run(result())
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    async def cancel() -> int:
+        async with _client(args, _ASK_SECONDS) as client:
+            job = await client.cancel(args.job, reason=args.reason, wait=args.wait)
+        if job.state == "cancelled":
+            print(f"{job.id} is cancelled")
+        elif job.terminal:
+            print(f"{job.id} had ended before: {job.state}")
+        else:
+            print(f"{job.id} is asked to stop; it ends when its processor notices")
+        return Exit.SUCCEEDED
+
+    return _Followed(args.job).run(cancel())
+
+
+def _jobs(args: argparse.Namespace) -> int:
+    async def jobs() -> int:
+        async with _client(args, _ASK_SECONDS) as client:
+            listed = client.jobs(state=args.state, kind=args.kind, tag=args.tag, limit=args.limit)
+            found = [job async for job in listed]
+        if args.json:
+            print(json.dumps([_document(job) for job in found], indent=2, ensure_ascii=False))
+        else:
+            _print_table(found)
+        return Exit.SUCCEEDED
+
+    return _Followed().run(jobs())
+
+
+# --- following ------------------------------------------------------------------------------------------------------
+
+
+class _Followed:
+    """The job that a command is about, for what is to be said when the user leaves."""
+
+    def __init__(self, job: str | None = None) -> None:
+        self.job = job
+
+    def run(self, command: Coroutine[Any, Any, int]) -> int:
+        """Run the command. Ctrl-C ends the watching, never the job."""
+        import asyncio
+
+        try:
+            return asyncio.run(command)
+        except KeyboardInterrupt:
+            if self.job is None:
+                print("\nStopped; nothing was submitted, or its answer had not come yet.", file=sys.stderr)
+            else:
+                print(
+                    f"\nStopped watching. The job goes on; it was not cancelled.\n"
+                    f"  come back:  outlast watch {self.job}\n"
+                    f"  cancel it:  outlast cancel {self.job}",
+                    file=sys.stderr,
+                )
+            raise
+
+
+async def _follow_to_result(
+    client: Client, job: str, shown: Display, args: argparse.Namespace, subscription: Subscription
+) -> Any:
+    """Show the job's events to the last one, then fetch its result."""
+    from gateway.cli.display import printable
+
+    if not args.quiet:
+        shown.say(f"job {job}")
+    shown.follow(subscription)
+    async for event in subscription:
+        shown.take(event)
+    content = await client.result(job, accept=_accept(args))
+    if shown.view.fold.end.get("partial"):
+        shown.say("Some parts are missing from the result; the JSON result (--json) names them.")
+    summary = [f"{shown.title}: {shown.view.fold.state}", shown.view.counted(), *shown.view.warnings(subscription)]
+    shown.say(printable(", ".join(part for part in summary if part)))
+    return content
+
+
+def _code_of(job: Job) -> int:
+    codes = {"succeeded": Exit.SUCCEEDED, "cancelled": Exit.CANCELLED}
+    return codes.get(job.state, Exit.FAILED)
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+
+def _client(args: argparse.Namespace, patience_seconds: float) -> Client:
+    from gateway.client import Client
+
+    url = args.url or os.environ.get("OUTLAST_URL") or _DEFAULT_URL
+    key = args.key or os.environ.get("OUTLAST_API_KEY")
+    return Client(url, api_key=key, patience_seconds=patience_seconds)
+
+
+def _input(args: argparse.Namespace) -> dict[str, Any]:
+    try:
+        value = json.loads(args.input) if args.input else {}
+    except ValueError as error:
+        raise InvalidInput(f"--input is no JSON ({error}); quote it for the shell: --input '{{\"a\": 1}}'.") from None
+    if not isinstance(value, dict):
+        raise InvalidInput("--input is a JSON object, such as --input '{\"a\": 1}'.")
+    return value | dict(_pair(text, "-p") for text in args.parameter)
+
+
+def _pair(text: str, option: str) -> tuple[str, Any]:
+    """`name=value`; the value is JSON if it can be read as such, else it is text."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise InvalidInput(f"{option} takes NAME=VALUE, such as {option} language=de; not {text!r}.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _files(names: list[str]) -> list[File]:
+    from gateway.client import File
+
+    return [File(sys.stdin.buffer, name="stdin") if name == "-" else File(name) for name in names]
+
+
+def _accept(args: argparse.Namespace) -> str:
+    return "application/json" if args.json else _TEXT_FIRST
+
+
+# --- output ---------------------------------------------------------------------------------------------------------
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Before an hour of work, not after it."""
+    path: Path | None = args.output
+    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        raise InvalidInput(f"{path} can't be written; give -o a file in a folder that exists.")
+
+
+def _write(content: Any, args: argparse.Namespace) -> None:
+    """Print a result, or write it to a file: text and bytes as they are, anything else as JSON."""
+    path: Path | None = args.output
+    if args.json or not isinstance(content, (str, bytes)):
+        content = json.dumps(content, indent=2, ensure_ascii=False)
+    if path is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    elif isinstance(content, bytes):
+        sys.stdout.buffer.write(content)
+    else:
+        print(content, end="" if content.endswith("\n") else "\n")
+
+
+def _document(job: Job) -> dict[str, Any]:
+    return job.document.model_dump(mode="json")
+
+
+def _print_table(jobs: list[Job]) -> None:
+    """Columns for a terminal; values between tabs for a pipe."""
+    rows = [(job.id, job.kind, str(job.state), _amount(job), job.document.created_at) for job in jobs]
+    if not sys.stdout.isatty():
+        for row in rows:
+            print("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
+    table = Table("job", "kind", "state", "progress", "created", box=None, pad_edge=False)
+    for id_, kind, state, amount, created in rows:
+        table.add_row(id_, Text(kind), Text(state, styles.get(state, "")), Text(amount), created[:19].replace("T", " "))
+    Console().print(table if rows else "No jobs yet.")
+
+
+def _amount(job: Job) -> str:
+    progress = job.document.progress or {}
+    current, total, unit = progress.get("current"), progress.get("total"), progress.get("unit") or ""
+    if current is None:
+        return ""
+    return f"{current:g}/{total:g} {unit}".strip() if total else f"{current:g} {unit}".strip()
