@@ -275,6 +275,9 @@ class _Signals:
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
+        self._listen()
+
+    def _listen(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             # Not on Windows, where a signal ends the process as it always does.

@@ -30,6 +30,7 @@ _PASSIVE: Final = re.compile(
     r"^(application/(json|x-ndjson)|text/(plain|csv)|image/(png|jpeg|gif|webp|tiff|bmp|avif)|audio/[\w.+-]+|video/[\w.+-]+)$",
     re.ASCII,
 )
+_CONTENT_TYPE: Final = re.compile(r"^[\w.+-]+/[\w.+-]+( *; *[\w-]+=[\w.+-]+){0,4}$", re.ASCII)
 _ENDED_AS: Final = {State.FAILED: "failed", State.CANCELLED: "was cancelled"}
 _RANGE: Final = re.compile(r"^bytes=(\d{0,18})-(\d{0,18})$", re.ASCII)
 
@@ -180,8 +181,8 @@ async def serve(request: web.Request, content: Content) -> web.StreamResponse:
     if wanted is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
 
-    # A content type is a header's value that a client or a processor chose; aiohttp refuses what could break out.
-    content_type = content.content_type
+    # A header's value that a client or a processor chose: what could break out of it is served as plain bytes.
+    content_type = content.content_type if _CONTENT_TYPE.match(content.content_type) else "application/octet-stream"
     if content_type.startswith("text/") and "charset" not in content_type:
         content_type += "; charset=utf-8"
     headers["Content-Type"] = content_type
