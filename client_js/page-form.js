@@ -45,7 +45,7 @@ export function resolve(property, root) {
 
 /** @param {string} name @param {Schema} schema @param {Schema} root @param {boolean} required @returns {Field} */
 function buildField(name, schema, root, required) {
-  const label = schema.title ?? name.replaceAll("_", " ");
+  const label = labelOf(name, schema.title);
   const id = `option-${name}`;
   const choices = schema.enum ?? (schema.const === undefined ? null : [schema.const]);
   const items = schema.type === "array" ? resolve(schema.items ?? {}, root) : null;
@@ -63,6 +63,12 @@ function buildField(name, schema, root, required) {
               ? listControl(schema)
               : jsonControl(schema);
   return { name, read: control.read, element: wrap(control.element, id, label, schema.description, required) };
+}
+
+/** A label somebody wrote, or the name as words: pydantic's own titles capitalise every one. @param {string} name @param {string} [title] */
+function labelOf(name, title) {
+  const words = name.replaceAll("_", " ");
+  return title && title.toLowerCase() !== words.toLowerCase() ? title : words.charAt(0).toUpperCase() + words.slice(1);
 }
 
 /** @typedef {{element: HTMLElement, read: () => unknown}} Control */

@@ -160,7 +160,10 @@ function choose(name) {
 
 /** @param {string[]} types */
 function typesHint(types) {
-  const names = types.map((type) => type.split("/").pop()?.replace(/^x-|\+.*$/g, "").toUpperCase());
+  const names = types.map((type) => {
+    const [group, name = ""] = type.split("/");
+    return name === "*" ? `${group}s` : name.replace(/^x-|\+.*$/g, "").toUpperCase();
+  });
   return names.length ? `Reads ${[...new Set(names)].join(", ")}.` : "";
 }
 
