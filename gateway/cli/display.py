@@ -38,6 +38,7 @@ class View:
         self.problem = ""
         """Why the last attempt did not end the job."""
         self._eta_at: float | None = None
+        self._began: tuple[float, float] | None = None
 
     def take(self, event: Event, now: float) -> None:
         """Take the next event."""
@@ -57,10 +58,21 @@ class View:
         if event.id is not None:
             # Who writes, lives.
             self.silent_seconds = 0.0
-        progress = self.fold.progress
-        eta = progress.get("eta_seconds") if progress else None
-        if event.type in {EventType.PROGRESS, EventType.SNAPSHOT} or eta is None:
-            self._eta_at = now + float(eta) if isinstance(eta, (int, float)) else None
+        if self.fold.progress is None:
+            self._began = self._eta_at = None
+        elif event.type in {EventType.PROGRESS, EventType.SNAPSHOT}:
+            self._estimate(self.fold.progress.get("eta_seconds"), now)
+
+    def _estimate(self, eta: object, now: float) -> None:
+        """When it will be done: as the processor says, else by its pace since the first report that was seen."""
+        current, total = self.amount
+        began, at_first = self._began = self._began or (now, current)
+        if isinstance(eta, (int, float)):
+            self._eta_at = now + eta
+        elif total is not None and current > at_first and now > began:
+            self._eta_at = now + (total - current) * (now - began) / (current - at_first)
+        else:
+            self._eta_at = None
 
     @property
     def amount(self) -> tuple[float, float | None]:
@@ -87,7 +99,8 @@ class View:
             return ""
         current, total = self.amount
         unit = printable(str(self.fold.progress.get("unit") or ""))
-        of = f"{current:g}" if total is None else f"{current:g}/{total:g}"
+        done = f"{current:.3g}" if current < 100 else f"{current:.0f}"
+        of = done if total is None else f"{done}/{total:.12g}"
         return f"{of} {unit}".strip()
 
     def doing(self) -> str:
@@ -178,6 +191,9 @@ class Lines(Display):
         if event.type == EventType.LOG:
             self.say(printable(str(event.data.get("message", ""))))
         fold = self.view.fold
+        if fold.terminal:
+            # The command has the last word.
+            return
         warnings = self.view.warnings(self.subscription)
         gist = f"{fold.state} {fold.attempt} {fold.cancel_requested} {warnings}"
         now = time.monotonic()
@@ -208,10 +224,11 @@ class Bars(Display):
         self._upload_task: TaskID | None = None
         self._job = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[counted]}", markup=False),
             TextColumn("{task.fields[eta]}", markup=False, style="cyan"),
+            # Last: it changes its width all the time.
+            TextColumn("{task.description}", markup=False, style="dim"),
             console=console,
         )
         self._job_task = self._job.add_task("", total=None, counted="", eta="")

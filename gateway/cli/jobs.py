@@ -92,7 +92,7 @@ def _submit(args: argparse.Namespace) -> int:
     options = dict(_pair(text, "--option") for text in args.option)
     _check_output(args)
     title = " ".join([args.kind, *(Path(name).name for name in args.files)])
-    followed = _Followed()
+    followed = _Followed(args)
 
     async def submit() -> int:
         with display(title, quiet=args.quiet) as shown:
@@ -122,7 +122,7 @@ def _watch(args: argparse.Namespace) -> int:
     from gateway.cli.display import display
 
     _check_output(args)
-    followed = _Followed(args.job)
+    followed = _Followed(args, args.job)
 
     async def watch() -> int:
         async with _client(args, _ASK_SECONDS) as client:
@@ -149,7 +149,7 @@ def _result(args: argparse.Namespace) -> int:
         _write(content, args)
         return Exit.SUCCEEDED
 
-    return _Followed(args.job).run(result())
+    return _Followed(args, args.job).run(result())
 
 
 def _cancel(args: argparse.Namespace) -> int:
@@ -164,7 +164,7 @@ def _cancel(args: argparse.Namespace) -> int:
             print(f"{job.id} is asked to stop; it ends when its processor notices")
         return Exit.SUCCEEDED
 
-    return _Followed(args.job).run(cancel())
+    return _Followed(args, args.job).run(cancel())
 
 
 def _jobs(args: argparse.Namespace) -> int:
@@ -178,7 +178,7 @@ def _jobs(args: argparse.Namespace) -> int:
             _print_table(found)
         return Exit.SUCCEEDED
 
-    return _Followed().run(jobs())
+    return _Followed(args).run(jobs())
 
 
 # --- following ------------------------------------------------------------------------------------------------------
@@ -187,7 +187,8 @@ def _jobs(args: argparse.Namespace) -> int:
 class _Followed:
     """The job that a command is about, for what is to be said when the user leaves."""
 
-    def __init__(self, job: str | None = None) -> None:
+    def __init__(self, args: argparse.Namespace, job: str | None = None) -> None:
+        self._url = args.url
         self.job = job
 
     def run(self, command: Coroutine[Any, Any, int]) -> int:
@@ -200,10 +201,13 @@ class _Followed:
             if self.job is None:
                 print("\nStopped; nothing was submitted, or its answer had not come yet.", file=sys.stderr)
             else:
+                from gateway.cli.serve import own_command
+
+                target = f"--url {self._url} {self.job}" if self._url else self.job
                 print(
                     f"\nStopped watching. The job goes on; it was not cancelled.\n"
-                    f"  come back:  outlast watch {self.job}\n"
-                    f"  cancel it:  outlast cancel {self.job}",
+                    f"  come back:  {own_command()} watch {target}\n"
+                    f"  cancel it:  {own_command()} cancel {target}",
                     file=sys.stderr,
                 )
             raise
