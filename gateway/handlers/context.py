@@ -81,7 +81,7 @@ async def owned(store: Store, job: str, owner: str) -> JobRecord:
     missing = NotFound(
         f"There is no job {job[:40]!r}; it was never made, or it is another owner's.", code="job_not_found"
     )
-    if _JOB.match(job) is None:
+    if _JOB.fullmatch(job) is None:
         raise missing
     try:
         record = await store.job(job)

@@ -52,7 +52,7 @@ async def client_file(request: web.Request) -> web.StreamResponse:
     """`GET /client/{path}`: the browser client's modules."""
     name = request.match_info["path"]
     path = request.app[CLIENT] / name
-    if _FILE.match(name) is None or not path.is_file():
+    if _FILE.fullmatch(name) is None or not path.is_file():
         raise NotFound(f"The browser client has no file {name[:100]!r}.")
     # Not cached without asking: after an upgrade all modules must be of one release.
     headers = {"Content-Type": _TYPES[path.suffix], "Cache-Control": "no-cache"}

@@ -17,6 +17,7 @@ class Meaning(NamedTuple):
 
 
 _FAILED: Final = "`failed`"
+_PAGE: Final = "a page's output, `failed`"
 _RETRYING: Final = "`retrying`, `failed`"
 
 PROBLEM_CODES: Final[dict[str, Meaning]] = {
@@ -104,7 +105,9 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "413", "The body is over the limit.", "Send less, or have the operator raise OUTLAST_MAX_UPLOAD_BYTES."
     ),
     "input_too_large": Meaning(
-        "413", "The JSON is over the limit for what stands in a job's record.", "Send what is large as a file."
+        "413, `failed`",
+        "JSON is over the limit for what stands in a job's record, or a file over what OCR reads.",
+        "Send large JSON as a file; split a large file.",
     ),
     "too_many_files": Meaning("413", "A form has too many files or parts.", "Send several jobs, or an archive."),
     "unsupported_type": Meaning(
@@ -196,6 +199,26 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         _FAILED, "No attempt had begun before the start deadline.", "Start more workers, or allow more time."
     ),
     "deadline": Meaning(_FAILED, "The job was open longer than any job may be.", "Split the work."),
+    # What the built-in OCR says of a file or a page
+    "input_empty": Meaning(_FAILED, "There is no file, or it has no pages.", "Check what was sent."),
+    "input_unreadable": Meaning(_FAILED, "The file is broken.", "Save or scan it again."),
+    "input_unsupported": Meaning(
+        _FAILED, "The file, or what was asked of it, is nothing that OCR reads.", "The detail says what is read."
+    ),
+    "input_encrypted": Meaning(_FAILED, "The PDF is protected by a password.", "Save it without one."),
+    "input_timeout": Meaning(_FAILED, "The file took too long to open.", "Save it again."),
+    "page_unreadable": Meaning(_PAGE, "A page is broken; the others are read.", "Scan it again."),
+    "page_too_large": Meaning(_PAGE, "A page has too many pixels.", "Scan it with fewer dots per inch."),
+    "page_timeout": Meaning(_PAGE, "A page took too long to decode.", "Scan or save it again."),
+    "page_failed": Meaning(_PAGE, "The engine failed on a page.", "It is tried again; then submit it again."),
+    "language_unavailable": Meaning(
+        _FAILED, "The engine does not have a language that was asked for.", "The detail names those that it has."
+    ),
+    "engine_unavailable": Meaning(
+        _FAILED,
+        "The engine that was asked for is not installed where the worker runs.",
+        "Install it there, or take another one.",
+    ),
     # Inside, or on a client's side
     "lease_lost": Meaning(
         "worker", "A worker wrote to a job that is not its own any more; never sent to a client.", "Nothing."
@@ -206,5 +229,12 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "A stream held something that is no event, or numbers with a hole.",
         "Nothing: the client reads the log again from there.",
     ),
+    "file_unreadable": Meaning(
+        "client", "A file that should be sent can't be read.", "Check its path and its permissions."
+    ),
+    "tls_failed": Meaning(
+        "client", "The gateway's certificate can't be trusted, or it speaks no TLS.", "Check the address."
+    ),
+    "websocket_refused": Meaning("client", "What stands in between does not let WebSockets pass.", "Use SSE."),
     "unreachable": Meaning("client", "No answer came from the gateway.", "The client tries again by itself."),
 }

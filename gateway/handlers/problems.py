@@ -121,7 +121,7 @@ def problem_middleware(metrics: Metrics) -> Middleware:
     @web.middleware
     async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("X-Request-ID", "")
-        request[REQUEST_ID] = given if _REQUEST_ID.match(given) else secrets.token_hex(8)
+        request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         began = time.perf_counter()
         status = 499  # As in nginx's logs: the client went before there was an answer.
         try:

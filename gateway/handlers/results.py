@@ -31,7 +31,6 @@ _PASSIVE: Final = re.compile(
     re.ASCII,
 )
 _CONTENT_TYPE: Final = re.compile(r"^[\w.+-]+/[\w.+-]+( *; *[\w-]+=[\w.+-]+){0,4}$", re.ASCII)
-_ENDED_AS: Final = {State.FAILED: "failed", State.CANCELLED: "was cancelled"}
 _RANGE: Final = re.compile(r"^bytes=(\d{0,18})-(\d{0,18})$", re.ASCII)
 
 
@@ -64,13 +63,18 @@ async def read_result(request: web.Request) -> web.StreamResponse:
             state=record.state.value,
         )
     end = record.end_data()
-    if record.state is not State.SUCCEEDED:
-        problem = end.get("problem") or {"code": "cancelled", "detail": end.get("reason") or "The job was cancelled."}
+    if record.state is State.FAILED:
+        problem = end.get("problem") or {}
         raise JobFailed(
-            f"The job {_ENDED_AS[record.state]}, so it has no result: {problem.get('detail') or problem.get('code')}",
-            code=f"job_{record.state.value}",
+            f"The job failed, so it has no result: {problem.get('detail') or problem.get('code')}",
             state=record.state.value,
             problem=problem,
+        )
+    if record.state is State.CANCELLED:
+        raise JobFailed(
+            f"The job was cancelled, so it has no result: {end.get('reason')}",
+            code="job_cancelled",
+            state=record.state.value,
         )
     others = await _representations(request, record)
     chosen = choose(request.headers.get("Accept", ""), [JSON, *(str(event.data["content_type"]) for event in others)])
@@ -182,7 +186,7 @@ async def serve(request: web.Request, content: Content) -> web.StreamResponse:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
 
     # A header's value that a client or a processor chose: what could break out of it is served as plain bytes.
-    content_type = content.content_type if _CONTENT_TYPE.match(content.content_type) else "application/octet-stream"
+    content_type = content.content_type if _CONTENT_TYPE.fullmatch(content.content_type) else "application/octet-stream"
     if content_type.startswith("text/") and "charset" not in content_type:
         content_type += "; charset=utf-8"
     headers["Content-Type"] = content_type
@@ -208,7 +212,7 @@ def requested_range(header: str | None, size: int) -> tuple[int, int] | None:
 
     A header that isn't a single range of bytes is ignored, as the standard allows. Raises `RangeNotSatisfiable`.
     """
-    match = _RANGE.match(header.strip()) if header else None
+    match = _RANGE.fullmatch(header.strip()) if header else None
     if match is None:
         return None
     first, last = match.groups()
@@ -239,7 +243,7 @@ def _tag(data: bytes) -> str:
 
 def _disposition(content: Content) -> str:
     media_type = content.content_type.split(";", 1)[0].strip().lower()
-    kind = "inline" if _PASSIVE.match(media_type) else "attachment"
+    kind = "inline" if _PASSIVE.fullmatch(media_type) else "attachment"
     name = content.filename
     ascii_name = re.sub(r'[^\x20-\x7e]|["\\%]', "_", name)
     value = f'{kind}; filename="{ascii_name}"'

@@ -87,7 +87,7 @@ def fingerprint(
 
 def checked_key(key: str | None) -> str | None:
     """An Idempotency-Key. Raises `BadRequest` for one that could not stand in a header."""
-    if key is not None and _KEY.match(key) is None:
+    if key is not None and _KEY.fullmatch(key) is None:
         raise BadRequest(
             "An Idempotency-Key has 1 to 255 printable ASCII characters; a UUID is a good one.",
             code="bad_idempotency_key",

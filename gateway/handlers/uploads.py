@@ -330,7 +330,7 @@ def _media_type(header: str | None) -> str | None:
     if header is None or not header.strip():
         return None
     media_type = header.split(";", 1)[0].strip().lower()
-    if _MEDIA_TYPE.match(media_type) is None:
+    if _MEDIA_TYPE.fullmatch(media_type) is None:
         raise UnsupportedType(f"{header[:80]!r} is no content type; it looks like application/pdf.")
     return media_type
 
@@ -382,7 +382,8 @@ def clean_name(name: str, content_type: str = _UNKNOWN) -> str:
         stem, dot, suffix = name.rpartition(".") if "." in name[-16:] else (name, "", "")
         room = _MAX_NAME_BYTES - len((dot + suffix).encode())
         name = stem.encode()[:room].decode(errors="ignore") + dot + suffix
-    return name or "file" + (mimetypes.guess_extension(content_type) or "")
+    suffix = "" if content_type == _UNKNOWN else mimetypes.guess_extension(content_type) or ""
+    return name or f"file{suffix}"
 
 
 def _unique_name(name: str, taken: set[str]) -> str:

@@ -1,0 +1,40 @@
+"""How many streams each owner may hold."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+
+from gateway.errors import TooMany
+from gateway.limits import StreamLimit
+
+
+def test_each_owner_has_its_own_places() -> None:
+    """One owner's limit is nothing to another; a place that is left can be taken again."""
+    limit = StreamLimit(2)
+
+    with ExitStack() as held:
+        first = limit.place("a")
+        first.__enter__()
+        held.enter_context(limit.place("a"))
+        held.enter_context(limit.place("b"))
+        with pytest.raises(TooMany) as refused, limit.place("a"):
+            pass
+        first.__exit__(None, None, None)
+        with limit.place("a"):
+            assert len(limit) == 3
+
+    assert refused.value.code == "too_many_streams"
+    assert refused.value.retry_after_seconds is not None
+    assert len(limit) == 0
+
+
+def test_a_place_is_left_also_by_an_error() -> None:
+    """Whatever ends the stream."""
+    limit = StreamLimit(1)
+
+    with pytest.raises(RuntimeError), limit.place("a"):
+        raise RuntimeError
+
+    assert len(limit) == 0
