@@ -50,7 +50,7 @@ from gateway.limits import Door, StreamLimit, door_guard
 from gateway.metrics import Registry
 from gateway.openapi import docs_page, openapi_document
 from gateway.static import client_files
-from gateway.store import Store
+from gateway.store import Store, until_available
 
 logger = logging.getLogger(__name__)
 
@@ -326,12 +326,10 @@ async def _run(settings: Settings) -> int:
         )
     signals = _Signals()
     blobs = Blobs.open(settings.blob_location)
-    store = await signals.unless(signals.stop, _connect(settings))
+    store = await signals.unless(signals.stop, _connect(settings, blobs))
     if store is None:
         return 0
     try:
-        if await signals.unless(signals.stop, _check_place(store, blobs)) is None:
-            return 0
         app = make_app(settings, store, blobs, make_hub(settings, store, Registry()))
         async with serving(app, settings) as server:
             background = [
@@ -350,40 +348,15 @@ async def _run(settings: Settings) -> int:
     return 0
 
 
-async def _connect(settings: Settings) -> Store:
-    """Connect to Redis; one that is away is waited for, with a pause that never grows beyond a second."""
-    while True:
-        try:
-            store = await Store.connect(
-                settings.redis_url,
-                prefix=settings.prefix,
-                durability=settings.durability,
-                lease_seconds=settings.lease_seconds,
-                job_deadline_seconds=settings.job_deadline_seconds,
-                tombstone_seconds=settings.tombstone_seconds,
-            )
-            for warning in (await store.info())["warnings"]:
-                logger.warning("Redis: %s", warning)
-            return store
-        except Unavailable as error:
-            logger.warning("no answer from Redis yet: %s", error.detail)
-            await asyncio.sleep(random.uniform(0.3, 1.0))
-
-
-async def _check_place(store: Store, blobs: Blobs) -> bool:
-    """Refuse to run with a folder that is not the one of the jobs in Redis. Raises `ConfigurationError`."""
-    while True:
-        try:
-            marker = await blobs.marker()
-            known = await store.place(marker)
-        except Unavailable as error:
-            logger.warning("the files' place can't be checked yet: %s", error.detail)
-            await asyncio.sleep(random.uniform(0.3, 1.0))
-            continue
-        if known != marker:
-            raise ConfigurationError(
-                "OUTLAST_BLOB_URL: this is not the place where the files of the jobs in Redis are (its marker is"
-                f" {marker}, theirs is {known}). Give all gateways and workers the same one. If the old files are gone"
-                " for good, delete the key `place` under the prefix in Redis."
-            )
-        return True
+async def _connect(settings: Settings, blobs: Blobs) -> Store:
+    """Connect to Redis as soon as it answers. Raises `ConfigurationError` where the jobs' files are not in `blobs`."""
+    store = await Store.connect_when_up(settings)
+    try:
+        marker = await blobs.marker()
+        await until_available(lambda: store.check_place(marker), "the files' place can't be checked yet")
+        for warning in (await until_available(store.info, "no answer from Redis"))["warnings"]:
+            logger.warning("Redis: %s", warning)
+    except BaseException:
+        await store.close()
+        raise
+    return store

@@ -22,7 +22,7 @@ from typing import Any, Final
 from gateway.blobs import Blobs
 from gateway.config import Settings
 from gateway.errors import ConfigurationError, Unavailable
-from gateway.store import Claim, Store
+from gateway.store import Claim, Store, until_available
 from processors.attempt import Attempt, Place, Stop
 from processors.backoff import Backoff
 from processors.processor import Processor, load_processors
@@ -297,8 +297,10 @@ def run_worker(settings: Settings, modules: Iterable[str]) -> int:
 
 async def _serve(settings: Settings, processors: Mapping[str, Processor]) -> int:
     blobs = Blobs.open(settings.blob_location)
-    store = await _connect(settings)
+    store = await Store.connect_when_up(settings)
     try:
+        marker = await blobs.marker()
+        await until_available(lambda: store.check_place(marker), "the files' place can't be checked yet")
         worker = Worker(
             store,
             blobs,
@@ -324,20 +326,3 @@ def _cores() -> int:
     """How many cores this process may use."""
     # Not on every system; a container's share of a core is not counted anywhere.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-async def _connect(settings: Settings) -> Store:
-    backoff = Backoff(_UNAVAILABLE_FIRST_SECONDS, _UNAVAILABLE_MOST_SECONDS)
-    while True:
-        try:
-            return await Store.connect(
-                settings.redis_url,
-                prefix=settings.prefix,
-                durability=settings.durability,
-                lease_seconds=settings.lease_seconds,
-                job_deadline_seconds=settings.job_deadline_seconds,
-                tombstone_seconds=settings.tombstone_seconds,
-            )
-        except Unavailable as error:
-            logger.warning("no answer from Redis yet: %s", error.detail)
-            await asyncio.sleep(backoff.next())

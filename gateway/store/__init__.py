@@ -12,8 +12,9 @@ from collections import deque
 from contextlib import suppress
 from typing import Self
 
+from gateway.config import Settings
 from gateway.errors import Unavailable
-from gateway.store.connection import Durability, open_client, translated
+from gateway.store.connection import Durability, open_client, translated, until_available
 from gateway.store.feed import Feed, Follower
 from gateway.store.log import PAGE_EVENTS, Log, LogPage
 from gateway.store.look import Look
@@ -49,6 +50,7 @@ __all__ = [
     "StoredFile",
     "Submitted",
     "WriterEvent",
+    "until_available",
 ]
 
 
@@ -97,6 +99,22 @@ class Store(Log, Look):
     def renewer(self, worker: str) -> Renewer:
         """A renewer for a worker's thread, with a connection of its own."""
         return Renewer(self._url, prefix=self._keys.prefix, lease_seconds=self.lease_seconds, worker=worker)
+
+    @classmethod
+    async def connect_when_up(cls, settings: Settings) -> Self:
+        """Connect as the settings say, as soon as Redis answers. Raises `ConfigurationError`."""
+
+        async def connect() -> Self:
+            return await cls.connect(
+                settings.redis_url,
+                prefix=settings.prefix,
+                durability=settings.durability,
+                lease_seconds=settings.lease_seconds,
+                job_deadline_seconds=settings.job_deadline_seconds,
+                tombstone_seconds=settings.tombstone_seconds,
+            )
+
+        return await until_available(connect, "no answer from Redis yet")
 
     async def close(self) -> None:
         """Stop the feed and close all connections."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 # Commands take milliseconds: one that waits 3 s has met a dead connection, and is sent again on another.
 SOCKET_TIMEOUT_SECONDS: Final = 3.0
 MAX_CONNECTIONS: Final = 16
+T = TypeVar("T")
 Durability = Literal["redis", "disk", "replica"]
 
 
@@ -81,6 +83,16 @@ async def translated() -> AsyncIterator[None]:
             "The job store does not answer; nothing that was accepted is lost. Try again with the same key.",
             retry_after_seconds=2,
         ) from None
+
+
+async def until_available(work: Callable[[], Awaitable[T]], what: str) -> T:
+    """Repeat some work until Redis answers: a process may start before its Redis. `what` is for the log."""
+    while True:
+        try:
+            return await work()
+        except Unavailable as error:
+            logger.warning("%s: %s", what, error.detail)
+            await asyncio.sleep(random.uniform(0.3, 1.0))
 
 
 class Connection:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
+from gateway.errors import ConfigurationError
 from gateway.protocol import KindDocument
 from gateway.store.connection import Connection, translated
 
@@ -68,9 +69,17 @@ class Kinds(Connection):
             )
         return [from_json(member) | {"seen_seconds": max(0.0, seconds - score)} for member, score in rows]
 
-    async def place(self, marker: str) -> str:
-        """The id of the blob store in which the jobs' files are: the first one that any process named."""
+    async def check_place(self, marker: str) -> None:
+        """Make sure that a blob store is the one in which the jobs' files are: the first that any process named.
+
+        Raises `ConfigurationError` for another one: its process would find no file and lose what it writes.
+        """
         async with translated():
             await self._client.set(self._keys.place, marker, nx=True)
-            known: bytes = await self._client.get(self._keys.place)
-        return known.decode()
+            known: str = (await self._client.get(self._keys.place)).decode()
+        if known != marker:
+            raise ConfigurationError(
+                "OUTLAST_BLOB_URL: this is not the place where the files of the jobs in Redis are (its marker is"
+                f" {marker}, theirs is {known}). Give all gateways and workers the same one. If the old files are gone"
+                f" for good, delete the key {self._keys.place} in Redis."
+            )
