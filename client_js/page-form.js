@@ -6,6 +6,9 @@
  * @typedef {{name: string, element: HTMLElement, read: () => unknown}} Field `read` throws `SyntaxError` for bad JSON
  */
 
+// A kind names what matters most first; what comes after these is folded away, unless it is needed.
+const FIRST_FIELDS = 3;
+
 /**
  * @param {HTMLElement} container
  * @param {Schema} schema
@@ -15,7 +18,15 @@ export function buildForm(container, schema) {
   const fields = Object.entries(schema.properties ?? {}).map(([name, property]) =>
     buildField(name, resolve(/** @type {Schema} */ (property), schema), schema, required.has(name)),
   );
-  container.replaceChildren(...fields.map(({ element }) => element));
+  const rest = fields.slice(FIRST_FIELDS).filter(({ name }) => !required.has(name));
+  container.replaceChildren(...fields.filter((field) => !rest.includes(field)).map(({ element }) => element));
+  if (rest.length > 0) {
+    const more = make("details", { className: "more" });
+    const box = make("div", { className: "options" });
+    box.append(...rest.map(({ element }) => element));
+    more.append(make("summary", { textContent: "More options" }), box);
+    container.append(more);
+  }
   return {
     /** What was filled in; what is empty is left out, so that the kind's own default holds. @returns {Record<string, unknown>} */
     read() {
@@ -146,7 +157,9 @@ function wrap(control, id, label, hint, required) {
     field.append(control, text);
   } else field.append(text, control);
   if (hint) {
-    const description = make("p", { className: "hint", id: `${id}-hint`, textContent: hint });
+    const description = make("p", { className: "hint", id: `${id}-hint` });
+    // Descriptions name values between backticks.
+    description.append(...hint.split("`").map((part, at) => (at % 2 ? make("code", { textContent: part }) : part)));
     control.setAttribute("aria-describedby", description.id);
     field.append(description);
   }

@@ -242,16 +242,16 @@ export class JobView {
   }
 
   #drawPages() {
-    /** @type {import("./page-ocr.js").Page | null} */
-    let newest = null;
+    if (this.#changed.size === 0) return;
     for (const number of [...this.#changed].sort((one, other) => one - other)) {
       const page = this.#pages.pages.get(number);
-      if (!page) continue;
-      this.document.update(page);
-      if (!newest || newest.finished) newest = page;
+      if (page) this.document.update(page);
     }
     this.#changed.clear();
-    if (newest && !this.mirror?.fold.terminal) this.document.follow(newest);
+    // Pages are read side by side; the view stays with the first that is not finished instead of jumping between them.
+    const all = this.#pages.sorted();
+    const reading = all.find(({ finished }) => !finished) ?? all.at(-1);
+    if (reading && !this.mirror?.fold.terminal) this.document.follow(reading);
   }
 
   /** A kind that has no pages: its text, its outputs, its result. @param {JobMirror} mirror */
@@ -338,9 +338,11 @@ export class JobView {
     by("worker").dataset.level = phrase.level;
     by("worker").title = worker ? `worker ${worker.worker}` : "";
     const etaAge = (Date.now() - this.#estimateAt) / 1000;
-    const { done, left } = fold.terminal ? { done: "", left: "" } : progressPhrase(fold.progress, etaAge);
     const lines = this.#pages.lineCount;
     const pages = this.#pages.pages.size;
+    // Where there are pages, they show what a message would say.
+    const progress = fold.progress && { ...fold.progress, ...(pages && { message: "" }) };
+    const { done, left } = progressPhrase(fold.terminal ? null : progress, etaAge);
     const read = lines ? counted(lines, "line") : "";
     const where = fold.terminal ? (pages ? counted(pages, "page") : "") : fold.state === "running" ? done : queuePhrase(mirror.position);
     by("progress-done").textContent = [where, read].filter(Boolean).join(" · ");

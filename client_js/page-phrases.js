@@ -67,7 +67,9 @@ export function queuePhrase(position) {
 export function progressPhrase(progress, etaAge) {
   if (!progress) return { done: "", left: "" };
   const { current = 0, total = null, unit = "", message = "", eta_seconds = null } = progress;
-  const amount = total === null ? `${current} ${unit}` : `${current} of ${total} ${unit}`;
+  // A half-read page is none yet; the bar shows the half.
+  const whole = Math.floor(current).toLocaleString("en");
+  const amount = total === null ? `${whole} ${unit ?? ""}` : `${whole} of ${total.toLocaleString("en")} ${unit ?? ""}`;
   const left = eta_seconds === null || current === total ? null : eta_seconds - etaAge;
   return { done: [amount.trim(), message].filter(Boolean).join(" · "), left: left === null ? "" : leftPhrase(left) };
 }

@@ -50,6 +50,9 @@ class JobPage:
 
     def fill(self, **options: object) -> None:
         """Fill in options by name."""
+        more = self.page.locator("#options details:not([open]) summary")
+        if more.count():
+            more.click()
         for name, value in options.items():
             self.page.fill(f"#option-{name}", str(value))
 
@@ -57,6 +60,7 @@ class JobPage:
         """Choose the kind `story`, fill it in, submit it."""
         self.page.get_by_role("radio", name="story").check(force=True)
         fails = options.pop("fails", False)
+        expect(self.page.locator("#option-prompt")).to_be_visible()
         self.fill(**options)
         if fails:
             self.page.check("#option-fails")

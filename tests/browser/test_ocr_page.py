@@ -1,0 +1,59 @@
+"""A real scan, read by the real engine, on the page: what the whole product is for."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Line, NewPage, Product, running_product
+from tests.browser.job_page import JobPage
+
+pytestmark = [pytest.mark.browser, pytest.mark.ocr, pytest.mark.timeout(180)]
+
+_SCAN = Path(__file__).parents[2] / "examples" / "documents" / "scan.pdf"
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    """A product that reads scans."""
+    folder = tmp_path_factory.mktemp("ocr")
+    with running_product(folder, OUTLAST_RETRY_SECONDS="0.3") as running:
+        yield running
+
+
+def test_a_scan_shows_its_lines_live_through_cuts_and_a_reload(new_page: NewPage, line: Line) -> None:
+    """Four pages: the line is cut twice and the page reloaded in the middle; every line of the result is there."""
+    shown = JobPage(new_page(), line.url).open()
+    page = shown.page
+    page.set_default_timeout(60_000)
+    page.set_input_files("#file", _SCAN)
+
+    expect(page.locator("#text .line").nth(2)).to_be_visible(timeout=60_000)
+    assert shown.document()["state"] == "running"
+    assert line.cut() > 0
+    shown.until_connected()
+    expect(page.locator("#text .line").nth(20)).to_be_attached(timeout=60_000)
+    page.reload()
+    expect(page.locator("#text .line").nth(25)).to_be_attached(timeout=60_000)
+    assert line.cut() > 0
+    shown.until("Done", timeout=120_000)
+
+    result = _result(shown)
+    assert shown.lines() == [one["text"] for sheet in result["pages"] for one in sheet["lines"]]
+    assert len(shown.lines()) > 60
+    assert page.locator("#document polygon").count() == len(shown.lines())
+    tally = shown.tally()
+    assert tally == {"events received": shown.logged_events(), "missed": 0, "repeated": 0, "reconnects": 1}
+    labels = page.locator("#downloads button").all_text_contents()
+    assert labels == ["JSON", "Text", "hOCR"]
+
+
+def _result(shown: JobPage) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{shown.url}/v1/jobs/{shown.job}/result", timeout=10) as answer:
+        return dict(json.load(answer))
