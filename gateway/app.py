@@ -72,6 +72,8 @@ _BACKLOG: Final = 1024
 # For requests that are under way when the streams have been closed: a submit takes milliseconds, an upload may not.
 _SHUTDOWN_SECONDS: Final = 5.0
 _RESTART_SECONDS: Final = 1.0
+# Ctrl-C reaches the whole process group, and then the parent sends its own signal: that is one wish, not two.
+_SECOND_SIGNAL_SECONDS: Final = 1.0
 
 
 def make_app(settings: Settings, store: Store, blobs: Blobs, hub: Hub) -> web.Application:
@@ -275,6 +277,7 @@ class _Signals:
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
+        self._stopped_at = 0.0
         self._listen()
 
     def _listen(self) -> None:
@@ -285,7 +288,12 @@ class _Signals:
                 loop.add_signal_handler(number, self._came)
 
     def _came(self) -> None:
-        (self.hurry if self.stop.is_set() else self.stop).set()
+        now = asyncio.get_running_loop().time()
+        if not self.stop.is_set():
+            self._stopped_at = now
+            self.stop.set()
+        elif now - self._stopped_at > _SECOND_SIGNAL_SECONDS:
+            self.hurry.set()
 
     @staticmethod
     async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:

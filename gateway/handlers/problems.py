@@ -32,6 +32,7 @@ access_logger = logging.getLogger("gateway.access")
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 _STARTED: Final = web.RequestKey("started", bool)
+_QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _REQUEST_ID: Final = re.compile(r"^[A-Za-z0-9._-]{8,64}$", re.ASCII)
 
 SECURITY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
@@ -144,7 +145,10 @@ def _log_end(request: web.Request, status: int, seconds: float, metrics: Metrics
     principal = request.get(PRINCIPAL)
     # The path without its query: that may hold a token. `%s` of a path can't break the line, since aiohttp decodes
     # no percent escapes in `rel_url.raw_path`.
-    access_logger.info(
+    # A balancer that asks every second would bury everything else.
+    quiet = status == 200 and route in _QUIET_ROUTES
+    access_logger.log(
+        logging.DEBUG if quiet else logging.INFO,
         "%s %s %d %.3fs owner=%s id=%s ray=%s",
         method,
         request.rel_url.raw_path[:300],

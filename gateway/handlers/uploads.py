@@ -45,6 +45,8 @@ _MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
     (b"GIF8", "image/gif"),
 )
 _UNKNOWN: Final = "application/octet-stream"
+# What `curl --data-binary @scan.pdf` says of the file unless it is told otherwise.
+_FORM: Final = "application/x-www-form-urlencoded"
 
 
 class Received:
@@ -87,11 +89,6 @@ class Received:
             await self._read_multipart(request)
         elif media_type is not None and media_type.startswith("multipart/"):
             raise UnsupportedType("Of the multipart types only multipart/form-data is read.")
-        elif media_type == "application/x-www-form-urlencoded":
-            raise UnsupportedType(
-                "This is an HTML form's type, which curl -d and --data-binary send by default. Add"
-                " -H 'Content-Type: application/json' for JSON, or the file's own type for a file."
-            )
         else:
             await self._read_raw(request, media_type or _UNKNOWN)
 
@@ -185,13 +182,13 @@ class Received:
 
     async def _store(self, name: str, content_type: str, chunks: AsyncGenerator[bytes, None]) -> None:
         """Stream a file to the blob store under the job's id."""
-        if content_type != _UNKNOWN:
+        if content_type not in {_UNKNOWN, _FORM}:
             # Before the first byte is asked for: a client that waits for `100 Continue` need not send it.
             check_file_allowed(self.kind, content_type)
         async with aclosing(chunks):
             first = await anext(chunks, b"")
-            if content_type == _UNKNOWN:
-                content_type = _guess_type(name, first)
+            if content_type in {_UNKNOWN, _FORM}:
+                content_type = _guess_type(name, first, declared=content_type)
                 check_file_allowed(self.kind, content_type)
             if not first:
                 raise InvalidInput(
@@ -335,13 +332,21 @@ def _media_type(header: str | None) -> str | None:
     return media_type
 
 
-def _guess_type(name: str, first: bytes) -> str:
-    """The type of a file that came without one: by its first bytes, else by its name."""
+def _guess_type(name: str, first: bytes, *, declared: str = _UNKNOWN) -> str:
+    """The type of a file that came without one: by its first bytes, else by its name.
+
+    Raises `UnsupportedType` for an HTML form's fields, which are no file.
+    """
     for magic, content_type in _MAGIC:
         if first.startswith(magic):
             return content_type
     if first[:4] == b"RIFF" and first[8:12] == b"WEBP":
         return "image/webp"
+    if declared == _FORM:
+        raise UnsupportedType(
+            "This is an HTML form's type, which curl -d and --data-binary send by default. Add"
+            " -H 'Content-Type: application/json' for JSON, or the file's own type for a file."
+        )
     return mimetypes.guess_type(name)[0] or _UNKNOWN
 
 

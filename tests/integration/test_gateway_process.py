@@ -38,6 +38,8 @@ async def test_sigterm_ends_streams_with_advice_and_the_process_with_zero(
         await wait_until(lambda: open_listeners(session, gateway.url, 2), what="both listeners")
 
         began = time.monotonic()
+        # As Ctrl-C does it: to the whole process group, and once more from the parent. That is one wish.
+        gateway.process.send_signal(signal.SIGINT)
         gateway.process.send_signal(signal.SIGTERM)
         rest = await stream.content.read()
         answer = await waiting
