@@ -229,8 +229,9 @@ def origin_guard(keys: Keyring, allowed: Collection[str], public: Collection[obj
 
     def check(request: web.Request) -> None:
         headers = request.headers
-        fetch_site = headers.get("Sec-Fetch-Site", "")
-        if is_foreign_origin(headers.get("Origin", ""), request.host, fetch_site, allowed) or (
+        # Not `request.host`: without the header that asks the name server, and everybody waits for its answer.
+        host, fetch_site = headers.get("Host", ""), headers.get("Sec-Fetch-Site", "")
+        if is_foreign_origin(headers.get("Origin", ""), host, fetch_site, allowed) or (
             # A form on a foreign page, in a browser that hides its origin.
             fetch_site == "cross-site" and "Origin" not in headers and request.method not in _SAFE_METHODS
         ):
@@ -239,10 +240,10 @@ def origin_guard(keys: Keyring, allowed: Collection[str], public: Collection[obj
                 " add the origin to OUTLAST_ALLOWED_ORIGINS.",
                 code="foreign_origin",
             )
-        if not keys and is_foreign_host(request.host, allowed):
+        if not keys and is_foreign_host(host, allowed):
             raise Forbidden(
                 f"This gateway has no API keys, so it answers on this machine's own names only, not on"
-                f" {request.host[:200]!r}. Set OUTLAST_API_KEYS, or add the address to OUTLAST_ALLOWED_ORIGINS.",
+                f" {host[:200]!r}. Set OUTLAST_API_KEYS, or add the address to OUTLAST_ALLOWED_ORIGINS.",
                 code="foreign_host",
             )
 

@@ -20,6 +20,7 @@ from gateway.handlers.context import (
     owned_job,
     preferred_wait,
     principal,
+    requested_preferences,
 )
 from gateway.handlers.documents import job_document
 from gateway.handlers.routes import EVENT_STREAM, NO_BODY, SECONDS, Answer, Parameter, Route
@@ -131,6 +132,8 @@ async def _answer_submit(request: web.Request, submitted: Submitted) -> web.Stre
             return await stream(request, record, START, format_, planned_end=False, headers=headers)
     wait = preferred_wait(request, default=DEFAULT_WAIT_SECONDS, most=MAX_WAIT_SECONDS)
     if wait is None:
+        if "respond-async" in requested_preferences(request):
+            headers["Preference-Applied"] = "respond-async"
         return _document(request, record, status=202, headers=headers)
     record = await _wait_for_end(request, record, wait)
     headers["Preference-Applied"] = f"wait={wait:g}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import http_parser
 
 from gateway.app import make_app, run_gateway, serving
 from gateway.blobs import Blobs
@@ -124,6 +125,17 @@ async def gateway_again(gateway: Gateway, settings: Settings) -> AsyncIterator[N
     app = make_app(settings, gateway.store, gateway.blobs, gateway.app[HUB])
     async with serving(app, settings):
         yield
+
+
+async def test_a_gateway_without_the_c_parser_refuses_to_start(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pure Python one has been the way for request smuggling."""
+    monkeypatch.setattr(http_parser, "HttpRequestParser", http_parser.HttpRequestParserPy)
+
+    with pytest.raises(ConfigurationError, match="C parser"):
+        async with gateway_for(store, tmp_path / "b"):
+            pass
 
 
 async def test_the_collector_deletes_what_no_job_refers_to(store: Store, tmp_path: Path) -> None:

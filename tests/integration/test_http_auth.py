@@ -181,6 +181,20 @@ async def test_a_name_that_was_made_to_point_here_is_refused(open_gateway: Gatew
     assert "OUTLAST_API_KEYS" in answer.json()["detail"]
 
 
+async def test_a_request_without_a_host_asks_no_name_server(
+    open_gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTP/1.0 needs none; looking one up would hold up everybody."""
+
+    def look_up(*_: object) -> str:
+        raise AssertionError("a name server was asked")
+
+    monkeypatch.setattr("socket.getfqdn", look_up)
+    answer = await open_gateway.raw(b"GET /v1/jobs HTTP/1.0\r\n\r\n")
+
+    assert b" 403 " in answer[:20]
+
+
 @pytest.mark.parametrize("host", ["localhost", "localhost:9", "127.0.0.1", "[::1]:8080", "app.example", "x.localhost"])
 async def test_this_machines_names_and_allowed_origins_are_answered(open_gateway: Gateway, host: str) -> None:
     """A proxy that passes the public name on needs that name as an allowed origin, or keys."""

@@ -12,7 +12,7 @@ import pytest
 from gateway.handlers.context import HUB, STREAMS
 from gateway.protocol import KindDocument
 from gateway.store import Lease, Store
-from tests.faults import wait_until
+from tests.faults import FaultProxy, wait_until
 from tests.jobs import begin, end, event
 from tests.serving import AS_ME, AS_OTHER, KEYS, Gateway, gateway_for
 
@@ -232,6 +232,22 @@ async def test_a_submit_can_be_its_own_stream(gateway: Gateway) -> None:
 async def try_begin(store: Store) -> Lease | None:
     """Begin the next echo job, if one waits."""
     return await begin(store, "echo") if (await store.depths(["echo"]))["echo"][0] else None
+
+
+async def test_a_lost_answer_of_redis_makes_no_second_job(valkey: str, prefix: str, tmp_path: Path) -> None:
+    """The store asks again and finds its own job: 202 as if nothing had happened, the file kept, one job."""
+    async with FaultProxy(valkey) as proxy:
+        store = await Store.connect(proxy.url, prefix=prefix, lease_seconds=0.6)
+        try:
+            async with gateway_for(store, tmp_path / "b") as gateway:
+                proxy.drop_reply(b'"type":"queued"')
+                document = await submit(gateway, "read", json=None, data=PDF, headers=AS_PDF)
+
+                assert proxy.dropped.is_set()
+                assert len((await gateway.get("/v1/jobs")).json()["jobs"]) == 1
+                assert (await gateway.get(document["files"][0]["url"])).body == PDF
+        finally:
+            await store.close()
 
 
 # --- waiting --------------------------------------------------------------------------------------------------------
