@@ -122,6 +122,8 @@ class NdjsonListener(StreamListener):
 class _FirstEvent(NdjsonListener):
     """Hears one event and is done: the wait of a long poll."""
 
+    returns = False
+
     def encode(self, place: Place, frame: Frame) -> bytes:
         self.close(None)
         return b""

@@ -99,7 +99,7 @@ class Hub:
         subscription = Subscription(watch.source, listener, after, wanted)
         watch.subscriptions.add(subscription)
         listener.places.add(subscription)
-        if after.number:
+        if after.number and listener.returns:
             self.metrics.count("resumes", result="exact" if after == record.last else "replayed")
         return subscription
 
@@ -196,6 +196,8 @@ class Hub:
 
 class _Waiter(Listener):
     """Hears a job's events only to know when it has ended."""
+
+    returns = False
 
     class _Nowhere(asyncio.WriteTransport):
         def get_write_buffer_size(self) -> int:

@@ -98,6 +98,9 @@ class Pulse:
 class Listener(ABC):
     """One connection that hears events. Subclasses know the transport; the hub knows when to write what."""
 
+    returns = True
+    """Whether its cursor is a client's that came back; a wait begins at the head and is no resume."""
+
     def __init__(self, pulse: Pulse, transport: asyncio.WriteTransport, *, transport_name: str) -> None:
         self.pulse = pulse
         self.transport = transport
