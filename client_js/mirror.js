@@ -11,7 +11,8 @@
  * @typedef {object} MirrorOptions
  * @property {import("./client.js").TransportName} [transport]
  * @property {boolean} [snapshot]
- * @property {(event: JobEvent) => void} [onevent] every event once; after a snapshot, earlier outputs as well
+ * @property {(event: JobEvent) => void} [onevent] every event of the stream, once
+ * @property {(event: JobEvent) => void} [onoutput] every output, also those that a snapshot only counts
  * @property {() => void} [onchange] after every event, and when the connection changes
  */
 
@@ -110,8 +111,8 @@ export class JobMirror {
       if (this.fold.state !== "running") this.worker = null;
       else if (!NOT_FROM_WORKER.has(type)) this.#seenBy(event);
     }
+    this.#options.onevent?.(event);
     if (type === "output") this.#output(event);
-    else this.#options.onevent?.(event);
   }
 
   /**
@@ -136,7 +137,7 @@ export class JobMirror {
     const known = this.outputs.get(event.data.index);
     if (known && (known.id ?? 0) >= (event.id ?? 0)) return;
     this.outputs.set(event.data.index, event);
-    this.#options.onevent?.(event);
+    this.#options.onoutput?.(event);
   }
 
   /** A numbered event tells when its worker lived, but on the server's clock. @param {JobEvent} event */

@@ -91,6 +91,7 @@ export class JobView {
     const mirror = new JobMirror(this.page.client, id, {
       transport: this.#transport(),
       onevent: (event) => this.#take(event),
+      onoutput: (event) => void this.#takeOutput(event),
       onchange: () => this.#changedSoon(),
     });
     this.mirror = mirror;
@@ -161,8 +162,7 @@ export class JobView {
   #take(event) {
     this.#tally.take(event);
     const { type, data = {} } = event;
-    if (type === "output") void this.#takeOutput(event);
-    else if (type === "progress") this.#estimateAt = Date.now();
+    if (type === "progress") this.#estimateAt = Date.now();
     else if (type === "log") this.#log(String(data.message), data.level);
     else if (type === "reset") this.#startOver(String(data.reason));
     else if (type === "cancel_requested") this.#log("Asked to cancel");

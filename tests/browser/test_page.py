@@ -464,3 +464,20 @@ def test_the_elements_follow_a_job_on_any_page(shown: JobPage) -> None:
     expect(page.locator("#mine")).to_have_attribute("state", "succeeded")
     expect(page.locator("#mine outlast-progress")).to_have_attribute("aria-valuenow", "1")
     assert page.evaluate("fired") == ["load", "loadend"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_log_that_was_trimmed_is_shown_from_its_snapshot(shown: JobPage) -> None:
+    """Over 10,000 events: the first are gone, so the page builds on the snapshot and reads the outputs page by page."""
+    shown.choose_file(pages=25, lines=450, pause_seconds=0)
+    shown.until("Done", timeout=120_000)
+    job = shown.page.url
+
+    shown.page.goto(job)
+    shown.until("Done", timeout=60_000)
+    expect(shown.page.locator("#text .line").nth(25 * 450 - 1)).to_be_attached(timeout=60_000)
+
+    assert shown.lines() == expected_lines(25, 450)
+    assert "a snapshot takes its place" in shown.log()
+    assert shown.tally()["missed"] == 0
