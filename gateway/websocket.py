@@ -192,6 +192,8 @@ class Session:
                 f"A socket hears at most {MAX_SUBSCRIPTIONS} jobs; unsubscribe some, or open another.",
                 code="too_many_subscriptions",
             )
+        if self._listener.closed.done():
+            return  # The socket went while the store was asked: its group takes no new tasks.
         self._jobs[record.id] = None
         # What 204 says on SSE: no event will come, and the client must not wait for one.
         ended = record.terminal and after in {record.last, Cursor(record.last.number)}
