@@ -18,7 +18,11 @@ import pytest
 
 from tests.faults import wait_until
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+    # Some start the product twice, and a start takes seconds where other tests use the cores.
+    pytest.mark.timeout(180),
+]
 
 _READY = "Ctrl-C stops everything"
 _MODULE = "examples.word_count"
@@ -49,7 +53,7 @@ class ProductProcess:
         return match[1]
 
     async def until_ready(self) -> None:
-        await wait_until(lambda: _READY in self.printed or self.process.returncode is not None, 30, what="the banner")
+        await wait_until(lambda: _READY in self.printed or self.process.returncode is not None, 60, what="the banner")
         assert _READY in self.printed, self.printed
 
     async def ended(self, timeout_seconds: float = 20) -> int:
@@ -63,8 +67,16 @@ class ProductProcess:
         """The children's process ids, by what they are."""
         children = {}
         for pid in _children(self.pid):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-            children["valkey" if "valkey" in words[0] else words[4]] = pid
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            if "valkey-server" in words[0]:
+                children["valkey"] = pid
+            # A child that is still about to become its program names the command in another place, or none.
+            for name in ("gateway", "worker"):
+                if words[1:5] == ["-P", "-m", "gateway.cli", name]:
+                    children[name] = pid
         return children
 
 
