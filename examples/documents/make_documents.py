@@ -273,7 +273,8 @@ def scan(page: Pixels, random: np.random.Generator, *, skew: float, shade: float
         at = (int(random.integers(0, width)), int(random.integers(0, height)))
         cv2.circle(seen, at, int(random.integers(1, 3)), (float(random.integers(90, 200)),), -1)
     grain = cv2.GaussianBlur(random.normal(0, 11, seen.shape).astype(np.float32), (0, 0), 0.8)
-    return np.clip(seen + grain, 0, 255).astype(np.uint8)
+    scanned: Pixels = np.clip(seen + grain, 0, 255).astype(np.uint8)
+    return scanned
 
 
 def photograph(page: Pixels, random: np.random.Generator) -> Image.Image:

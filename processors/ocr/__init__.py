@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NoReturn
+from weakref import WeakKeyDictionary
 
 from pydantic import ValidationError
 from pydantic_core import from_json
@@ -88,17 +89,17 @@ class _Job:
         await self._progress.start(len(self._finished))
         left = iter([leaf for leaf in self._leaves if leaf.number not in self._finished])
         async with asyncio.TaskGroup() as group:
-            # One page more than there are cores: while those are read, the next one is decoded. A page's pixels live
-            # only in its reader, so there are never more pages in memory than readers.
-            for _ in range(min(cores() + 1, len(self._leaves))):
+            for _ in range(min(_most_pages(), len(self._leaves))):
                 group.create_task(self._read_pages(left))
         return [self._finished[leaf.number] for leaf in self._leaves]
 
     async def _recall(self) -> None:
         """Take over what earlier attempts finished."""
+        if self._ctx.attempt == 1:
+            return
         for index, data in (await self._ctx.outputs()).items():
             match = _OUTPUT.fullmatch(index)
-            if match is None or self._ctx.attempt == 1:
+            if match is None:
                 continue
             number = int(match[1])
             if match[2]:
@@ -113,7 +114,8 @@ class _Job:
 
     async def _read_pages(self, left: Iterator[Leaf]) -> None:
         for leaf in left:
-            self._finished[leaf.number] = await self._read_page(leaf)
+            async with _room():
+                self._finished[leaf.number] = await self._read_page(leaf)
             await self._progress.finish(leaf.number)
 
     async def _read_page(self, leaf: Leaf) -> Page:
@@ -135,6 +137,20 @@ class _Job:
             # Lines are read side by side, so there may be more of it than one.
             problem = _first(group)
         return await report_problem(self._ctx, leaf.number, problem.code, problem.detail)
+
+
+def _most_pages() -> int:
+    """How many pages are in memory at once, over all jobs: while each core reads one, the next one is decoded."""
+    return cores() + 1
+
+
+# A page's pixels live as long as it is being read. A worker has one loop; its tests have one after the other.
+_rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+
+def _room() -> asyncio.Semaphore:
+    """To be held while a page is in memory. Who waits longest is next, so jobs take turns."""
+    return _rooms.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_most_pages()))
 
 
 class _Progress:

@@ -68,6 +68,9 @@ class Document(Protocol):
     def read(self, page: int, text: str, pixels: Path) -> dict[str, Any]:
         """Write a page's pixels, counted from 0, and describe it."""
 
+    def close(self) -> None:
+        """Let go of the file."""
+
 
 def sniff(head: bytes) -> str | None:
     """The format that a file's first bytes show; what the client called it is worth nothing."""
@@ -90,6 +93,13 @@ def open_document(path: Path) -> tuple[str, Document]:
     if name is None:
         raise Problem("input_unsupported", f"The file is none of {_KNOWN}; convert it to one of these.")
     return name, Pdf(path) if name == "pdf" else Pictures(path, name, head)
+
+
+def _write(path: Path, pixels: Any) -> None:
+    try:
+        path.write_bytes(pixels)
+    except OSError as error:
+        raise Problem("page_failed", "The worker has no room for the page's pixels; submit it again.") from error
 
 
 # --- images -------------------------------------------------------------------------------------------------------
@@ -167,8 +177,11 @@ class Pictures:
         except Exception as error:
             raise Problem("page_unreadable", "The image is cut off or broken; save or scan it again.") from error
         width, height = image.size
-        pixels.write_bytes(image.tobytes("raw", "BGR"))
+        _write(pixels, image.tobytes("raw", "BGR"))
         return {"width": width, "height": height, "image": [width, height, 3 * width]}
+
+    def close(self) -> None:
+        self._image.close()
 
 
 # Modes that can be made smaller as they are; the others have a palette, or one bit, or 16.
@@ -251,8 +264,11 @@ class Pdf:
         try:
             self._pdf = pypdfium2.PdfDocument(path)
         except pypdfium2.PdfiumError as error:
-            # pdfium's own numbers: 4 a password is missing, 5 a way of encryption that it doesn't know.
-            if getattr(error, "err_code", None) in (4, 5):
+            # pdfium's own numbers: 4 a password is missing, 5 a way of encryption that it doesn't know, 0 no page.
+            code = getattr(error, "err_code", None)
+            if code == 0:
+                raise Problem("input_empty", _NO_PAGES) from error
+            if code in (4, 5):
                 raise Problem(
                     "input_encrypted", "The PDF is protected by a password; save it without one and submit it again."
                 ) from error
@@ -264,7 +280,7 @@ class Pdf:
     def pages(self) -> list[dict[str, Any]]:
         count = len(self._pdf)
         if count == 0:
-            raise Problem("input_empty", "The PDF has no pages.")
+            raise Problem("input_empty", _NO_PAGES)
         if count > MAX_PAGES:
             raise Problem("input_too_large", f"The PDF has {count} pages, more than {MAX_PAGES}; split it.")
         found: list[dict[str, Any]] = []
@@ -294,7 +310,7 @@ class Pdf:
             # Told to render without transparency, pdfium gives three bytes a pixel, blue first.
             if bitmap.mode != "BGR":
                 raise ValueError(f"rendered as {bitmap.mode}")
-            pixels.write_bytes(bitmap.buffer)
+            _write(pixels, bitmap.buffer)
             image = [bitmap.width, bitmap.height, bitmap.stride]
         except MemoryError:
             raise Problem("page_too_large", "The page needs too much memory; save it in a simpler form.") from None
@@ -310,6 +326,9 @@ class Pdf:
         bitmap.close()
         one.close()
         return answer
+
+    def close(self) -> None:
+        self._pdf.close()
 
     def _phrases(self, page: Any, size: tuple[int, int], *, wanted: bool) -> list[list[Any]] | None:
         """The phrases of the text layer; None if there is no good one, unless it is wanted as it is."""
@@ -344,6 +363,8 @@ class Pdf:
 
         def finish() -> None:
             text = " ".join(_decode(current).split())
+            # Some fonts write their spaces as control characters; JSON and XML are better off without.
+            text = "".join(one for one in text if unicodedata.category(one) != "Cc")
             if text:
                 phrases.append([text, *box])
             current.clear()
@@ -381,6 +402,7 @@ class Pdf:
         return [min(xs), min(ys), max(xs), max(ys)]
 
 
+_NO_PAGES: Final = "The PDF has no pages; save or scan it again."
 _BROKEN_PAGE: Final = "The page can't be rendered: its part of the PDF is broken; save or scan it again."
 
 
@@ -433,9 +455,8 @@ def answer(request: dict[str, Any], documents: list[Document]) -> dict[str, Any]
     try:
         if "open" in request:
             name, document = open_document(Path(request["open"]))
-            pages = document.pages()
             documents.append(document)
-            return {"format": name, "pages": pages}
+            return {"format": name, "pages": document.pages()}
         document = documents[request["document"]]
         return document.read(request["read"], request["text"], Path(request["pixels"]))
     except Problem as problem:

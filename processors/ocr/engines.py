@@ -12,14 +12,15 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.util
-import logging
 import os
 import queue
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -29,7 +30,7 @@ from processors.ocr.document import EngineName
 from processors.ocr.layout import Quad
 from processors.ocr.pages import Pixels
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # The longer side of the image in which rapidocr looks for lines, where nothing else is asked: print of 8 points on A4
 # is found at it, in 0.17 s on one core; the library's own setting takes 3.3 s and reads no better.
@@ -79,9 +80,18 @@ def cores() -> int:
 
 
 @functools.cache
-def _at_work() -> threading.BoundedSemaphore:
-    """Held by every call at work."""
-    return threading.BoundedSemaphore(cores())
+def _pool() -> ThreadPoolExecutor:
+    """The threads in which engines compute, one per core.
+
+    They are always the same ones, since the C library keeps the memory that a thread has used for that thread: with a
+    new thread for each line a worker grows to three times its size.
+    """
+    return ThreadPoolExecutor(cores(), thread_name_prefix="ocr")
+
+
+def _compute(function: Callable[..., T], *args: Any) -> T:
+    """Have a thread of the pool do it, and wait here."""
+    return _pool().submit(function, *args).result()
 
 
 def load(name: EngineName, languages: Sequence[str]) -> Engine:
@@ -175,9 +185,10 @@ class RapidOcr:
     least = 0.5
 
     def __init__(self) -> None:
+        settings = rapidocr_settings(1)
         from rapidocr import RapidOCR  # noqa: PLC0415 - takes most of a second to import
 
-        library: Any = RapidOCR(params=rapidocr_settings(1))
+        library: Any = RapidOCR(params=settings)
         # What the pinned minor version has: the two models can be loaded and asked by themselves.
         self._detector = library._load_det_model()
         library._load_rec_model().rec_image_shape = [3, 48, _MIN_WIDTH]
@@ -188,18 +199,17 @@ class RapidOcr:
         height, width = image.shape[:2]
         long, short = max(height, width), max(1, min(height, width))
         # Small or flat images get a margin: the detector needs some paper around the text.
-        margin = max(0, 32 - height, (width // 8 - height) // 2)
+        margin = max(0, 32 - height, height if width > 8 * height else 0)
         if margin:
             image = cv2.copyMakeBorder(image, margin, margin, 0, 0, cv2.BORDER_REPLICATE).astype(np.uint8)
         # A copy shares the model; the setting is this call's own.
         detector = copy.copy(self._detector)
         detector.limit_side_len = int(min(_MAX_LOOK, detail * max(1.0, min(long / short, 8.0) / _ASPECT)))
-        with _at_work():
-            found = detector(image).boxes
+        found = _compute(detector, image).boxes
         if found is None:
             return []
         quads = np.asarray(found, np.float32) - np.array([0, margin], np.float32)
-        return list(np.clip(quads, 0, np.array([width, height], np.float32)))
+        return [_begin_at_the_left(quad) for quad in np.clip(quads, 0, np.array([width, height], np.float32))]
 
     def read(self, phrase: Pixels) -> Reading:
         """The text of one phrase."""
@@ -209,9 +219,15 @@ class RapidOcr:
         return Reading(" ".join(part.text for part in parts), min(part.confidence for part in parts))
 
     def _read_part(self, part: Pixels) -> Reading:
-        with _at_work():
-            result = self._read([part])
+        result = _compute(self._read, [part])
         return Reading(result.txts[0].strip(), float(result.scores[0]))
+
+
+def _begin_at_the_left(quad: Quad) -> Quad:
+    """The quad with its first edge as level as can be: the library begins the box of a steep line at either end."""
+    dx, dy = (np.roll(quad, -1, axis=0) - quad).T
+    steepness = np.where(dx > 0, np.abs(dy) - dx, np.inf)
+    return np.roll(quad, -int(steepness.argmin()), axis=0)
 
 
 def _pieces(phrase: Pixels) -> list[Pixels]:
@@ -219,7 +235,8 @@ def _pieces(phrase: Pixels) -> list[Pixels]:
     height, width = phrase.shape[:2]
     if width <= _MAX_RATIO * height:
         return [phrase]
-    ink = phrase.mean(axis=2).std(axis=0)
+    # Over a few columns, so that a gap between words counts as more than one within a letter.
+    ink = np.convolve(phrase.mean(axis=2).std(axis=0), np.ones(max(1, height // 2)), "same")
     pieces, start = [], 0
     while width - start > _MAX_RATIO * height:
         end = start + int(_MAX_RATIO * height)
@@ -298,7 +315,7 @@ class Tesseract:
     def __init__(self, languages: str) -> None:
         import tesserocr  # noqa: PLC0415 - an option that may not be installed
 
-        self._library = tesserocr
+        self._library: Any = tesserocr
         # One instance can do one thing at a time.
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(cores()):
@@ -312,38 +329,40 @@ class Tesseract:
         straight = cv2.warpAffine(image, turn, (width, height), borderMode=cv2.BORDER_REPLICATE).astype(np.uint8)
         back = cv2.invertAffineTransform(turn)
         quads = []
-        with _at_work():
-            api = self._idle.get()
-            try:
-                self._show(api, straight, self._library.PSM.AUTO)
-                for _, box, _, _ in api.GetComponentImages(self._library.RIL.TEXTLINE, True):
-                    # Its boxes are tight, and single lines are read better with some paper around them.
-                    x, y, w, h = box["x"] - 4, box["y"] - 4, box["w"] + 8, box["h"] + 8
-                    corners = np.array([[x, y, 1], [x + w, y, 1], [x + w, y + h, 1], [x, y + h, 1]], np.float32)
-                    quads.append((corners @ back.T).astype(np.float32))
-            finally:
-                api.Clear()
-                self._idle.put(api)
-        return [np.clip(quad, 0, np.array([width, height], np.float32)) for quad in quads]
+        for left, top, right, bottom in _compute(self._find_straight, straight):
+            corners = np.array([[left, top, 1], [right, top, 1], [right, bottom, 1], [left, bottom, 1]], np.float32)
+            quads.append(np.clip(corners @ back.T, 0, np.array([width, height])).astype(np.float32))
+        return quads
+
+    def _find_straight(self, image: Pixels) -> list[tuple[int, int, int, int]]:
+        with self._showing(image, self._library.PSM.AUTO) as api:
+            boxes = [box for _, box, _, _ in api.GetComponentImages(self._library.RIL.TEXTLINE, True)]
+        # Its boxes are tight, and single lines are read better with some paper around them.
+        return [(box["x"] - 4, box["y"] - 4, box["x"] + box["w"] + 4, box["y"] + box["h"] + 4) for box in boxes]
 
     def read(self, phrase: Pixels) -> Reading:
         """The text of one line."""
-        with _at_work():
-            api = self._idle.get()
-            try:
-                self._show(api, phrase, self._library.PSM.SINGLE_LINE)
-                text = " ".join(api.GetUTF8Text().split())
-                return Reading(text, max(0.0, api.MeanTextConf() / 100))
-            finally:
-                api.Clear()
-                self._idle.put(api)
+        return _compute(self._read, phrase)
 
-    def _show(self, api: Any, image: Pixels, mode: int) -> None:
+    def _read(self, phrase: Pixels) -> Reading:
+        with self._showing(phrase, self._library.PSM.SINGLE_LINE) as api:
+            text = " ".join(api.GetUTF8Text().split())
+            return Reading(text, max(0.0, api.MeanTextConf() / 100))
+
+    @contextmanager
+    def _showing(self, image: Pixels, mode: int) -> Iterator[Any]:
+        """One of the instances, for the length of the block, with an image in it."""
         grey = np.ascontiguousarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))
         height, width = grey.shape
-        api.SetPageSegMode(mode)
-        api.SetImageBytes(grey.tobytes(), width, height, 1, width)
-        api.SetSourceResolution(200)
+        api = self._idle.get()
+        try:
+            api.SetPageSegMode(mode)
+            api.SetImageBytes(grey.tobytes(), width, height, 1, width)
+            api.SetSourceResolution(200)
+            yield api
+        finally:
+            api.Clear()
+            self._idle.put(api)
 
 
 @functools.cache

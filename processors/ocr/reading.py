@@ -128,7 +128,8 @@ def _looks_small(view: View, detail: int) -> bool:
     if detail >= min(long, LARGEST_DETAIL):
         return False
     if not view.quads:
-        return True
+        # Blank pages are common, and print so small that the first look sees nothing at all is not: one more will do.
+        return detail == DETAIL
     return bool(np.median([min(_sides(quad)) for quad in view.quads]) * detail / long < _LOW)
 
 
