@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -120,36 +121,30 @@ class Jobs(Connection):
 
         nonce = secrets.token_hex(8)
         fields = self._fields(new)
-        created = await self._run_durably(
+        outcome, *fields_now = await self._run_durably(
             "create",
             self._keys.job(job),
             (job, nonce, new.fingerprint, encode_event_tail(EventType.QUEUED), *fields),
         )
-        if created == b"gone":
+        if outcome == b"gone":
             raise Gone("The job of this Idempotency-Key has ended and expired; use a new key for a new job.")
-        if created == b"conflict":
+        if outcome == b"conflict":
             raise _key_reused()
-        record = await self.job(job)
+        flat = fields_now[0]
+        record = read_record(dict(zip(flat[::2], flat[1::2], strict=True)))
+        # The list is not in the job's slot, and not part of a promise: it is for people. The look repairs it.
+        steps = [self.list_job(record)]
         if not record.terminal:
             # Also for a replay: the first submitter may have died between the last two steps.
             start_after_ms = (record.not_before_ms or 0) - time.time() * 1000 if record.options.start_at else 0
             look_ms = min(LONGEST_LOOK_MS, self.job_deadline_seconds * 1000, self._start_deadline_ms(new) or 1e12)
-            await self._run(
-                "enqueue",
-                kind_keys,
-                (
-                    job,
-                    new.options.priority,
-                    owner,
-                    PRIORITY_STEPS[new.options.priority],
-                    int(look_ms),
-                    max(0, int(start_after_ms)),
-                ),
-            )
-        async with translated():
-            # Not in the job's slot, and not part of a promise: the list is for people. The look repairs it.
-            await self.list_job(record)
-        return Submitted(record, created == b"replayed")
+            priority = new.options.priority
+            arguments = (job, priority, owner, PRIORITY_STEPS[priority], int(look_ms), max(0, int(start_after_ms)))
+            steps.append(self._run("enqueue", kind_keys, arguments))
+        for answer in await asyncio.gather(*steps, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                raise answer
+        return Submitted(record, outcome == b"replayed")
 
     async def list_job(self, record: JobRecord) -> None:
         """Put a job into its owner's list of recent jobs."""

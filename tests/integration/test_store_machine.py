@@ -94,7 +94,7 @@ class Machine(RuleBasedStateMachine):
             new = new_job(KIND, owner=owner)
             fields = self.store._fields(new)
             arguments = (job, "nonce", new.fingerprint, encode_event_tail("queued"), *fields)
-            assert self.run(self.store._run("create", self.store._keys.job(job), arguments)) == b"created"
+            assert self.run(self.store._run("create", self.store._keys.job(job), arguments))[0] == b"created"
             self.accepted[job] = Accepted(None)
 
     @precondition(lambda self: any(job.key for job in self.accepted.values()))
