@@ -192,13 +192,16 @@ class Session:
                 f"A socket hears at most {MAX_SUBSCRIPTIONS} jobs; unsubscribe some, or open another.",
                 code="too_many_subscriptions",
             )
-        if self._listener.closed.done():
-            return  # The socket went while the store was asked: its group takes no new tasks.
         self._jobs[record.id] = None
         # What 204 says on SSE: no event will come, and the client must not wait for one.
         ended = record.terminal and after in {record.last, Cursor(record.last.number)}
         self._answer("subscribed", ref, job=record.id, after=str(after), **({"ended": True} if ended else {}))
-        group.create_task(self._follow(record, after, snapshot=snapshot, types=types))
+        replay = self._follow(record, after, snapshot=snapshot, types=types)
+        try:
+            group.create_task(replay)
+        except RuntimeError:
+            # The socket went while the store was asked, and its group takes no new tasks.
+            replay.close()
 
     async def _follow(self, record: JobRecord, after: Cursor, *, snapshot: bool, types: list[str] | None) -> None:
         """Replay in a task of its own: a long log must not keep the socket's other frames waiting."""
