@@ -65,7 +65,8 @@ def after_error(error: BaseException, *, failures: int, max_attempts: int, parti
         return failed(document, partial=partial)
     failures += 1
     if failures >= max_attempts:
-        detail = f"All {max_attempts} attempts failed. The last one: {document['detail']}"
+        tries = "The only attempt failed" if max_attempts == 1 else f"All {max_attempts} attempts failed. The last one"
+        detail = f"{tries}: {document['detail']}"
         exhausted = problem("retries_exhausted", "All attempts failed", detail, cause=document["code"])
         return failed(exhausted, partial=partial)
     after = error.after_seconds if isinstance(error, Retry) else None
