@@ -14,12 +14,11 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
-from typing import Final, NoReturn
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NoReturn
 from weakref import WeakKeyDictionary
 
 from pydantic import ValidationError
-from pydantic_core import from_json
 
 from processors.context import Context
 from processors.errors import ProcessorError, Rejected
@@ -65,8 +64,8 @@ async def ocr(ctx: Context, input: OcrInput) -> OcrResult:
     if all(page.problem is not None for page in pages):
         _give_up(pages)
     ctx.partial = any(page.problem is not None for page in pages)
-    await ctx.output("result.txt", plain_text(pages), content_type=TEXT)
-    await ctx.output("result.hocr", hocr(pages, input.engine), content_type=HOCR)
+    await ctx.output("result.txt", await ctx.in_thread(plain_text, pages), content_type=TEXT)
+    await ctx.output("result.hocr", await ctx.in_thread(hocr, pages, input.engine), content_type=HOCR)
     return OcrResult(pages=pages, text="\n\n".join(page.text for page in pages if page.text), partial=ctx.partial)
 
 
@@ -97,20 +96,17 @@ class _Job:
         """Take over what earlier attempts finished."""
         if self._ctx.attempt == 1:
             return
+        texts = []
         for index, data in (await self._ctx.outputs()).items():
             match = _OUTPUT.fullmatch(index)
-            if match is None:
-                continue
-            number = int(match[1])
-            if match[2]:
-                self._stale_batches[number] += 1
-                continue
-            # A page that was written by another release may not fit; then it is read again.
-            with contextlib.suppress(ValidationError, ValueError, KeyError):
-                value = data["value"] if "value" in data else from_json(await self._ctx.read_output(index))
-                page = Page.model_validate(value)
-                if page.problem is None or page.problem.code not in _PASSING:
-                    self._finished[number] = page
+            if match is not None and match[2]:
+                self._stale_batches[int(match[1])] += 1
+            elif match is not None:
+                # Large pages are blobs.
+                texts.append(data["value"] if "value" in data else await self._ctx.read_output(index))
+        for page in await self._ctx.in_thread(_pages_in, texts):
+            if page.problem is None or page.problem.code not in _PASSING:
+                self._finished[page.page] = page
 
     async def _read_pages(self, left: Iterator[Leaf]) -> None:
         for leaf in left:
@@ -192,6 +188,15 @@ class _Progress:
             message=message,
             eta_seconds=None if eta is None else round(eta, 1),
         )
+
+
+def _pages_in(texts: Iterable[Any]) -> list[Page]:
+    """The pages that these outputs hold. One that another release wrote may not fit; then it is read again."""
+    pages = []
+    for text in texts:
+        with contextlib.suppress(ValidationError):
+            pages.append(Page.model_validate_json(text) if isinstance(text, bytes) else Page.model_validate(text))
+    return pages
 
 
 def _first(group: BaseExceptionGroup[Problem]) -> Problem:

@@ -23,7 +23,7 @@ from processors.ocr import engines, pages
 from processors.ocr.engines import cores
 from processors.ocr.pages import Pixels
 from tests.faults import wait_until
-from tests.ocr.conftest import Jobs
+from tests.ocr.conftest import Jobs, working
 from tests.ocr.documents import STRIPES, encoded, pdf, png_of_size, striped, striped_tiff, text_at
 from tests.ocr.engine import StripeEngine, text_of_page
 
@@ -302,6 +302,35 @@ def _decoders() -> list[str]:
         ["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True, check=False
     )
     return [line for line in listed.stdout.splitlines() if "decoder.py" in line]
+
+
+async def test_a_job_that_a_stopping_worker_hands_back_is_read_on(monkeypatch: pytest.MonkeyPatch, jobs: Jobs) -> None:
+    """Its finished pages are taken over, also where they were too large to stand in the log."""
+
+    def take_time(page: int, line: int) -> None:
+        threading.Event().wait(0.03 if page > 3 else 0)
+
+    slow = StripeEngine(take_time)
+    use(monkeypatch, slow)
+    job = await jobs.submit({"scan": striped_tiff(9)})
+
+    async with working(jobs.store, jobs.blobs, max_inline_bytes=300) as worker:
+
+        async def three_are_finished() -> bool:
+            indexes = {event.data["index"] for event in await jobs.log(job) if event.type == "output"}
+            return {"page-1", "page-2", "page-3"} <= indexes
+
+        await wait_until(three_are_finished, 20, what="three pages")
+        worker.stop()
+    async with working(jobs.store, jobs.blobs):
+        outcome = await jobs.end(job)
+
+    assert (
+        next(event for event in outcome.events if event.type == "retrying").data["problem"]["code"] == "worker_stopping"
+    )
+    assert "url" in outcome.outputs["page-1"]
+    assert [page.text for page in outcome.pages] == [text_of_page(page) for page in range(1, 10)]
+    assert [slow.found[page] for page in (1, 2, 3)] == [1, 1, 1]
 
 
 # --- a worker that is killed --------------------------------------------------------------------------------------
