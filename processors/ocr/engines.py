@@ -38,9 +38,9 @@ DETAIL: Final = 736
 # What is longer than this, relative to its width, is looked at in more detail, or its lines would vanish.
 _ASPECT: Final = 1.5
 _MAX_LOOK: Final = 4096
-# Phrases are read one by one: a batch of six, the library's own, pads all to the longest and took 1.7 times as long for
-# a letter. The recogniser pads shorter phrases to this width (at a height of 48). The library's 320 takes twice the time for the
-# cells of a table; below 160 its confidence in single digits falls.
+# Phrases are read one by one: the library's batches of six are padded to the longest and took 1.7 times as long for a
+# letter. It pads single ones, too, to a width of 320 at a height of 48, which takes twice the time for the cells of a
+# table; below 160 its confidence in single digits falls.
 _MIN_WIDTH: Final = 160
 # A longer phrase is read in pieces: what it takes grows with its length, and a hostile image is all length.
 _MAX_RATIO: Final = 40.0
