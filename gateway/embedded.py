@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -271,8 +272,24 @@ class EmbeddedValkey:
             self._port = self._port or _free_port()
         elif not _can_bind(self._socket):
             # Too long a path, or a file system without sockets, such as some network and shared folders.
-            self._short_folder = Path(tempfile.mkdtemp(prefix="outlast-"))
-            self._socket = self._short_folder / "valkey.sock"
+            self._reuse_short_folder()
+
+    def _reuse_short_folder(self) -> None:
+        """Put the socket into a private temporary folder, the same one again after a product that was killed."""
+        note = self.data / "valkey" / "socket-folder"
+        try:
+            folder = Path(note.read_text(encoding="utf-8"))
+            ours = folder.lstat()
+            usable = folder.is_dir() and ours.st_uid == os.getuid() and stat.S_IMODE(ours.st_mode) == 0o700
+        except (OSError, ValueError):
+            usable = False
+        if not usable:
+            folder = Path(tempfile.mkdtemp(prefix="outlast-"))
+            note.write_text(str(folder), encoding="utf-8")
+        self._short_folder = folder
+        self._socket = folder / "valkey.sock"
+        with suppress(FileNotFoundError):
+            self._socket.unlink()
 
     # --- the process --------------------------------------------------------------------------------------------
 

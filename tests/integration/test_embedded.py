@@ -181,6 +181,20 @@ async def test_a_long_path_gets_its_socket_elsewhere(tmp_path: Path) -> None:
     assert not socket.parent.exists()
 
 
+async def test_a_killed_product_leaves_no_second_folder_for_its_socket(tmp_path: Path) -> None:
+    """The next start takes the temporary folder that the killed one could not remove, and removes it at its end."""
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    product, _, url = await _start_product(deep)
+    product.kill()
+    await product.wait()
+
+    async with EmbeddedValkey(deep) as server, redis.Redis.from_url(server.url) as client:
+        assert server.url == url
+        assert await client.ping()
+
+    assert not Path(url.removeprefix("unix://")).parent.exists()
+
+
 async def test_a_folder_with_odd_characters_works(tmp_path: Path) -> None:
     """Spaces and percent signs in the folder's name don't spoil the URL."""
     async with EmbeddedValkey(tmp_path / "a b%20ü") as server, redis.Redis.from_url(server.url) as client:
