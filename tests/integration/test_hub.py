@@ -267,6 +267,19 @@ async def test_a_running_jobs_listener_hears_whether_its_worker_lives(hub: Hub, 
     assert silences()[-1] > 0.5
 
 
+async def test_the_first_liveness_of_an_attempt_names_its_worker(hub: Hub, store: Store) -> None:
+    """Also for a listener that came while the job was queued."""
+    record = await submit(store, KIND)
+    collector = await listen(hub, record)
+    await begin(store, "echo", "worker-8")
+
+    def liveness() -> list[bytes]:
+        return [text for type_, text, _ in collector.unnumbered if type_ == EventType.LIVENESS]
+
+    await wait_until(liveness)
+    assert all(b"worker-8" in text for text in liveness())
+
+
 async def test_a_queued_jobs_listener_hears_its_position(
     hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

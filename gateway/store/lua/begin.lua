@@ -33,5 +33,7 @@ redis.call('HSET', KEYS[1], 'state', 'running', 'attempt', attempt, 'nonce', non
   'run_deadline', int(now + tonumber(record[6]) + tonumber(ARGV[5])))
 redis.call('HSETNX', KEYS[1], 'started', int(now))
 redis.call('HDEL', KEYS[1], 'progress')
+-- Before `started`: listeners know then whose silence they count.
+redis.call('SPUBLISH', KEYS[7], 'seen ' .. int(now) .. ' ' .. worker)
 write(job, attempt, { { 'started', ARGV[6], '' } })
 return { 'begun', redis.call('HGETALL', KEYS[1]) }
