@@ -71,7 +71,8 @@ async def publish(url: str, channels: int, rate: float, seconds: float) -> None:
     """The floor's writer: the same rate and size, published and nothing else."""
     import redis.asyncio as redis
 
-    client = redis.Redis.from_url(url, max_connections=16)
+    pool = redis.BlockingConnectionPool.from_url(url, max_connections=16, timeout=None)
+    client = redis.Redis.from_pool(pool)
 
     async def one(place: int) -> None:
         start = time.monotonic() + place / channels / rate
