@@ -50,7 +50,7 @@ def add_commands(subparsers: Any) -> None:
     )
     up.add_argument("--workers", type=_positive, default=1, metavar="N", help="worker processes (default: 1)")
     _add_concurrency(up)
-    up.set_defaults(handler=_up)
+    up.set_defaults(handler=_up, late="modules")
 
     gateway = subparsers.add_parser(
         "gateway", help="run a gateway", description="Run a gateway on a Redis or Valkey that runs already."
@@ -67,7 +67,7 @@ def add_commands(subparsers: Any) -> None:
     worker.add_argument("modules", nargs="+", metavar="MODULE", help="such as package.module")
     _add_store_options(worker)
     _add_concurrency(worker)
-    worker.set_defaults(handler=_worker)
+    worker.set_defaults(handler=_worker, late="modules")
 
 
 def _add_gateway_options(parser: argparse.ArgumentParser) -> None:
