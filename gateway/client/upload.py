@@ -121,7 +121,7 @@ class _PathPart(_Part):
         self.size = path.stat().st_size
 
     async def chunks(self) -> AsyncIterator[bytes | memoryview]:
-        file = await _readable(self._path, self._path.open, "rb")
+        file = await self._open()
         try:
             left = self.size or 0
             while left:
@@ -133,6 +133,20 @@ class _PathPart(_Part):
                 yield chunk
         finally:
             file.close()
+
+    async def _open(self) -> BinaryIO:
+        opening = asyncio.ensure_future(_readable(self._path, self._path.open, "rb"))
+        try:
+            return cast(BinaryIO, await asyncio.shield(opening))
+        except asyncio.CancelledError:
+            # The thread goes on; nobody else would close what it opens.
+            opening.add_done_callback(_close_opened)
+            raise
+
+
+def _close_opened(opening: asyncio.Future[BinaryIO]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 class _StreamPart(_Part):
