@@ -16,7 +16,7 @@ async def cancel_all(*tasks: asyncio.Task[Any]) -> None:
     while open_tasks:
         for task in open_tasks:
             task.cancel()
-        # Python 3.11's `wait_for`, which redis-py uses in its handshake, can swallow a cancel.
+        # A processor's own code may swallow a cancel: `wait_for` of Python 3.11 does, where it meets an end.
         _, open_tasks = await asyncio.wait(open_tasks, timeout=_REPEAT_SECONDS)
     for task in tasks:
         if not task.cancelled():

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, TypeVar
 
 import redis.asyncio as redis
+from redis.asyncio.connection import AbstractConnection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
@@ -36,6 +37,50 @@ T = TypeVar("T")
 Durability = Literal["redis", "disk", "replica"]
 
 
+class _Cancellable(AbstractConnection):
+    """A connection on which cancelling a command ends it.
+
+    redis-py sends with `wait_for`, which on Python 3.11 returns normally where a cancel meets the end of the sending:
+    the task would go on as if nobody had asked it to stop. Without it a command also costs no task of its own.
+    """
+
+    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        if not self.is_connected:
+            await self.connect_check_health(check_health=False)
+        if check_health:
+            await self.check_health()  # type: ignore[no-untyped-call]
+        if isinstance(command, str):
+            command = command.encode()
+        try:
+            async with asyncio.timeout(self.socket_timeout):
+                await self._send_packed_command([command] if isinstance(command, bytes) else command)
+        except TimeoutError:
+            await self.disconnect(nowait=True)
+            raise redis.TimeoutError("Timeout writing to socket") from None
+        except OSError as error:
+            await self.disconnect(nowait=True)
+            raise redis.ConnectionError(f"Error while writing to socket: {error}") from error
+        except BaseException:
+            # What was sent of the command can't be taken back: nobody may use this connection again.
+            await self.disconnect(nowait=True)
+            raise
+
+
+class _Plain(_Cancellable, redis.Connection):
+    pass
+
+
+class _Secure(_Cancellable, SSLConnection):
+    pass
+
+
+class _Unix(_Cancellable, UnixDomainSocketConnection):
+    pass
+
+
+_CONNECTIONS: Final = {redis.Connection: _Plain, SSLConnection: _Secure, UnixDomainSocketConnection: _Unix}
+
+
 def open_client(url: str, *, blocking_seconds: float = 0, max_connections: int = MAX_CONNECTIONS) -> redis.Redis:
     """A client of redis-py for one server.
 
@@ -58,6 +103,7 @@ def open_client(url: str, *, blocking_seconds: float = 0, max_connections: int =
         raise ConfigurationError(
             f"OUTLAST_REDIS_URL: {error}; use redis://host:6379/0, rediss://... or unix:///path/to/socket"
         ) from None
+    pool.connection_class = _CONNECTIONS[pool.connection_class]
     return redis.Redis.from_pool(pool)
 
 
