@@ -27,7 +27,8 @@ from pathlib import Path
 import hiredis
 
 from gateway.embedded import EmbeddedValkey
-from gateway.protocol import JobOptions, KindDocument, encode_event_tail
+from gateway.protocol import KindDocument, encode_event_tail
+from gateway.requests import JobOptions
 from gateway.store import Lease, NewJob, Store, WriterEvent
 
 _SENT = re.compile(rb'"sent":(\d+)')

@@ -27,7 +27,8 @@ from aiohttp import web
 
 from benchmarks.delivery import connect_when_up, free_port
 from gateway.embedded import EmbeddedValkey
-from gateway.protocol import JobOptions, KindDocument, encode_event_tail
+from gateway.protocol import KindDocument, encode_event_tail
+from gateway.requests import JobOptions
 from gateway.store import Lease, NewJob, Store, WriterEvent
 
 KIND = KindDocument(kind="bench")

@@ -13,16 +13,8 @@ from pydantic.json_schema import models_json_schema
 
 from gateway.handlers.problem_codes import PROBLEM_CODES
 from gateway.handlers.routes import PATH_PARAMETERS, Answer, Route
-from gateway.protocol import (
-    CLOSE_CODES,
-    CancelFrame,
-    Event,
-    Problem,
-    SubmitFrame,
-    SubscribeFrame,
-    UnsubscribeFrame,
-    should_come_back,
-)
+from gateway.protocol import CLOSE_CODES, Event, Problem, should_come_back
+from gateway.requests import CancelFrame, SubmitFrame, SubscribeFrame, UnsubscribeFrame
 
 _REF: Final = "#/components/schemas/{model}"
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")

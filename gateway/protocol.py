@@ -1,4 +1,4 @@
-"""The wire protocol: states, events, cursors, job documents, WebSocket frames and close codes.
+"""The wire protocol: states, events, cursors, job documents and close codes; `gateway.requests` has what clients ask.
 
 No I/O here, and no third-party types but pydantic's. The text of one event is the same bytes in the log, in SSE
 `data:`, in a WebSocket frame, in an NDJSON line and in a JSON array; `docs/protocol.md` is its description.
@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json, to_json
 
 from gateway.errors import BadRequest
@@ -204,38 +204,13 @@ def decode_event(text: bytes | str) -> Event:
     return Event.model_validate(from_json(text))
 
 
-# --- requests and documents ---------------------------------------------------------------------------------------
+# --- documents ---------------------------------------------------------------------------------------------------
 
 Priority = Literal["high", "normal", "low"]
 # What one job adds to its owner's score (fair queueing): high goes 16 times as often as low, and low is never starved.
 PRIORITY_STEPS: Final[Mapping[Priority, int]] = {"high": 1, "normal": 4, "low": 16}
 
 DAY_SECONDS: Final = 86_400
-
-
-class JobOptions(WireModel):
-    """What can be asked of a job besides its input. An unknown field is refused, never ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    priority: Priority = "normal"
-    start_at: AwareDatetime | None = Field(None, description="Not before this time.")
-    start_deadline_seconds: float | None = Field(
-        None, gt=0, le=30 * DAY_SECONDS, description="Fail if no attempt has begun after this time."
-    )
-    run_timeout_seconds: float | None = Field(
-        None, gt=0, le=7 * DAY_SECONDS, description="Fail an attempt that runs longer."
-    )
-    retention_seconds: float | None = Field(
-        None, ge=1, le=30 * DAY_SECONDS, description="How long the data is kept after the end."
-    )
-    tags: list[Annotated[str, Field(pattern=TAG_PATTERN)]] = Field(default_factory=list, max_length=16)
-
-
-class JobRequest(JobOptions):
-    """The JSON body of a submit."""
-
-    input: dict[str, Any] = Field(default_factory=dict, description="Validated against the kind's JSON Schema.")
 
 
 class FileInfo(WireModel):
@@ -328,58 +303,7 @@ class KindDocument(WireModel):
     max_waiting_per_owner: int = 10_000
 
 
-# --- WebSocket ----------------------------------------------------------------------------------------------------
-
-
-class SubscribeFrame(WireModel):
-    """Ask for a job's events after a cursor. The answer is `subscribed`, then the events themselves."""
-
-    model_config = ConfigDict(extra="forbid")
-    op: Literal["subscribe"]
-    ref: str | None = Field(None, max_length=64)
-    job: Annotated[str, Field(pattern=JOB_PATTERN)]
-    after: str | None = None
-    snapshot: bool = False
-    types: list[Annotated[str, Field(pattern=TYPE_PATTERN)]] | None = Field(None, max_length=64)
-
-
-class UnsubscribeFrame(WireModel):
-    """Stop a job's events; the answer is `unsubscribed`."""
-
-    model_config = ConfigDict(extra="forbid")
-    op: Literal["unsubscribe"]
-    ref: str | None = Field(None, max_length=64)
-    job: Annotated[str, Field(pattern=JOB_PATTERN)]
-
-
-class SubmitFrame(JobRequest):
-    """Submit a job; the answer is `submitted` with the job document. `subscribe` starts its events as well."""
-
-    op: Literal["submit"]
-    ref: str | None = Field(None, max_length=64)
-    kind: Annotated[str, Field(pattern=KIND_PATTERN)]
-    idempotency_key: str | None = Field(None, min_length=1, max_length=255)
-    subscribe: bool = True
-
-
-class CancelFrame(WireModel):
-    """Cancel a job; the answer is `cancelling` with the job document."""
-
-    model_config = ConfigDict(extra="forbid")
-    op: Literal["cancel"]
-    ref: str | None = Field(None, max_length=64)
-    job: Annotated[str, Field(pattern=JOB_PATTERN)]
-
-
-ClientFrame = Annotated[SubscribeFrame | UnsubscribeFrame | SubmitFrame | CancelFrame, Field(discriminator="op")]
-CLIENT_FRAME: Final[TypeAdapter[SubscribeFrame | UnsubscribeFrame | SubmitFrame | CancelFrame]] = TypeAdapter(
-    ClientFrame, config=ConfigDict(defer_build=True)
-)
-# A frame of the server either has `op` (an answer: subscribed, unsubscribed, submitted, cancelling, error; with the
-# request's `ref`) or is an event, the same bytes as on any other transport.
-
-MAX_FRAME_BYTES: Final = 64 * 1024
-MAX_SUBSCRIPTIONS: Final = 100
+# --- the ends of a WebSocket --------------------------------------------------------------------------------------
 
 
 class CloseCode(StrEnum):

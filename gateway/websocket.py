@@ -26,15 +26,12 @@ from gateway.handlers.routes import NO_BODY, Answer, Route
 from gateway.handlers.streams import requested_seconds
 from gateway.handlers.submission import submit
 from gateway.hub import Frame, Listener, Place, Subscription, websocket_frame
-from gateway.protocol import (
+from gateway.protocol import CLOSE_CODES, START, CloseCode, Cursor
+from gateway.requests import (
     CLIENT_FRAME,
-    CLOSE_CODES,
     MAX_FRAME_BYTES,
     MAX_SUBSCRIPTIONS,
-    START,
     CancelFrame,
-    CloseCode,
-    Cursor,
     JobRequest,
     SubmitFrame,
     SubscribeFrame,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.protocol import JobOptions, KindDocument, encode_event_tail
+from gateway.protocol import KindDocument, encode_event_tail
+from gateway.requests import JobOptions
 from gateway.store import JobRecord, Lease, NewJob, Store, WriterEvent
 
 

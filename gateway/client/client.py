@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -162,7 +162,7 @@ class Client:
         `run_timeout_seconds`, ... Cancelling it leaves open whether the job was accepted: submit again with the same
         `idempotency_key` to find out.
         """
-        key = idempotency_key or secrets.token_hex(16)
+        key = idempotency_key or os.urandom(16).hex()
         plain = to_jsonable_python(input if input is not None else {})
         chosen = to_jsonable_python({name: value for name, value in options.items() if value is not None})
         headers = {"Accept": "application/json", "Idempotency-Key": key}

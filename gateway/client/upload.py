@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import os
-import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ class Body:
     """A multipart body. `chunks()` yields it; it can be asked again if `repeatable`."""
 
     def __init__(self, fields: Sequence[tuple[str, bytes]], files: Sequence[File]) -> None:
-        boundary = secrets.token_hex(16)
+        boundary = os.urandom(16).hex()
         self.content_type = f"multipart/form-data; boundary={boundary}"
         self._end = f"\r\n--{boundary}--\r\n".encode()
         self._parts: list[tuple[bytes, _Part]] = []

@@ -36,7 +36,8 @@ from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import checked_key, submit
 from gateway.handlers.uploads import Received
 from gateway.handlers.validation import validated
-from gateway.protocol import START, JobDocument, JobRequest, State
+from gateway.protocol import START, JobDocument, State
+from gateway.requests import JobRequest
 from gateway.store import JobRecord, Store, Submitted
 
 # When to ask for an open job again; those who want to know at once wait or stream.

@@ -17,15 +17,8 @@ from gateway.errors import BadRequest
 from gateway.handlers.context import HUB, METRICS, SETTINGS, STORE, owned, owned_job, principal
 from gateway.handlers.routes import EVENT_STREAM, NO_BODY, SECONDS, Answer, Parameter, Route
 from gateway.hub import Frame, Listener, Place, Pulse, Subscription
-from gateway.protocol import (
-    MAX_SUBSCRIPTIONS,
-    START,
-    TYPE_PATTERN,
-    CloseCode,
-    Cursor,
-    EventType,
-    encode_transient,
-)
+from gateway.protocol import START, TYPE_PATTERN, CloseCode, Cursor, EventType, encode_transient
+from gateway.requests import MAX_SUBSCRIPTIONS
 from gateway.sse import comment, encode_event, id_only, retry
 from gateway.store import JobRecord
 

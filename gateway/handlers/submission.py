@@ -15,7 +15,8 @@ from pydantic_core import to_json
 from gateway.errors import BadRequest, InvalidInput, TooLarge, UnsupportedType
 from gateway.handlers.context import METRICS, SETTINGS, STORE, known_kind
 from gateway.handlers.validation import Validators
-from gateway.protocol import JobOptions, JobRequest, KindDocument
+from gateway.protocol import KindDocument
+from gateway.requests import JobOptions, JobRequest
 from gateway.store import NewJob, StoredFile, Submitted
 
 VALIDATORS: Final = web.AppKey("validators", Validators)

@@ -23,7 +23,8 @@ from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import UploadedFile, check_file_allowed
 from gateway.handlers.validation import validated
 from gateway.metrics import Metrics
-from gateway.protocol import JobOptions, JobRequest, KindDocument
+from gateway.protocol import KindDocument
+from gateway.requests import JobOptions, JobRequest
 from gateway.store import JobRecord, StoredFile
 
 # A kind that wants more files than this wants an archive. Each file is a blob and a line in the job's record.

@@ -13,7 +13,8 @@ from typing import Any, Final
 from pydantic_core import from_json, to_json
 
 from gateway.errors import Gone, KeyReused, NotFound, TooMany, Unavailable
-from gateway.protocol import PRIORITY_STEPS, TERMINAL, Cursor, EventType, JobOptions, State, encode_event_tail
+from gateway.protocol import PRIORITY_STEPS, TERMINAL, Cursor, EventType, State, encode_event_tail
+from gateway.requests import JobOptions
 from gateway.store.connection import Connection, translated
 from gateway.store.records import JobRecord, NewJob, StoredFile, Submitted
 from gateway.store.scripts import encode_owner

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from gateway.errors import Gone, KeyReused, NotFound, TooMany, Unavailable
-from gateway.protocol import JobOptions, KindDocument, State
+from gateway.protocol import KindDocument, State
+from gateway.requests import JobOptions
 from gateway.store import Store
 from tests.jobs import begin, end, new_job, submit
 

@@ -14,7 +14,8 @@ from pydantic_core import from_json
 
 from gateway.blobs import Blobs
 from gateway.fold import fold_log
-from gateway.protocol import START, Event, JobOptions, State, decode_event
+from gateway.protocol import START, Event, State, decode_event
+from gateway.requests import JobOptions
 from gateway.store import JobRecord, NewJob, Store, StoredFile
 from processors import Context
 from processors.processor import load_processors, processor

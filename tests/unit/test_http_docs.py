@@ -14,7 +14,7 @@ from gateway.handlers.problem_codes import PROBLEM_CODES
 from gateway.handlers.routes import PATH_PARAMETERS
 from gateway.metrics import TABLE
 from gateway.openapi import docs_page, openapi_document
-from gateway.protocol import JobOptions
+from gateway.requests import JobOptions
 
 ROOT = Path(__file__).parents[2]
 HTTP = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from gateway.errors import BadRequest
 from gateway.protocol import (
-    CLIENT_FRAME,
     CLOSE_CODES,
     MAX_EVENT_BYTES,
     NEVER_HIDDEN,
@@ -24,23 +23,26 @@ from gateway.protocol import (
     TRANSIENT,
     TRANSITIONS,
     UNNUMBERED,
-    CancelFrame,
     Cursor,
     Event,
     EventType,
-    JobOptions,
-    JobRequest,
     KindDocument,
     State,
-    SubmitFrame,
-    SubscribeFrame,
-    UnsubscribeFrame,
     decode_event,
     encode_event_tail,
     encode_transient,
     format_time,
     parse_time,
     should_come_back,
+)
+from gateway.requests import (
+    CLIENT_FRAME,
+    CancelFrame,
+    JobOptions,
+    JobRequest,
+    SubmitFrame,
+    SubscribeFrame,
+    UnsubscribeFrame,
 )
 from tests.golden import golden
 

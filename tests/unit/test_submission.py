@@ -19,7 +19,8 @@ from gateway.handlers.submission import (
 )
 from gateway.handlers.uploads import _guess_type, _media_type, _unique_name, clean_name
 from gateway.handlers.validation import Validators, validated
-from gateway.protocol import JobOptions, JobRequest, KindDocument
+from gateway.protocol import KindDocument
+from gateway.requests import JobOptions, JobRequest
 from gateway.store import StoredFile
 
 

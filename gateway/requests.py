@@ -1,0 +1,92 @@
+"""What clients ask for: the options and the body of a submit, and the frames that they send over a WebSocket.
+
+No I/O here, as in `gateway.protocol`. It stands apart because who only follows jobs, such as the Python client, needs
+none of these models and need not wait for them to be built.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter
+
+from gateway.protocol import DAY_SECONDS, JOB_PATTERN, KIND_PATTERN, TAG_PATTERN, TYPE_PATTERN, Priority, WireModel
+
+
+class JobOptions(WireModel):
+    """What can be asked of a job besides its input. An unknown field is refused, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    priority: Priority = "normal"
+    start_at: AwareDatetime | None = Field(None, description="Not before this time.")
+    start_deadline_seconds: float | None = Field(
+        None, gt=0, le=30 * DAY_SECONDS, description="Fail if no attempt has begun after this time."
+    )
+    run_timeout_seconds: float | None = Field(
+        None, gt=0, le=7 * DAY_SECONDS, description="Fail an attempt that runs longer."
+    )
+    retention_seconds: float | None = Field(
+        None, ge=1, le=30 * DAY_SECONDS, description="How long the data is kept after the end."
+    )
+    tags: list[Annotated[str, Field(pattern=TAG_PATTERN)]] = Field(default_factory=list, max_length=16)
+
+
+class JobRequest(JobOptions):
+    """The JSON body of a submit."""
+
+    input: dict[str, Any] = Field(default_factory=dict, description="Validated against the kind's JSON Schema.")
+
+
+# --- WebSocket --------------------------------------------------------------------------------------------------------
+
+
+class SubscribeFrame(WireModel):
+    """Ask for a job's events after a cursor. The answer is `subscribed`, then the events themselves."""
+
+    model_config = ConfigDict(extra="forbid")
+    op: Literal["subscribe"]
+    ref: str | None = Field(None, max_length=64)
+    job: Annotated[str, Field(pattern=JOB_PATTERN)]
+    after: str | None = None
+    snapshot: bool = False
+    types: list[Annotated[str, Field(pattern=TYPE_PATTERN)]] | None = Field(None, max_length=64)
+
+
+class UnsubscribeFrame(WireModel):
+    """Stop a job's events; the answer is `unsubscribed`."""
+
+    model_config = ConfigDict(extra="forbid")
+    op: Literal["unsubscribe"]
+    ref: str | None = Field(None, max_length=64)
+    job: Annotated[str, Field(pattern=JOB_PATTERN)]
+
+
+class SubmitFrame(JobRequest):
+    """Submit a job; the answer is `submitted` with the job document. `subscribe` starts its events as well."""
+
+    op: Literal["submit"]
+    ref: str | None = Field(None, max_length=64)
+    kind: Annotated[str, Field(pattern=KIND_PATTERN)]
+    idempotency_key: str | None = Field(None, min_length=1, max_length=255)
+    subscribe: bool = True
+
+
+class CancelFrame(WireModel):
+    """Cancel a job; the answer is `cancelling` with the job document."""
+
+    model_config = ConfigDict(extra="forbid")
+    op: Literal["cancel"]
+    ref: str | None = Field(None, max_length=64)
+    job: Annotated[str, Field(pattern=JOB_PATTERN)]
+
+
+ClientFrame = Annotated[SubscribeFrame | UnsubscribeFrame | SubmitFrame | CancelFrame, Field(discriminator="op")]
+CLIENT_FRAME: Final[TypeAdapter[SubscribeFrame | UnsubscribeFrame | SubmitFrame | CancelFrame]] = TypeAdapter(
+    ClientFrame, config=ConfigDict(defer_build=True)
+)
+# A frame of the server either has `op` (an answer: subscribed, unsubscribed, submitted, cancelling, error; with the
+# request's `ref`) or is an event, the same bytes as on any other transport.
+
+MAX_FRAME_BYTES: Final = 64 * 1024
+MAX_SUBSCRIPTIONS: Final = 100
