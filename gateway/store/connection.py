@@ -26,6 +26,7 @@ from redis.exceptions import (
 )
 
 from gateway.errors import ConfigurationError, Unavailable
+from gateway.store.halt import Halt
 from gateway.store.scripts import Keys, load
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,7 @@ class Connection:
         self._url = url
         self._keys = Keys(prefix)
         self._durability = durability
+        self._halt = Halt.from_environment()
 
     async def _run(self, name: str, keys: Sequence[str], args: Iterable[Any]) -> Any:
         """Run a script in the slot of its keys."""
@@ -157,9 +159,16 @@ class Connection:
         arguments = [*keys, *args]
         async with translated():
             try:
-                return await self._client.evalsha(script.sha, len(keys), *arguments)
+                answer = await self._client.evalsha(script.sha, len(keys), *arguments)
             except NoScriptError:
-                return await self._client.eval(script.text, len(keys), *arguments)
+                answer = await self._client.eval(script.text, len(keys), *arguments)
+        self._called(name, arguments)
+        return answer
+
+    def _called(self, name: str, arguments: Sequence[Any] = ()) -> None:
+        """Redis has answered this call: where a test may have asked the process to halt."""
+        if self._halt is not None:
+            self._halt.after(name, arguments)
 
     async def _run_durably(self, name: str, keys: Sequence[str], args: Iterable[Any]) -> Any:
         """Run a script and wait until its writes are where the `durability` setting wants them.
@@ -175,6 +184,7 @@ class Connection:
                 answer = await one.evalsha(script.sha, len(keys), *arguments)
             except NoScriptError:
                 answer = await one.eval(script.text, len(keys), *arguments)
+            self._called(name, arguments)
             timeout_ms = int(SOCKET_TIMEOUT_SECONDS * 1000) - 500
             if self._durability == "disk":
                 reached = (await one.execute_command("WAITAOF", 1, 0, timeout_ms))[0]
@@ -187,6 +197,7 @@ class Connection:
                     code="not_durable",
                     retry_after_seconds=2,
                 )
+            self._called("durable")
             return answer
 
     async def ping(self) -> None:

@@ -154,6 +154,7 @@ class Jobs(Connection):
             pipe.zadd(key, {record.id: record.created_ms}, nx=True)
             pipe.zremrangebyrank(key, 0, -_MAX_LISTED - 1)
             await pipe.execute()
+        self._called("list")
 
     def _fields(self, new: NewJob) -> list[Any]:
         options = new.options

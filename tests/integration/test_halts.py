@@ -1,0 +1,311 @@
+"""A process that dies between two calls to Redis, at each such place: no job is lost, none runs twice.
+
+Each place is a test with real processes. What the places are is read off the server (`MONITOR`), so that a new call
+without its test fails here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import redis.asyncio
+
+from gateway.blobs import Blobs
+from gateway.store import Store
+from gateway.store.scripts import _FOLDER, load
+from tests.faults import wait_until
+from tests.gateway_process import free_port, is_ready
+from tests.integration.test_worker import blobs, end_of, log_of, working
+from tests.nodes import Node, node
+from tests.serving import Gateway, gateway_for
+
+__all__ = ["blobs"]
+
+SUBMIT = ("reserve", "create", "enqueue", "list")
+BEGIN = ("claim", "begin", "settle/running")
+RETRY = ("append/retrying", "leave")
+END = ("append/succeeded", "leave")
+# A look at a job whose worker died, and at one that has ended.
+LOOK = ("take", "judge", "settle/queue")
+LAST_LOOK = ("take", "judge", "list", "settle/drop")
+BODY = {"input": {"to": 3}}
+KEYED = {"Idempotency-Key": "the-same"}
+
+
+def settings_for(store: Store, folder: Path, **more: Any) -> dict[str, Any]:
+    """The settings of a node beside the test's store."""
+    return {
+        "redis_url": store._url,
+        "prefix": store._keys.prefix,
+        "lease_seconds": store.lease_seconds,
+        "data": folder,
+        "blob_url": (folder / "blobs").as_uri(),
+        "stop_grace_seconds": 0,
+        "drain_seconds": 0,
+    } | more
+
+
+@asynccontextmanager
+async def gateway_node(store: Store, folder: Path, halt: str) -> AsyncIterator[tuple[Node, str]]:
+    """A gateway that halts, and its URL."""
+    port = free_port()
+    durability = "disk" if halt == "durable" else "redis"
+    settings = settings_for(store, folder, port=port, durability=durability)
+    async with node("gateway", "doomed", folder, settings, halt=halt) as doomed:
+        url = f"http://127.0.0.1:{port}"
+        async with aiohttp.ClientSession() as session:
+            await wait_until(lambda: is_ready(session, url), 20, what="readiness")
+        yield doomed, url
+
+
+@pytest.fixture
+async def healthy(store: Store, blobs: Blobs, tmp_path: Path) -> AsyncIterator[Gateway]:
+    """A gateway that lives."""
+    for kind in ("count", "failing", "gated"):
+        await store.register_kind(_kind(kind))
+    async with gateway_for(store, tmp_path / "blobs") as gateway:
+        yield gateway
+
+
+def _kind(name: str) -> Any:
+    from tests.integration.test_worker import KINDS
+
+    return KINDS[name].document
+
+
+async def jobs_in_redis(store: Store) -> list[str]:
+    """Every job that there is, whether anybody knows of it or not."""
+    names = [name async for name in store._client.scan_iter(f"{store._keys.prefix}:{{*}}:job", count=1000)]
+    return [store._keys.job_of(name.decode()) for name in names]
+
+
+async def look_at_once(store: Store, kind: str) -> None:
+    """Let 30 s pass for the entries of half-done submits: they are due now."""
+    keys = store._keys.kind(kind)
+    for job in await store._client.zrange(keys[1], 0, -1):
+        await store._client.zadd(keys[1], {job: 0})
+
+
+async def submit_over(gateway: Gateway, kind: str, input_: dict[str, Any]) -> str:
+    """A keyed submit; returns the job's id."""
+    answer = await gateway.post(f"/v1/kinds/{kind}/jobs", json={"input": input_}, headers=KEYED)
+    assert answer.status == 202, answer.body
+    return str(answer.json()["id"])
+
+
+async def check_end(store: Store, job: str, *, attempts: int) -> None:
+    """One job, one end, a whole log, and no more attempts than these."""
+    await end_of(store, job, 15)
+    events = await log_of(store, job)
+    assert [event.terminal for event in events].count(True) == 1
+    assert events[-1].terminal
+    assert [event.type for event in events].count("started") <= attempts
+    assert await jobs_in_redis(store) == [job]
+
+
+# --- submit -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [*SUBMIT, "durable"])
+async def test_a_gateway_that_dies_in_a_submit_makes_one_job_or_none(
+    store: Store, blobs: Blobs, healthy: Gateway, tmp_path: Path, place: str
+) -> None:
+    """The client's retry with the same key finds the job or makes it; it runs once."""
+    async with gateway_node(store, tmp_path, place) as (doomed, url), aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.ClientError):
+            await session.post(f"{url}/v1/kinds/count/jobs", json=BODY, headers=KEYED)
+        assert await doomed.ended() == -signal.SIGKILL
+
+    assert len(await jobs_in_redis(store)) == (place != "reserve")
+    async with working(store, blobs, "count"):
+        job = await submit_over(healthy, "count", BODY["input"])
+        await check_end(store, job, attempts=1)
+        assert await submit_over(healthy, "count", BODY["input"]) == job
+        await check_end(store, job, attempts=1)
+
+
+@pytest.mark.parametrize("place", ["create", "enqueue"])
+async def test_a_job_whose_submit_was_never_finished_ends_all_the_same(
+    store: Store, blobs: Blobs, healthy: Gateway, tmp_path: Path, place: str
+) -> None:
+    """Nobody comes back for it: a look finishes the submit."""
+    async with gateway_node(store, tmp_path, place) as (doomed, url), aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.ClientError):
+            await session.post(f"{url}/v1/kinds/count/jobs", json=BODY)
+        await doomed.ended()
+
+    [job] = await jobs_in_redis(store)
+    await look_at_once(store, "count")
+    async with working(store, blobs, "count"):
+        await check_end(store, job, attempts=1)
+
+
+# --- begin, retry, end --------------------------------------------------------------------------------------------
+
+
+async def run_with_a_death(healthy: Gateway, folder: Path, place: str, kind: str, input_: dict[str, Any]) -> str:
+    """Submit a job, let a worker take it that halts at the place, then let a good one work; returns the job."""
+    job = await submit_over(healthy, kind, input_)
+    settings = settings_for(healthy.store, folder)
+    async with node("tests.worker_kinds", "doomed", folder, settings, halt=place) as doomed:
+        assert await doomed.ended() == -signal.SIGKILL
+    return job
+
+
+@pytest.mark.parametrize(
+    ("place", "attempts"), [*((place, 2) for place in BEGIN), *((place, 1) for place in END)], ids=[*BEGIN, *END]
+)
+async def test_a_worker_that_dies_in_begin_or_end_leaves_one_end(
+    healthy: Gateway, tmp_path: Path, place: str, attempts: int
+) -> None:
+    """Before the end another attempt takes over; after it nothing runs again, whatever pointers are left."""
+    store, blobs = healthy.store, healthy.blobs
+    # It goes on for longer than it takes to note the attempt in the kind's slot.
+    gate = tmp_path / "gate"
+    kind, input_ = ("gated", {"gate": str(gate)}) if place == "settle/running" else ("count", BODY["input"])
+    job = await run_with_a_death(healthy, tmp_path, place, kind, input_)
+    gate.touch()
+
+    async with working(store, blobs, kind):
+        await check_end(store, job, attempts=attempts)
+        assert await submit_over(healthy, kind, input_) == job
+        await look_at_once(store, kind)
+        await wait_until(lambda: _nothing_in_hand(store, kind))
+        await check_end(store, job, attempts=attempts)
+
+
+@pytest.mark.parametrize("place", RETRY)
+async def test_a_worker_that_dies_in_a_retry_costs_no_further_attempt(
+    store: Store, blobs: Blobs, healthy: Gateway, tmp_path: Path, place: str
+) -> None:
+    """`retrying` is in the log: the job waits for its second attempt, and that one is the last."""
+    input_ = {"how": "retry", "then": "succeed"}
+    job = await run_with_a_death(healthy, tmp_path, place, "failing", input_)
+    assert (await store.job(job)).failures == 1
+
+    async with working(store, blobs, "failing"):
+        assert await submit_over(healthy, "failing", input_) == job
+        await check_end(store, job, attempts=2)
+    record = await store.job(job)
+    assert (record.state, record.attempt, record.failures) == ("succeeded", 2, 1)
+
+
+@pytest.mark.parametrize("place", ["claim", "begin", "append/succeeded"])
+async def test_a_worker_that_stops_there_and_wakes_up_late_changes_nothing(
+    store: Store, blobs: Blobs, healthy: Gateway, tmp_path: Path, place: str
+) -> None:
+    """Its reply arrives after the job has gone on without it."""
+    job = await submit_over(healthy, "count", BODY["input"])
+    settings = settings_for(store, tmp_path)
+    async with node("tests.worker_kinds", "sleeper", tmp_path, settings, halt=f"{place}:1:STOP") as sleeper:
+        await sleeper.halted()
+        async with working(store, blobs, "count"):
+            await check_end(store, job, attempts=2)
+            ended = await log_of(store, job)
+        sleeper.signal(signal.SIGCONT)
+        # It has heard what became of the job when it takes another one.
+        other = await _submit_another(healthy)
+        await end_of(store, other, 15)
+        sleeper.signal(signal.SIGTERM)
+        assert await sleeper.ended() == 0
+
+    assert await log_of(store, job) == ended
+
+
+async def _submit_another(gateway: Gateway) -> str:
+    answer = await gateway.post("/v1/kinds/count/jobs", json=BODY)
+    return str(answer.json()["id"])
+
+
+async def _nothing_in_hand(store: Store, kind: str) -> bool:
+    return (await store.depths([kind]))[kind] == (0, 0)
+
+
+# --- look ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", LOOK)
+async def test_a_looker_that_dies_in_a_takeover_is_replaced(
+    store: Store, blobs: Blobs, healthy: Gateway, tmp_path: Path, place: str
+) -> None:
+    """Whatever it has done of a look, the next look does the rest, and counts the failure once."""
+    job = await submit_over(healthy, "count", BODY["input"])
+    [claim] = await store.claim("count", "dead", 1)
+    await store.begin(claim, "dead")
+    await look_at_once(store, "count")
+    async with gateway_node(store, tmp_path, place) as (doomed, _):
+        assert await doomed.ended() == -signal.SIGKILL
+
+    async with working(store, blobs, "count"):
+        await check_end(store, job, attempts=2)
+    assert (await store.job(job)).failures == 1
+
+
+@pytest.mark.parametrize("place", LAST_LOOK)
+async def test_a_looker_that_dies_over_an_ended_job_leaves_it_to_the_next(
+    store: Store, blobs: Blobs, healthy: Gateway, tmp_path: Path, place: str
+) -> None:
+    """The last look is done by whoever comes next: then nothing points to the job any more."""
+    async with working(store, blobs, "count"):
+        job = await submit_over(healthy, "count", BODY["input"])
+        await end_of(store, job)
+    await store._client.hincrby(store._keys.record(job), "ended", -20_000)
+    await look_at_once(store, "count")
+    async with gateway_node(store, tmp_path, place) as (doomed, _):
+        assert await doomed.ended() == -signal.SIGKILL
+
+    await look_at_once(store, "count")
+    await store.look(["count"])
+    assert await store._client.zcard(store._keys.kind("count")[1]) == 0
+    await check_end(store, job, attempts=1)
+
+
+# --- the list of places is complete -------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def monitored(store: Store) -> AsyncIterator[set[str]]:
+    """What Redis is asked to do in the block: names of scripts, and `list`."""
+    names = {load(path.stem).sha: path.stem for path in _FOLDER.glob("*.lua") if not path.stem.startswith("lib_")}
+    called: set[str] = set()
+
+    async def listen(monitor: Any) -> None:
+        while True:
+            words = str((await monitor.next_command())["command"]).split(maxsplit=2)
+            if words[0] == "EVALSHA":
+                called.add(names[words[1]])
+            elif words[0] == "ZADD" and ":jobs:" in words[1]:
+                called.add("list")
+
+    async with redis.asyncio.Redis.from_url(store._url) as client, client.monitor() as monitor:
+        listening = asyncio.create_task(listen(monitor))
+        try:
+            yield called
+        finally:
+            listening.cancel()
+            await asyncio.wait({listening})
+
+
+async def test_every_call_of_a_jobs_life_has_its_place_here(store: Store, blobs: Blobs, healthy: Gateway) -> None:
+    """From the submit over a retry to the last look, Redis hears nothing that no test above halts after."""
+    async with working(store, blobs, "failing"), monitored(store) as called:
+        job = await submit_over(healthy, "failing", {"how": "retry", "then": "succeed"})
+        await end_of(store, job)
+        await store._client.hincrby(store._keys.record(job), "ended", -20_000)
+        await look_at_once(store, "failing")
+        await wait_until(lambda: _forgotten(store, "failing"))
+
+    places = {place.partition("/")[0] for place in (*SUBMIT, *BEGIN, *RETRY, *END, *LOOK, *LAST_LOOK)}
+    # A renewal is one call, and repeated by itself.
+    assert called - {"renew"} == places
+
+
+async def _forgotten(store: Store, kind: str) -> bool:
+    return not await store._client.zcard(store._keys.kind(kind)[1])
