@@ -21,7 +21,7 @@ from gateway.blobs import Blobs
 from gateway.collector import collect_loop
 from gateway.config import Settings
 from gateway.errors import ConfigurationError, Unavailable
-from gateway.handlers import jobs, kinds, pages, results, streams
+from gateway.handlers import jobs, kinds, pages, probe, results, streams
 from gateway.handlers.context import (
     BLOBS,
     DOCS,
@@ -63,6 +63,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *websocket.routes,
     *kinds.routes,
     *pages.routes,
+    *probe.routes,
 )
 DOOR: Final = web.AppKey("door", Door)
 # What must answer while the gateway is full or about to stop.
@@ -106,6 +107,7 @@ def make_app(settings: Settings, store: Store, blobs: Blobs, hub: Hub) -> web.Ap
     app[SETTINGS], app[STORE], app[BLOBS], app[HUB] = settings, store, blobs, hub
     app[METRICS], app[READINESS], app[VALIDATORS] = metrics, readiness, Validators()
     app[STREAMS] = StreamLimit(settings.max_streams_per_owner)
+    app[probe.PROBES] = probe.Probes()
     app[OPENAPI], app[DOCS] = to_json(openapi_document(ROUTES)), docs_page(ROUTES)
     app[pages.CLIENT] = client_files()
     app[DOOR] = Door(

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from gateway.errors import ConfigurationError
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+LEAST_SECRET: Final = 16
 _KEY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", re.ASCII)
 _KEY_SECRET: Final = re.compile(r"[!-~]*", re.ASCII)
 
@@ -35,6 +36,10 @@ class Settings(BaseSettings):
     )
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins of pages that may use the API from a browser, separated by commas."
+    )
+
+    probe_token: SecretStr = Field(
+        SecretStr(""), description="Opens `/_probe/...` to `outlast doctor`; empty: these routes are 404."
     )
 
     redis_url: str = Field(
@@ -97,6 +102,16 @@ class Settings(BaseSettings):
             return value
         return tuple(origin.strip().rstrip("/") for origin in value.split(",") if origin.strip())
 
+    @field_validator("probe_token")
+    @classmethod
+    def _check_probe_token(cls, value: SecretStr) -> SecretStr:
+        token = value.get_secret_value()
+        if token and len(token) < LEAST_SECRET:
+            raise ValueError(f"shorter than {LEAST_SECRET} characters; make one with `openssl rand -hex 24`")
+        if not _KEY_SECRET.fullmatch(token):
+            raise ValueError("it travels in a header; make it of visible ASCII characters")
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> Settings:
         secrets = [secret.get_secret_value() for secret in self.api_keys.values()]
@@ -106,10 +121,11 @@ class Settings(BaseSettings):
             raise ValueError("an API key travels in a header; make it of visible ASCII characters")
         if len(set(secrets)) < len(secrets):
             raise ValueError("two names have the same API key, so it would not say whose job it is")
-        weak = [name for name, secret in self.api_keys.items() if len(secret.get_secret_value()) < 16]
+        weak = [name for name, secret in self.api_keys.items() if len(secret.get_secret_value()) < LEAST_SECRET]
         if weak:
             raise ValueError(
-                f"the API key {weak[0]!r} is shorter than 16 characters; make one with `openssl rand -hex 24`"
+                f"the API key {weak[0]!r} is shorter than {LEAST_SECRET} characters;"
+                " make one with `openssl rand -hex 24`"
             )
         if "null" in self.allowed_origins:
             raise ValueError("the origin null stands for any sandboxed page; name real origins")

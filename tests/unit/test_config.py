@@ -110,6 +110,8 @@ def test_loopback_needs_no_key(host: str) -> None:
         ("api_keys", f"me:{SECRET},me:x{SECRET}", "a name stands for one key"),
         ("api_keys", f"me:{SECRET},you:{SECRET}", "two names have the same"),
         ("api_keys", f"me:{SECRET}\u00fc", "visible ASCII"),
+        ("probe_token", "short", "OUTLAST_PROBE_TOKEN: shorter than 16"),
+        ("probe_token", f"{SECRET}\u00fc", "OUTLAST_PROBE_TOKEN: .*visible ASCII"),
         ("allowed_origins", "null", "origin null"),
         ("nonsense", "1", "OUTLAST_NONSENSE: "),
     ],
