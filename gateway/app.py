@@ -21,7 +21,7 @@ from gateway.blobs import Blobs
 from gateway.collector import collect_loop
 from gateway.config import Settings
 from gateway.errors import ConfigurationError, Unavailable
-from gateway.handlers import jobs, kinds, pages, probe, results, streams
+from gateway.handlers import jobs, kinds, pages, probe, results, run, streams
 from gateway.handlers.context import (
     BLOBS,
     DOCS,
@@ -58,6 +58,7 @@ T = TypeVar("T")
 
 ROUTES: Final[tuple[Route, ...]] = (
     *jobs.routes,
+    *run.routes,
     *streams.routes,
     *results.routes,
     *websocket.routes,

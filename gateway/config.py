@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     )
 
     heartbeat_seconds: float = Field(15, gt=0, le=120, description="Longest silence on a stream.")
+    run_quiet_seconds: float = Field(
+        20, gt=0, le=120, description="How long a held POST is silent before its first white space fixes the status."
+    )
     stream_max_age_seconds: float = Field(600, ge=1, description="A GET stream is ended by plan after this, +-20 %.")
     retry_seconds: float = Field(2, ge=0.1, le=60, description="Reconnect advice to SSE clients; jittered.")
     max_upload_bytes: int = Field(100 * 1024 * 1024, ge=1, description="Largest request body.")

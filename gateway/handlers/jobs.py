@@ -38,7 +38,7 @@ from gateway.handlers.uploads import Received
 from gateway.handlers.validation import validated
 from gateway.protocol import START, JobDocument, State
 from gateway.requests import JobRequest
-from gateway.store import JobRecord, Store, Submitted
+from gateway.store import JobRecord, Submitted
 
 # When to ask for an open job again; those who want to know at once wait or stream.
 _ASK_AGAIN_SECONDS: Final = "2"
@@ -65,17 +65,41 @@ class CancelRequest(BaseModel):
 
 async def submit_job(request: web.Request) -> web.StreamResponse:
     """`POST /v1/kinds/{kind}/jobs`."""
+    if "Last-Event-ID" in request.headers:
+        return await _resume_instead(request, await repeated_job(request))
+    preferred_wait(request, default=DEFAULT_WAIT_SECONDS, most=MAX_WAIT_SECONDS)
+    return await _answer_submit(request, await accept(request))
+
+
+async def accept(request: web.Request) -> Submitted:
+    """Read a submit's body and make its job, or find the job that its Idempotency-Key has made before.
+
+    Raises what is wrong with the request before anything is kept; cancelling it leaves open whether there is a job.
+    """
     store, owner = request.app[STORE], principal(request)
     key = checked_key(request.headers.get("Idempotency-Key"))
-    if "Last-Event-ID" in request.headers:
-        return await _resume_instead(request, store, owner, key)
-    preferred_wait(request, default=DEFAULT_WAIT_SECONDS, most=MAX_WAIT_SECONDS)
     kind = await known_kind(store, request.match_info["kind"])
     job = await store.job_id(owner, key)
     async with Received(request.app, kind, job) as received:
         await received.read(request)
-        submitted = await _take(request, received, key)
-    return await _answer_submit(request, submitted)
+        return await _take(request, received, key)
+
+
+async def repeated_job(request: web.Request) -> JobRecord:
+    """The job of a POST with Last-Event-ID: a client repeats one that broke off, which never submits a second job.
+
+    Raises `Conflict` without an Idempotency-Key, `NotFound` and `Gone`.
+    """
+    store, owner = request.app[STORE], principal(request)
+    key = checked_key(request.headers.get("Idempotency-Key"))
+    if key is None:
+        raise Conflict(
+            "This POST carries Last-Event-ID, so it repeats a stream that broke off, but no Idempotency-Key says which"
+            " job's. Go on with GET /v1/jobs/{id}/events.",
+            code="resubmitted_stream",
+            events="/v1/jobs/{id}/events",
+        )
+    return await owned(store, await store.job_id(owner, key), owner)
 
 
 async def _take(request: web.Request, received: Received, key: str | None, *, retry_of: str | None = None) -> Submitted:
@@ -103,22 +127,14 @@ async def _take(request: web.Request, received: Received, key: str | None, *, re
     return submitted
 
 
-async def _resume_instead(request: web.Request, store: Store, owner: str, key: str | None) -> web.StreamResponse:
-    """A POST that a client repeats because its stream broke off never submits a second job."""
-    if key is None:
-        raise Conflict(
-            "This POST carries Last-Event-ID, so it repeats a stream that broke off, but no Idempotency-Key says which"
-            " job's. Go on with GET /v1/jobs/{id}/events.",
-            code="resubmitted_stream",
-            events="/v1/jobs/{id}/events",
-        )
+async def _resume_instead(request: web.Request, record: JobRecord) -> web.StreamResponse:
+    """Go on with the stream, or answer with the job as it is."""
     after = requested_cursor(request)
-    record = await owned(store, await store.job_id(owner, key), owner)
     format_ = accepted_format(request, "json")
     headers = {"Location": f"/v1/jobs/{record.id}", "Idempotency-Replayed": "true"}
     if format_ == "json":
         return _document(request, record, headers=headers)
-    with request.app[STREAMS].place(owner):
+    with request.app[STREAMS].place(record.owner):
         return await stream(request, record, after, format_, planned_end=False, headers=headers)
 
 
@@ -274,7 +290,7 @@ async def _small_json(request: web.Request) -> Any:
 
 # --- routes -----------------------------------------------------------------------------------------------------------
 
-_KEY_HEADER: Final = Parameter(
+KEY_HEADER: Final = Parameter(
     "Idempotency-Key",
     "The same key with the same request is the same job, also after a lost answer. A UUID is a good one.",
     {"type": "string", "maxLength": 255},
@@ -283,7 +299,7 @@ _KEY_HEADER: Final = Parameter(
 _PREFER: Final = Parameter(
     "Prefer", "`wait=N`: answer when the job has ended, after N seconds (at most 50) in any case.", place="header"
 )
-_REPLAYED: Final = {"Idempotency-Replayed": "`true` if an earlier request with this key made the job."}
+REPLAYED: Final = {"Idempotency-Replayed": "`true` if an earlier request with this key made the job."}
 
 routes: Final = (
     Route(
@@ -301,7 +317,7 @@ routes: Final = (
             202: Answer(
                 "The job is accepted: it will end, whatever happens.",
                 JobDocument,
-                headers={"Location": "The job.", **_REPLAYED},
+                headers={"Location": "The job.", **REPLAYED},
             ),
             200: Answer(
                 "The job ended while it was waited for, or the answer is its stream.",
@@ -310,7 +326,7 @@ routes: Final = (
             ),
         },
         parameters=(
-            _KEY_HEADER,
+            KEY_HEADER,
             _PREFER,
             Parameter("input", "The input as JSON, beside a raw file body."),
             Parameter("options", "The options as JSON, beside a raw file body."),
@@ -367,10 +383,10 @@ routes: Final = (
             202: Answer(
                 "The new job; its `retry_of` is the old one.",
                 JobDocument,
-                headers={"Location": "The new job.", **_REPLAYED},
+                headers={"Location": "The new job.", **REPLAYED},
             )
         },
-        parameters=(_KEY_HEADER,),
+        parameters=(KEY_HEADER,),
     ),
     Route(
         "DELETE",

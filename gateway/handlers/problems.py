@@ -218,6 +218,7 @@ _SHOWN_HEADERS: Final = (
     "Location",
     "Preference-Applied",
     "Retry-After",
+    "X-Job-Id",
     "X-Request-ID",
 )
 

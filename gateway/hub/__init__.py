@@ -116,6 +116,10 @@ class Hub:
                 subscription.push_snapshot(stored)
         await subscription.catch_up()
 
+    def start_soon(self, subscription: Subscription) -> None:
+        """`start` beside the caller, who has something else to wait for; without a snapshot."""
+        subscription.fall_behind()
+
     def unsubscribe(self, subscription: Subscription) -> None:
         """Forget a listener's place in a job's log; the last one to go ends the job's live feed here."""
         subscription.live = False

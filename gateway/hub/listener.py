@@ -133,7 +133,9 @@ class Listener(ABC):
         """The job's terminal event has been sent."""
 
     def push(self, data: bytes) -> None:
-        """Send with everything else of this loop turn, in one write."""
+        """Send with everything else of this loop turn, in one write. Nothing is sent for what has no bytes here."""
+        if not data:
+            return
         if not self._pending:
             self.pulse.flush_soon(self)
         self._pending.append(data)
