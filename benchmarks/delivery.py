@@ -26,8 +26,9 @@ from pathlib import Path
 
 import hiredis
 
+from gateway.documents import KindDocument
 from gateway.embedded import EmbeddedValkey
-from gateway.protocol import KindDocument, encode_event_tail
+from gateway.protocol import encode_event_tail
 from gateway.requests import JobOptions
 from gateway.store import Lease, NewJob, Store, WriterEvent
 

@@ -11,9 +11,10 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from gateway.documents import EventDocument, Problem
 from gateway.handlers.problem_codes import PROBLEM_CODES
 from gateway.handlers.routes import PATH_PARAMETERS, Answer, Route
-from gateway.protocol import CLOSE_CODES, Event, Problem, should_come_back
+from gateway.protocol import CLOSE_CODES, should_come_back
 from gateway.requests import CancelFrame, SubmitFrame, SubscribeFrame, UnsubscribeFrame
 
 _REF: Final = "#/components/schemas/{model}"
@@ -21,7 +22,7 @@ _PARAMETER: Final = re.compile(r"\{(\w+)\}")
 # Models that no route's JSON names, but that the transports speak.
 _ALSO: Final[tuple[type[BaseModel], ...]] = (
     Problem,
-    Event,
+    EventDocument,
     SubscribeFrame,
     UnsubscribeFrame,
     SubmitFrame,

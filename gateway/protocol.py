@@ -1,18 +1,21 @@
-"""The wire protocol: states, events, cursors, job documents and close codes; `gateway.requests` has what clients ask.
+"""The wire protocol: states, events, cursors and close codes.
 
-No I/O here, and no third-party types but pydantic's. The text of one event is the same bytes in the log, in SSE
-`data:`, in a WebSocket frame, in an NDJSON line and in a JSON array; `docs/protocol.md` is its description.
+No I/O here, and no pydantic models, whose import takes longer than all else that a program waits for which only
+imports the client: `gateway.documents` has what is answered, `gateway.requests` what is asked for. The text of one
+event is the same bytes in the log, in SSE `data:`, in a WebSocket frame, in an NDJSON line and in a JSON array;
+`docs/protocol.md` is its description.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from types import NoneType
+from typing import Any, Final, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json, to_json
 
 from gateway.errors import BadRequest
@@ -136,33 +139,22 @@ def parse_time(text: str) -> int:
     return (time - _EPOCH) // timedelta(milliseconds=1)
 
 
-class WireModel(BaseModel):
-    """What all models of this module have in common: each is built at its first use.
-
-    Building all of them takes longer than all else that a program waits for which only imports the client.
-    """
-
-    model_config = ConfigDict(defer_build=True)
-
-
 # --- events -----------------------------------------------------------------------------------------------------
 
 
-class Event(WireModel):
-    """One event as a listener reads it. Unknown fields and unknown types pass through untouched.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One event as a listener reads it. `id` and `attempt` are None where it has none, as a transient event."""
 
-    `id` is None for transient events.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
+    job: str
+    type: str
     id: int | None = None
     time: str | None = None
-    job: str
     attempt: int | None = None
-    type: str
-    data: dict[str, Any] = Field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
     terminal: bool = False
+    extra: dict[str, Any] = field(default_factory=dict, repr=False)
+    """Fields that this version doesn't know, as they came."""
 
     @property
     def cursor(self) -> Cursor | None:
@@ -199,108 +191,53 @@ def encode_transient(type_: EventType, job: str, time_ms: int, data: Mapping[str
     return to_json({"time": format_time(time_ms), "job": job, "type": type_, "data": data})
 
 
+_EVENT_FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
+    "job": (str,),
+    "type": (str,),
+    "id": (int, NoneType),
+    "time": (str, NoneType),
+    "attempt": (int, NoneType),
+    "data": (dict,),
+    "terminal": (bool,),
+}
+
+
 def decode_event(text: bytes | str) -> Event:
     """Read one event's JSON text. Raises `ValueError` if it is none."""
-    return Event.model_validate(from_json(text))
+    return read_event(from_json(text))
 
 
-# --- documents ---------------------------------------------------------------------------------------------------
+def encode_event(event: Event) -> bytes:
+    """Write an event that was read as the JSON text that it was, but for spaces and the order of unknown fields."""
+    known = {name: getattr(event, name) for name in ("id", "time", "job", "attempt", "type")}
+    fields = {name: value for name, value in known.items() if value is not None}
+    return to_json(fields | ({"terminal": True} if event.terminal else {}) | {"data": event.data} | event.extra)
+
+
+def read_event(value: object) -> Event:
+    """Read one event from its parsed JSON; unknown fields and types pass through. Raises `ValueError` if it is none."""
+    if not isinstance(value, dict) or "job" not in value or "type" not in value:
+        raise ValueError("an event is a JSON object with `job` and `type`")
+    known: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for name, content in value.items():
+        types = _EVENT_FIELDS.get(name)
+        if types is None:
+            extra[name] = content
+        elif isinstance(content, types) and isinstance(content, bool) == (bool in types):
+            known[name] = content
+        else:
+            raise ValueError(f"the event's `{name}` is {type(content).__name__}")
+    return Event(**known, extra=extra)
+
+
+# --- options ------------------------------------------------------------------------------------------------------
 
 Priority = Literal["high", "normal", "low"]
 # What one job adds to its owner's score (fair queueing): high goes 16 times as often as low, and low is never starved.
 PRIORITY_STEPS: Final[Mapping[Priority, int]] = {"high": 1, "normal": 4, "low": 16}
 
 DAY_SECONDS: Final = 86_400
-
-
-class FileInfo(WireModel):
-    """A file that belongs to a job. `url` is a path on the gateway."""
-
-    name: str
-    content_type: str
-    size: int
-    url: str
-
-
-class JobUrls(WireModel):
-    """Where to find the rest; path references, so that TLS in front of us can't make them wrong."""
-
-    self: str
-    events: str
-    websocket: str
-    result: str
-    outputs: str
-    cancel: str
-    watch: str
-
-
-class Problem(WireModel):
-    """A problem document (RFC 9457)."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str = "about:blank"
-    title: str = ""
-    status: int | None = None
-    code: str
-    detail: str = ""
-
-
-class Liveness(WireModel):
-    """When the worker that has the job last showed that it lives."""
-
-    worker: str
-    seen_at: str
-    silent_seconds: float
-
-
-class JobDocument(WireModel):
-    """A job as `GET /v1/jobs/{id}` answers it."""
-
-    model_config = ConfigDict(extra="allow")
-
-    id: str
-    kind: str
-    state: State
-    terminal: bool
-    attempt: int
-    last_event_id: str = Field(description="The cursor of the newest event, N-T.")
-    created_at: str
-    started_at: str | None = None
-    ended_at: str | None = None
-    expires_at: str | None = None
-    progress: dict[str, Any] | None = None
-    liveness: Liveness | None = None
-    result: Any = None
-    result_url: str | None = Field(None, description="Where the result is, if it is too large to stand here.")
-    problem: Problem | None = None
-    partial: bool = False
-    cancel_requested: bool = False
-    retry_of: str | None = None
-    priority: Priority = "normal"
-    tags: list[str] = Field(default_factory=list)
-    files: list[FileInfo] = Field(default_factory=list)
-    urls: JobUrls
-
-
-class KindDocument(WireModel):
-    """A kind of work as `GET /v1/kinds` shows it and `ol:kinds` keeps it."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    kind: Annotated[str, Field(pattern=KIND_PATTERN)]
-    description: str = ""
-    input_schema: dict[str, Any] = Field(default_factory=lambda: {"type": "object"})
-    result_schema: dict[str, Any] | None = None
-    files: Literal["none", "optional", "required"] = "none"
-    content_types: list[str] = Field(default_factory=list, description="Content types of files that it reads.")
-    max_attempts: int = 3
-    run_timeout_seconds: float = 3600
-    start_deadline_seconds: float | None = None
-    retention_seconds: float = DAY_SECONDS
-    max_running: int | None = Field(None, description="At most so many at once over all workers.")
-    max_waiting: int = 10_000
-    max_waiting_per_owner: int = 10_000
 
 
 # --- the ends of a WebSocket --------------------------------------------------------------------------------------

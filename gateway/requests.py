@@ -10,7 +10,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter
 
-from gateway.protocol import DAY_SECONDS, JOB_PATTERN, KIND_PATTERN, TAG_PATTERN, TYPE_PATTERN, Priority, WireModel
+from gateway.documents import WireModel
+from gateway.protocol import DAY_SECONDS, JOB_PATTERN, KIND_PATTERN, TAG_PATTERN, TYPE_PATTERN, Priority
 
 
 class JobOptions(WireModel):

@@ -85,7 +85,7 @@ class Folding:
             self.has_outputs = True
         if self._fold is None:
             return
-        event = Event.model_construct(
+        event = Event(
             id=cursor.number,
             time=format_time(cursor.time_ms or 0),
             job=self._job,

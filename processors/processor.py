@@ -19,8 +19,9 @@ from typing import Any, Final, Literal, get_type_hints
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
 
+from gateway.documents import KindDocument
 from gateway.errors import ConfigurationError
-from gateway.protocol import DAY_SECONDS, KIND_PATTERN, KindDocument
+from gateway.protocol import DAY_SECONDS, KIND_PATTERN
 
 _KIND: Final = re.compile(KIND_PATTERN, re.ASCII)
 

@@ -55,7 +55,7 @@ def prefix() -> str:
 @pytest.fixture
 async def store(valkey: str, prefix: str) -> AsyncIterator[Store]:
     """A store with a short lease, and with the kind `echo` known."""
-    from gateway.protocol import KindDocument
+    from gateway.documents import KindDocument
     from gateway.store import Store
 
     store = await Store.connect(valkey, prefix=prefix, lease_seconds=0.6)

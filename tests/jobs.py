@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.protocol import KindDocument, encode_event_tail
+from gateway.documents import KindDocument
+from gateway.protocol import encode_event_tail
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, Lease, NewJob, Store, WriterEvent
 

@@ -17,8 +17,8 @@ from pydantic_core import from_json
 from gateway.app import Serving, make_app, make_hub, serving
 from gateway.blobs import Blobs
 from gateway.config import Settings
+from gateway.documents import KindDocument
 from gateway.metrics import Registry
-from gateway.protocol import KindDocument
 from gateway.store import Store
 
 KEY = "k" * 24

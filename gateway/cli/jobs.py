@@ -120,6 +120,7 @@ def _submit(args: argparse.Namespace) -> int:
 
 def _watch(args: argparse.Namespace) -> int:
     from gateway.cli.display import display
+    from gateway.protocol import encode_event
 
     _check_output(args)
     followed = _Followed(args, args.job)
@@ -130,7 +131,7 @@ def _watch(args: argparse.Namespace) -> int:
         async with _client(args, _FOLLOW_SECONDS) as client:
             if args.events:
                 async for event in client.events(job):
-                    print(event.model_dump_json(exclude_unset=True), flush=True)
+                    print(encode_event(event).decode(), flush=True)
                 return _code_of(await client.job(job))
             with display(f"{job.kind} {job.id}", quiet=args.quiet) as shown:
                 content = await _follow_to_result(client, job.id, shown, args, client.events(job, snapshot=True))

@@ -7,21 +7,23 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from urllib.parse import quote, urlsplit
 
-from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json, to_jsonable_python
 
 from gateway.client.backoff import Backoff
 from gateway.client.subscription import Subscription
 from gateway.client.upload import Body, File, Progress, Source, as_files
-from gateway.errors import ConfigurationError, JobFailed, Unreachable
+from gateway.errors import ConfigurationError, JobFailed
 from gateway.fold import Fold
-from gateway.protocol import START, Cursor, Event, JobDocument, KindDocument, State, WireModel
+from gateway.protocol import START, Cursor, Event, State
 
 if TYPE_CHECKING:
-    from gateway.client.connection import Answer, ApiKey, Connection
+    from pydantic import BaseModel
+
+    from gateway.client.connection import ApiKey, Connection
+    from gateway.documents import JobDocument, KindDocument
 
 Transport = Literal["sse", "websocket"]
 
@@ -190,7 +192,7 @@ class Client:
                 patience_seconds=patience_seconds,
             )
         replayed = answer.headers.get("Idempotency-Replayed") == "true"
-        return Job(self, _read(JobDocument, answer), replayed=replayed)
+        return Job(self, answer.job(), replayed=replayed)
 
     def events(
         self,
@@ -260,12 +262,12 @@ class Client:
             headers=headers,
             body=to_json({} if reason is None else {"reason": reason}),
         )
-        asked = Job(self, _read(JobDocument, answer))
+        asked = Job(self, answer.job())
         return await self._wait(asked) if wait and not asked.terminal else asked
 
     async def job(self, job: Job | str) -> Job:
         """The job as it is now."""
-        return Job(self, _read(JobDocument, await self._connection.request("GET", f"/v1/jobs/{_id(job)}")))
+        return Job(self, (await self._connection.request("GET", f"/v1/jobs/{_id(job)}")).job())
 
     async def jobs(
         self,
@@ -281,7 +283,8 @@ class Client:
         while left is None or left > 0:
             query = {"state": state and str(state), "kind": kind, "tag": tag, "cursor": cursor}
             size = _PAGE_JOBS if left is None else min(left, _PAGE_JOBS)
-            page = _read(_Page, await self._connection.request("GET", "/v1/jobs", query={**query, "limit": size}))
+            answer = await self._connection.request("GET", "/v1/jobs", query={**query, "limit": size})
+            page = answer.jobs()
             for document in page.jobs:
                 yield Job(self, document)
             left = None if left is None else left - len(page.jobs)
@@ -294,10 +297,10 @@ class Client:
         next_: int | None = after
         while next_ is not None:
             path = f"/v1/jobs/{_id(job)}/outputs"
-            page = _read(_Outputs, await self._connection.request("GET", path, query={"after": next_}))
-            for event in page.outputs:
+            answer = await self._connection.request("GET", path, query={"after": next_})
+            events, next_ = answer.outputs()
+            for event in events:
                 yield event
-            next_ = page.next
 
     async def fold(self, job: Job | str) -> Fold:
         """What the job's log amounts to now: state, progress, text by channel."""
@@ -313,7 +316,7 @@ class Client:
 
     async def kinds(self) -> list[KindDocument]:
         """The kinds of work that this gateway knows."""
-        return _read(_Kinds, await self._connection.request("GET", "/v1/kinds")).kinds
+        return (await self._connection.request("GET", "/v1/kinds")).kinds()
 
     async def fetch(self, path: str, *, accept: str = "*/*") -> bytes:
         """The bytes at one of the gateway's own addresses, such as the `url` of an output."""
@@ -334,7 +337,7 @@ class Client:
             return job
         path = f"/v1/jobs/{_id(job)}"
         while True:
-            document = _read(JobDocument, await self._connection.request("GET", path, query={"wait": _WAIT_SECONDS}))
+            document = (await self._connection.request("GET", path, query={"wait": _WAIT_SECONDS})).job()
             if document.terminal:
                 return Job(self, document)
 
@@ -342,33 +345,6 @@ class Client:
         self.reconnects += 1
         if self._on_reconnect is not None:
             self._on_reconnect(subscription)
-
-
-class _Page(WireModel):
-    jobs: list[JobDocument]
-    cursor: str | None = None
-
-
-class _Outputs(WireModel):
-    outputs: list[Event]
-    next: int | None = None
-
-
-class _Kinds(WireModel):
-    kinds: list[KindDocument]
-
-
-_Document = TypeVar("_Document", bound=BaseModel)
-
-
-def _read(model: type[_Document], answer: Answer) -> _Document:
-    """The answer's document. Raises `Unreachable` if it is none: then it isn't the gateway's."""
-    try:
-        return model.model_validate_json(answer.body)
-    except ValidationError:
-        raise Unreachable(
-            f"Something answered {answer.status} with what is no answer of a gateway's; check the address."
-        ) from None
 
 
 def _job_failed(document: JobDocument) -> JobFailed:

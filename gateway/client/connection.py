@@ -11,11 +11,11 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
+from gateway.client.answers import Answer
 from gateway.client.backoff import Backoff
 from gateway.client.subscription import may_pass
 from gateway.errors import ConfigurationError, OutlastError, Unreachable, error_from_answer
@@ -30,29 +30,6 @@ _CONNECT_SECONDS: Final = 15.0
 # How long to wait for `100 Continue`: what stands in between may not know it.
 _CONTINUE_SECONDS: Final = 10.0
 _READ_BYTES: Final = 256 * 1024
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer with its whole body."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def content_type(self) -> str:
-        """The media type without its parameters."""
-        return self.headers.get("Content-Type", "").split(";", 1)[0].strip().lower()
-
-    def json(self) -> Any:
-        """The body's JSON. Raises `Unreachable` if it is none: then it isn't the gateway's."""
-        try:
-            return json.loads(self.body)
-        except ValueError:
-            raise Unreachable(
-                f"Something answered {self.status} with a body that is no JSON; check that the address is a gateway's."
-            ) from None
 
 
 class Connection:

@@ -11,7 +11,7 @@ from pydantic_core import from_json, to_json
 from gateway.client.connection import Connection, translated
 from gateway.client.subscription import Advice, Alive, Ended, Frame, Moved, Opened
 from gateway.errors import OutlastError, RequestError, Unauthorized, Unreachable, error_from_answer
-from gateway.protocol import CLOSE_CODES, CloseCode, Cursor, Event, should_come_back
+from gateway.protocol import CLOSE_CODES, CloseCode, Cursor, Event, read_event, should_come_back
 from gateway.sse import MAX_MESSAGE_CHARS, Decoder
 
 _NO_FRAME: Final = 1006
@@ -102,7 +102,7 @@ def _told_to_stay_away(code: int, reason: str | None) -> OutlastError:
 
 def _event(raw: object) -> Event:
     try:
-        return Event.model_validate(raw)
+        return read_event(raw)
     except ValueError as error:
         raise _unreadable(error) from None
 

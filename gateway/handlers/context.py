@@ -11,11 +11,12 @@ from aiohttp import web
 from gateway.auth import PRINCIPAL
 from gateway.blobs import Blobs
 from gateway.config import Settings
+from gateway.documents import KindDocument
 from gateway.errors import BadRequest, Gone, NotFound
 from gateway.hub import Hub
 from gateway.limits import StreamLimit
 from gateway.metrics import Metrics
-from gateway.protocol import JOB_PATTERN, KindDocument
+from gateway.protocol import JOB_PATTERN
 from gateway.store import JobRecord, Store
 
 SETTINGS: Final = web.AppKey("settings", Settings)

@@ -10,7 +10,8 @@ from pydantic_core import from_json
 
 from gateway.auth import watch_token
 from gateway.config import Settings
-from gateway.protocol import FileInfo, JobDocument, JobUrls, Liveness, Problem, State, format_time
+from gateway.documents import FileInfo, JobDocument, JobUrls, Liveness, Problem
+from gateway.protocol import State, format_time
 from gateway.store import JobRecord
 
 

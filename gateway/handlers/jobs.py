@@ -8,6 +8,7 @@ from typing import Any, Final
 from aiohttp import web
 from pydantic import BaseModel, Field
 
+from gateway.documents import JobDocument
 from gateway.errors import BadRequest, Conflict, Gone, NotFound, RequestError, TooLarge, Unavailable
 from gateway.handlers.context import (
     BLOBS,
@@ -36,7 +37,7 @@ from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import checked_key, submit
 from gateway.handlers.uploads import Received
 from gateway.handlers.validation import validated
-from gateway.protocol import START, JobDocument, State
+from gateway.protocol import START, State
 from gateway.requests import JobRequest
 from gateway.store import JobRecord, Submitted
 

@@ -8,9 +8,9 @@ from typing import Final
 from aiohttp import web
 from pydantic import BaseModel, Field
 
+from gateway.documents import KindDocument
 from gateway.handlers.context import STORE, known_kind
 from gateway.handlers.routes import Answer, Route
-from gateway.protocol import KindDocument
 
 
 class KindAnswer(KindDocument):

@@ -10,13 +10,14 @@ from aiohttp import web
 from pydantic import Field
 from pydantic_core import to_json
 
+from gateway.documents import JobDocument, Problem
 from gateway.errors import JobFailed, OutlastError
 from gateway.handlers.context import BLOBS, SETTINGS
 from gateway.handlers.documents import job_document
 from gateway.handlers.held import HELD_ERRORS, Held
 from gateway.handlers.jobs import KEY_HEADER, REPLAYED, accept, repeated_job
 from gateway.handlers.routes import Answer, Parameter, Route
-from gateway.protocol import JobDocument, Problem, State
+from gateway.protocol import State
 from gateway.requests import JobRequest
 from gateway.store import JobRecord
 

@@ -12,10 +12,10 @@ from typing import Any, Final
 from aiohttp import web
 from pydantic_core import to_json
 
+from gateway.documents import KindDocument
 from gateway.errors import BadRequest, InvalidInput, TooLarge, UnsupportedType
 from gateway.handlers.context import METRICS, SETTINGS, STORE, known_kind
 from gateway.handlers.validation import Validators
-from gateway.protocol import KindDocument
 from gateway.requests import JobOptions, JobRequest
 from gateway.store import NewJob, StoredFile, Submitted
 

@@ -17,13 +17,13 @@ from pydantic_core import from_json
 
 from gateway.blobs import Blobs
 from gateway.config import Settings
+from gateway.documents import KindDocument
 from gateway.errors import BadRequest, InvalidInput, OutlastError, TooLarge, UnsupportedType
 from gateway.handlers.context import BLOBS, METRICS, SETTINGS
 from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import UploadedFile, check_file_allowed
 from gateway.handlers.validation import validated
 from gateway.metrics import Metrics
-from gateway.protocol import KindDocument
 from gateway.requests import JobOptions, JobRequest
 from gateway.store import JobRecord, StoredFile
 

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from referencing import Registry
 
+from gateway.documents import KindDocument
 from gateway.errors import InvalidInput
-from gateway.protocol import KindDocument
 
 # So many wrong fields are named; a client that sends a thousand does not need them all.
 _MAX_ERRORS: Final = 50

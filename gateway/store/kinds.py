@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
+from gateway.documents import KindDocument
 from gateway.errors import ConfigurationError
-from gateway.protocol import KindDocument
 from gateway.store.connection import Connection, translated
 
 _CACHE_SECONDS = 1.0

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
-from gateway.protocol import TERMINAL, Cursor, KindDocument, Priority, State
+from gateway.documents import KindDocument
+from gateway.protocol import TERMINAL, Cursor, Priority, State
 from gateway.requests import JobOptions
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gateway.protocol import KindDocument
+from gateway.documents import KindDocument
 from gateway.store import Lease, Store
 from tests.faults import wait_until
 from tests.jobs import begin, end, event

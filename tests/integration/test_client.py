@@ -13,6 +13,7 @@ import pytest
 
 from gateway.client import Client, File, Subscription
 from gateway.client.client import Transport
+from gateway.documents import KindDocument
 from gateway.errors import (
     BadRequest,
     Gone,
@@ -26,7 +27,7 @@ from gateway.errors import (
 )
 from gateway.fold import Fold, fold_log
 from gateway.handlers.context import HUB
-from gateway.protocol import Cursor, Event, KindDocument, State, decode_event, format_time
+from gateway.protocol import Cursor, Event, State, decode_event, format_time
 from gateway.store import Lease, Store
 from tests.faults import FaultProxy, wait_until
 from tests.jobs import begin, end, event

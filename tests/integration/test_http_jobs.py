@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from gateway.documents import KindDocument
 from gateway.handlers.context import HUB, STREAMS
-from gateway.protocol import KindDocument
 from gateway.store import Lease, Store
 from tests.faults import FaultProxy, wait_until
 from tests.jobs import begin, end, event

@@ -9,9 +9,10 @@ from contextlib import suppress
 
 import pytest
 
+from gateway.documents import KindDocument
 from gateway.hub import Frame, Hub, Listener, Place, Watch
 from gateway.metrics import NoMetrics
-from gateway.protocol import START, CloseCode, Cursor, EventType, KindDocument
+from gateway.protocol import START, CloseCode, Cursor, EventType
 from gateway.store import JobRecord, Store
 from tests.faults import wait_until
 from tests.jobs import begin, end, event, submit

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from gateway.documents import KindDocument
 from gateway.handlers.context import HUB, STREAMS
-from gateway.protocol import KindDocument, State
+from gateway.protocol import State
 from gateway.store import JobRecord, Store
 from tests.faults import FaultProxy, wait_until
 from tests.gateway_process import gateway_process

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
+from gateway.documents import KindDocument
 from gateway.errors import Gone, KeyReused, NotFound, TooMany, Unavailable
-from gateway.protocol import KindDocument, State
+from gateway.protocol import State
 from gateway.requests import JobOptions
 from gateway.store import Store
 from tests.jobs import begin, end, new_job, submit

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic_core import from_json
 
+from gateway.documents import KindDocument
 from gateway.errors import BadRequest, EventsLost, LeaseLost
-from gateway.protocol import START, Cursor, KindDocument, State
+from gateway.protocol import START, Cursor, State
 from gateway.store import LogEntry, Store
 from tests.jobs import begin, end, event, submit
 

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from pydantic_core import from_json
 
+from gateway.documents import KindDocument
 from gateway.errors import EventsLost, KeyReused, LeaseLost
 from gateway.fold import fold_log
-from gateway.protocol import START, TERMINAL_TYPES, KindDocument, State, decode_event, encode_event_tail
+from gateway.protocol import START, TERMINAL_TYPES, State, decode_event, encode_event_tail
 from gateway.store import Claim, JobRecord, Lease, Store
 from gateway.store.jobs import encode_id
 from tests.jobs import event, new_job

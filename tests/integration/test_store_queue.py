@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 from pydantic_core import from_json
 
-from gateway.protocol import START, KindDocument, State
+from gateway.documents import KindDocument
+from gateway.protocol import START, State
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, Store
 from tests.jobs import begin, end, event, submit

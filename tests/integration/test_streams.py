@@ -12,7 +12,8 @@ import aiohttp
 import pytest
 from pydantic_core import from_json
 
-from gateway.protocol import Cursor, KindDocument
+from gateway.documents import KindDocument
+from gateway.protocol import Cursor
 from gateway.sse import Decoder, Message
 from gateway.store import JobRecord, Store
 from tests.faults import wait_until

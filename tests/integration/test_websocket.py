@@ -11,8 +11,9 @@ import aiohttp
 import pytest
 from pydantic_core import from_json, to_json
 
+from gateway.documents import KindDocument
 from gateway.handlers.context import HUB
-from gateway.protocol import CLOSE_CODES, CloseCode, KindDocument, should_come_back
+from gateway.protocol import CLOSE_CODES, CloseCode, should_come_back
 from gateway.requests import MAX_FRAME_BYTES
 from gateway.store import JobRecord, Store
 from tests.faults import wait_until

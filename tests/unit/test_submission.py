@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.documents import KindDocument
 from gateway.errors import BadRequest, InvalidInput, TooLarge, UnsupportedType
 from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import (
@@ -19,7 +20,6 @@ from gateway.handlers.submission import (
 )
 from gateway.handlers.uploads import _guess_type, _media_type, _unique_name, clean_name
 from gateway.handlers.validation import Validators, validated
-from gateway.protocol import KindDocument
 from gateway.requests import JobOptions, JobRequest
 from gateway.store import StoredFile
 
