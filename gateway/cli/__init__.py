@@ -1,8 +1,8 @@
 """The `outlast` command: its sub-commands, its exit codes, and how its errors look.
 
-`jobs` and `serve` have `add_commands(subparsers)`, which gives every parser a `handler=`: a function that takes the
-parsed arguments and returns the exit code. Handlers import what they need: `outlast --help` must not wait for
-Redis, aiohttp or rich.
+Each file has `add_commands(subparsers)`, which gives every parser a `handler=`: a function that takes the parsed
+arguments and returns the exit code. Handlers import what they need: `outlast --help` must not wait for Redis, aiohttp
+or rich.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all sub-commands."""
-    from gateway.cli import jobs, serve
+    from gateway.cli import edge, jobs, serve
 
     parser = argparse.ArgumentParser(
         prog="outlast",
@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     serve.add_commands(subparsers)
     jobs.add_commands(subparsers)
+    edge.add_commands(subparsers)
     return parser
 
 

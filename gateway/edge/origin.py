@@ -1,0 +1,85 @@
+"""The connections to the origin: opened when needed, kept for the next request, ended when they have been idle."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from gateway.edge.clock import Clock
+from gateway.edge.failures import Refused
+from gateway.edge.profile import Profile
+from gateway.edge.wire import Wire
+from gateway.errors import ConfigurationError
+
+# As cloudflared's keepAliveConnections: what comes back beyond it is closed.
+_MAX_IDLE: Final = 100
+
+
+@dataclass(slots=True)
+class Link:
+    """A connection to the origin in the hands of one request."""
+
+    wire: Wire
+    reused: bool
+
+
+class Origin:
+    """One origin, `http://host:port`."""
+
+    def __init__(self, url: str, profile: Profile, clock: Clock) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query:
+            raise ConfigurationError(f"The origin is http://HOST:PORT, without a path, not {url!r}.")
+        self._host, self._port = parts.hostname, parts.port or 80
+        self.netloc = parts.netloc
+        self._profile = profile
+        self._clock = clock
+        self._idle: list[tuple[float, Wire]] = []
+
+    async def link(self, *, fresh: bool = False) -> Link:
+        """A connection, a used one where there is one. Raises `Refused`."""
+        while self._idle and not fresh:
+            since, wire = self._idle.pop()
+            if self._is_usable(since, wire):
+                return Link(wire, reused=True)
+            wire.close()
+        timers, errors = self._profile.timers, self._profile.errors
+        try:
+            async with self._clock.limit(timers.connect_seconds):
+                loop = asyncio.get_running_loop()
+                _, wire = await loop.create_connection(Wire, self._host, self._port)
+        except TimeoutError:
+            raise Refused(errors.connect_timeout, "connect_timeout") from None
+        except OSError:
+            raise Refused(errors.refused, "refused") from None
+        return Link(wire, reused=False)
+
+    def _is_usable(self, since: float, wire: Wire) -> bool:
+        idle = self._profile.timers.origin_idle_seconds
+        if idle and self._clock.now() - since > idle:
+            return False
+        # What an origin says that was not asked belongs to no request.
+        return not wire.waiting and (not wire.ended or self._profile.request.reuse_race)
+
+    def give_back(self, link: Link) -> None:
+        """Keep a connection for the next request."""
+        if len(self._idle) >= _MAX_IDLE:
+            link.wire.close()
+        else:
+            self._idle.append((self._clock.now(), link.wire))
+
+    def sweep(self) -> None:
+        """Close those that nobody can use any more."""
+        kept = [(since, wire) for since, wire in self._idle if self._is_usable(since, wire)]
+        for entry in self._idle:
+            if entry not in kept:
+                entry[1].close()
+        self._idle = kept
+
+    def cut(self) -> None:
+        """Reset all that are idle."""
+        for _, wire in self._idle:
+            wire.abort()
+        self._idle.clear()
