@@ -21,7 +21,7 @@ from gateway.blobs import Blobs
 from gateway.collector import collect_loop
 from gateway.config import Settings
 from gateway.errors import ConfigurationError, Unavailable
-from gateway.handlers import jobs, kinds, pages, probe, results, run, streams
+from gateway.handlers import jobs, kinds, pages, probe, results, run, streams, tus
 from gateway.handlers.context import (
     BLOBS,
     DOCS,
@@ -61,6 +61,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *run.routes,
     *streams.routes,
     *results.routes,
+    *tus.routes,
     *websocket.routes,
     *kinds.routes,
     *pages.routes,
@@ -127,6 +128,7 @@ def make_app(settings: Settings, store: Store, blobs: Blobs, hub: Hub) -> web.Ap
             app.router.add_route(route.method, route.path, route.handler, expect_handler=expect_later)
     app.on_response_prepare.append(finish_headers)
     app.on_response_prepare.append(cross_origin_headers(allowed))
+    app.on_response_prepare.append(tus.tus_headers)
     app.on_response_prepare.append(_say_goodbye)
     app.cleanup_ctx.append(_clocks)
     return app

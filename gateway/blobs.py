@@ -1,8 +1,8 @@
 """Blobs: the bytes that are too large for Redis. A local folder, or an object store such as S3, by URL.
 
-Keys are `jobs/{job id}/...`, so that all of a job is deleted at once. Nothing here knows what is in a blob, and nothing
-is ever executed or unpacked. obstore's plain calls run in threads: its asyncio calls come back on threads of its own,
-which abort the process if the interpreter ends in that moment.
+Keys are `jobs/{job id}/...` and `uploads/{upload id}/...`, so that all of one is deleted at once. Nothing here knows
+what is in a blob, and nothing is ever executed or unpacked. obstore's plain calls run in threads: its asyncio calls
+come back on threads of its own, which abort the process if the interpreter ends in that moment.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -53,7 +54,7 @@ _THREADS: Final = ThreadPoolExecutor(32, thread_name_prefix="blobs")
 _MARKER_KEY: Final = "outlast-marker"
 # What can stand in a path of any store and any file system as it is.
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*", re.ASCII)
-_JOB_KEY: Final = re.compile(r"^jobs/([a-z0-9]{1,64})/", re.ASCII)
+_OWNED_KEY: Final = re.compile(r"^(?:jobs|uploads)/([a-z0-9]{1,64})/", re.ASCII)
 
 
 class Blobs:
@@ -98,29 +99,37 @@ class Blobs:
         A stream is never held whole. Raises `TooLarge` as soon as there are more than `max_bytes`. After an error, an
         error of the stream or a cancellation nothing of it is left behind, and nobody ever sees a part of it.
         """
-        upload = _Upload(self._store, _checked(key), self._part_bytes)
+        writer = self.writer(key)
         try:
-            waiting = bytearray()
-            size = 0
             async for chunk in _chunks(body):
-                size += len(chunk)
-                if max_bytes is not None and size > max_bytes:
+                await writer.write(chunk)
+                if max_bytes is not None and writer.size > max_bytes:
                     raise TooLarge(f"This is larger than the limit of {max_bytes} bytes.")
-                waiting += chunk
-                if len(waiting) >= GATHER_BYTES:
-                    await _in_thread(upload.write, bytes(waiting))
-                    waiting.clear()
-            return size, await _in_thread(upload.finish, bytes(waiting))
+            return await writer.finish()
         except BaseException:
-            # It waits for a write that a cancellation left running in its thread; the thread can't be stopped.
-            await asyncio.shield(_in_thread(upload.discard))
+            await asyncio.shield(writer.discard())
             raise
+
+    def writer(self, key: str) -> Writer:
+        """A blob that is written piece by piece; nobody sees it before its `finish`."""
+        return Writer(_Upload(self._store, _checked(key), self._part_bytes))
+
+    async def copy(self, source: str, target: str) -> None:
+        """Put a blob under another key as well, without its bytes coming through here where the place can do that.
+
+        In a folder both are one file, which is never written to. Raises `NotFound`.
+        """
+        try:
+            await _in_thread(obstore.copy, self._store, _checked(source), _checked(target))
+        except Unavailable:
+            # A file system without hard links, or an object over what the store copies at once.
+            await self.put(target, self.stream(source), max_bytes=None)
 
     async def get(self, key: str) -> bytes:
         """A whole blob. Raises `NotFound`."""
         return await _in_thread(lambda: bytes(obstore.get(self._store, _checked(key)).bytes()))
 
-    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes]:
         """A blob's bytes from `start` up to but without `end`, in pieces. Raises `NotFound`."""
         size = await self.size(key)
         end = size if end is None else min(end, size)
@@ -163,25 +172,34 @@ class Blobs:
 
     async def jobs(self) -> AsyncIterator[tuple[str, float]]:
         """The jobs that have blobs, each with the time of its newest one in seconds since 1970, for the collector."""
-        newest = await _in_thread(self._local_jobs if self._folder is not None else self._remote_jobs)
-        for job, changed_at in newest.items():
-            yield job, changed_at
+        async for entry in self._newest("jobs"):
+            yield entry
 
-    def _local_jobs(self) -> dict[str, float]:
+    async def uploads(self) -> AsyncIterator[tuple[str, float]]:
+        """The uploads that have blobs, likewise."""
+        async for entry in self._newest("uploads"):
+            yield entry
+
+    async def _newest(self, top: str) -> AsyncIterator[tuple[str, float]]:
+        newest = await _in_thread(self._newest_local if self._folder is not None else self._newest_remote, top)
+        for owner, changed_at in newest.items():
+            yield owner, changed_at
+
+    def _newest_local(self, top: str) -> dict[str, float]:
         """A walk, not a listing: a listing leaves out the halves of uploads that died with their process."""
         assert self._folder is not None
         newest: dict[str, float] = {}
-        for folder in _entries(self._folder / "jobs"):
+        for folder in _entries(self._folder / top):
             with suppress(OSError):  # Deleted while we look.
                 times = [path.stat().st_mtime for path in (folder, *folder.rglob("*"))]
                 newest[folder.name] = max(times)
         return newest
 
-    def _remote_jobs(self) -> dict[str, float]:
+    def _newest_remote(self, top: str) -> dict[str, float]:
         newest: dict[str, float] = {}
-        for page in obstore.list(self._store, "jobs"):
+        for page in obstore.list(self._store, top):
             for entry in page:
-                match = _JOB_KEY.match(entry["path"])
+                match = _OWNED_KEY.match(entry["path"])
                 if match is not None:
                     changed_at = entry["last_modified"].timestamp()
                     newest[match[1]] = max(changed_at, newest.get(match[1], 0.0))
@@ -203,8 +221,41 @@ class Blobs:
                 obstore.put(self._store, _MARKER_KEY, marker.encode())
 
 
+class Writer:
+    """One blob on its way in. After a cancellation `finish` and `discard` still work: no byte is lost or doubled."""
+
+    def __init__(self, upload: _Upload) -> None:
+        self._upload = upload
+        self._gathered = bytearray()
+        self.size = 0
+        """Bytes that were handed over."""
+
+    async def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes."""
+        self._gathered += chunk
+        self.size += len(chunk)
+        if len(self._gathered) >= GATHER_BYTES:
+            self._hand_over()
+            await _in_thread(self._upload.write)
+
+    async def finish(self) -> tuple[int, str]:
+        """Make the blob visible; returns its size and its SHA-256 in hexadecimal."""
+        self._hand_over()
+        return self.size, await _in_thread(self._upload.finish)
+
+    async def discard(self) -> None:
+        """Leave nothing behind, however far it got."""
+        # It waits for a write that a cancellation left running in its thread; the thread can't be stopped.
+        await _in_thread(self._upload.discard)
+
+    def _hand_over(self) -> None:
+        # Before any `await`: a cancelled call to a thread may or may not take place, its bytes must not depend on it.
+        self._upload.waiting.append(bytes(self._gathered))
+        self._gathered.clear()
+
+
 class _Upload:
-    """One blob on its way in, used from threads: one call at a time, whoever was cancelled meanwhile."""
+    """The part of a writer that works in threads: one call at a time, whoever was cancelled meanwhile."""
 
     def __init__(self, store: ObjectStore, key: str, part_bytes: int) -> None:
         self._store = store
@@ -214,19 +265,25 @@ class _Upload:
         self._digest = hashlib.sha256()
         self._lock = threading.Lock()
         self._finished = False
+        self.waiting: deque[bytes] = deque()
+        """What is to be written; at most one piece, unless writing was cancelled."""
 
-    def write(self, data: bytes) -> None:
-        """Take the next bytes."""
+    def write(self) -> None:
+        """Write what waits."""
         with self._lock:
-            self._digest.update(data)
-            self._writer.write(data)
+            self._write()
 
-    def finish(self, data: bytes) -> str:
-        """Take the last bytes and make the blob visible. Returns the digest of all of them."""
-        with self._lock:
+    def _write(self) -> None:
+        while self.waiting:
+            data = self.waiting.popleft()
             if data:
                 self._digest.update(data)
                 self._writer.write(data)
+
+    def finish(self) -> str:
+        """Write what waits and make the blob visible. Returns the digest of all of it."""
+        with self._lock:
+            self._write()
             self._finished = True
             self._writer.close()
             return self._digest.hexdigest()

@@ -31,12 +31,12 @@ async def collect_loop(store: Store, blobs: Blobs) -> None:
             logger.warning("files are not collected now: %s", error.detail)
         else:
             if deleted:
-                logger.info("deleted the files of %d jobs that are gone", deleted)
+                logger.info("deleted the files of %d jobs and uploads that are gone", deleted)
 
 
 async def collect(store: Store, blobs: Blobs, *, orphan_seconds: float = ORPHAN_SECONDS) -> int:
-    """Delete what no job refers to; returns of how many jobs. Raises `Unavailable`."""
-    deleted = 0
+    """Delete what no job refers to and what is left of uploads; returns of how many. Raises `Unavailable`."""
+    deleted = await _collect_uploads(store, blobs)
     batch: list[tuple[str, float]] = []
     async for entry in blobs.jobs():
         batch.append(entry)
@@ -44,6 +44,19 @@ async def collect(store: Store, blobs: Blobs, *, orphan_seconds: float = ORPHAN_
             deleted += await _collect_some(store, blobs, batch, orphan_seconds)
             batch.clear()
     return deleted + await _collect_some(store, blobs, batch, orphan_seconds)
+
+
+async def _collect_uploads(store: Store, blobs: Blobs) -> int:
+    """An upload's record is there before its first blob and tells when its time is over: no record, no upload."""
+    uploads = [upload async for upload, _ in blobs.uploads()]
+    deleted = 0
+    for start in range(0, len(uploads), _ASKED_AT_ONCE):
+        asked = uploads[start : start + _ASKED_AT_ONCE]
+        for upload, is_open in zip(asked, await store.open_uploads(asked), strict=True):
+            if not is_open:
+                await blobs.delete_prefix(f"uploads/{upload}")
+                deleted += 1
+    return deleted
 
 
 async def _collect_some(store: Store, blobs: Blobs, batch: list[tuple[str, float]], orphan_seconds: float) -> int:

@@ -65,7 +65,9 @@ class Settings(BaseSettings):
     )
     stream_max_age_seconds: float = Field(600, ge=1, description="A GET stream is ended by plan after this, +-20 %.")
     retry_seconds: float = Field(2, ge=0.1, le=60, description="Reconnect advice to SSE clients; jittered.")
-    max_upload_bytes: int = Field(100 * 1024 * 1024, ge=1, description="Largest request body.")
+    max_upload_bytes: int = Field(
+        100 * 1024 * 1024, ge=1, description="Largest request body, and largest file that comes in parts."
+    )
     max_inline_bytes: int = Field(256 * 1024, ge=1024, description="Larger inputs, outputs and results become blobs.")
     header_timeout_seconds: float = Field(10, gt=0, description="For a request's head to arrive.")
     upload_idle_seconds: float = Field(30, gt=0, description="Longest pause in an upload.")

@@ -7,7 +7,7 @@
     │   ├── NotFound            404    MethodNotAllowed 405    NotAcceptable 406
     │   ├── Timeout             408
     │   ├── Conflict            409 not_finished · still_open · resubmitted_stream
-    │   ├── Gone                410
+    │   ├── Gone                410    PreconditionFailed 412
     │   ├── TooLarge            413    UnsupportedType 415    RangeNotSatisfiable 416
     │   ├── InvalidInput        422 (which field, and why)
     │   ├── KeyReused           422    JobFailed 422 job_failed · job_cancelled
@@ -144,6 +144,14 @@ class Gone(RequestError):
     """Whose job it was, for the gateway's own check (another owner gets 404); never sent."""
 
 
+class PreconditionFailed(RequestError):
+    """412: the client speaks a version of a protocol that is not spoken here."""
+
+    status = 412
+    default_code = "tus_version"
+    title = "Another version of the protocol is needed"
+
+
 class TooLarge(RequestError):
     """413: the body or a part of it is over a limit."""
 
@@ -254,6 +262,7 @@ _BY_STATUS: Final[Mapping[int, type[OutlastError]]] = {
     408: Timeout,
     409: Conflict,
     410: Gone,
+    412: PreconditionFailed,
     413: TooLarge,
     415: UnsupportedType,
     416: RangeNotSatisfiable,

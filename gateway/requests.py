@@ -13,6 +13,9 @@ from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter
 from gateway.documents import WireModel
 from gateway.protocol import DAY_SECONDS, JOB_PATTERN, KIND_PATTERN, TAG_PATTERN, TYPE_PATTERN, Priority
 
+# A kind that wants more files than this wants an archive. Each file is a blob and a line in the job's record.
+MAX_FILES: Final = 64
+
 
 class JobOptions(WireModel):
     """What can be asked of a job besides its input. An unknown field is refused, never ignored."""
@@ -33,10 +36,21 @@ class JobOptions(WireModel):
     tags: list[Annotated[str, Field(pattern=TAG_PATTERN)]] = Field(default_factory=list, max_length=16)
 
 
+class FileReference(WireModel):
+    """A file that is on the gateway already: by its upload."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    upload: Annotated[str, Field(pattern=JOB_PATTERN, description="The id of a resumable upload that is complete.")]
+
+
 class JobRequest(JobOptions):
     """The JSON body of a submit."""
 
     input: dict[str, Any] = Field(default_factory=dict, description="Validated against the kind's JSON Schema.")
+    files: list[FileReference] = Field(
+        default_factory=list, max_length=MAX_FILES, description="Files that were uploaded before, in their order."
+    )
 
 
 # --- WebSocket --------------------------------------------------------------------------------------------------------

@@ -20,11 +20,12 @@ from pydantic_core import from_json, to_json
 
 from gateway.auth import SUBPROTOCOL
 from gateway.errors import BadRequest, OutlastError, TooMany
-from gateway.handlers.context import HUB, SETTINGS, STORE, owned, principal
+from gateway.handlers.context import HUB, SETTINGS, STORE, known_kind, owned, principal
 from gateway.handlers.documents import job_document
 from gateway.handlers.routes import NO_BODY, Answer, Route
 from gateway.handlers.streams import requested_seconds
-from gateway.handlers.submission import submit
+from gateway.handlers.submission import checked_key
+from gateway.handlers.uploads import Received
 from gateway.hub import Frame, Listener, Place, Subscription, websocket_frame
 from gateway.protocol import CLOSE_CODES, START, CloseCode, Cursor
 from gateway.requests import (
@@ -218,7 +219,10 @@ class Session:
 
     async def _submit(self, frame: SubmitFrame, group: asyncio.TaskGroup) -> None:
         body = JobRequest.model_validate(frame.model_dump(include=set(JobRequest.model_fields), exclude_unset=True))
-        submitted = await submit(self._app, self._owner, frame.kind, body, key=frame.idempotency_key)
+        kind = await known_kind(self._store, frame.kind)
+        job = await self._store.job_id(self._owner, checked_key(frame.idempotency_key))
+        async with Received(self._app, kind, job, body) as received:
+            submitted = await received.submit(self._owner, frame.idempotency_key)
         document = self._document(submitted.record)
         self._answer("submitted", frame.ref, replayed=submitted.replayed, **document)
         if frame.subscribe and submitted.record.id not in self._jobs:

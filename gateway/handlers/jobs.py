@@ -9,7 +9,7 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from gateway.documents import JobDocument
-from gateway.errors import BadRequest, Conflict, Gone, NotFound, RequestError, TooLarge, Unavailable
+from gateway.errors import BadRequest, Conflict, Gone, NotFound, TooLarge
 from gateway.handlers.context import (
     BLOBS,
     HUB,
@@ -34,7 +34,7 @@ from gateway.handlers.streams import (
     stream,
 )
 from gateway.handlers.strict_json import read_json
-from gateway.handlers.submission import checked_key, submit
+from gateway.handlers.submission import checked_key
 from gateway.handlers.uploads import Received
 from gateway.handlers.validation import validated
 from gateway.protocol import START, State
@@ -83,7 +83,7 @@ async def accept(request: web.Request) -> Submitted:
     job = await store.job_id(owner, key)
     async with Received(request.app, kind, job) as received:
         await received.read(request)
-        return await _take(request, received, key)
+        return await received.submit(owner, key)
 
 
 async def repeated_job(request: web.Request) -> JobRecord:
@@ -101,31 +101,6 @@ async def repeated_job(request: web.Request) -> JobRecord:
             events="/v1/jobs/{id}/events",
         )
     return await owned(store, await store.job_id(owner, key), owner)
-
-
-async def _take(request: web.Request, received: Received, key: str | None, *, retry_of: str | None = None) -> Submitted:
-    """Hand what was received to the store; the files are the job's unless it is certain that there is none."""
-    try:
-        submitted = await submit(
-            request.app,
-            principal(request),
-            received.kind.kind,
-            received.request,
-            key=key,
-            files=received.files,
-            job=received.job,
-            retry_of=retry_of,
-        )
-    except RequestError:
-        raise
-    except BaseException as error:
-        # Only `queue_full` is certain. After anything else the job may have been made: its reply was lost, it was not.
-        if not (isinstance(error, Unavailable) and error.code == "queue_full"):
-            received.keep()
-        raise
-    if not submitted.replayed:
-        received.keep()
-    return submitted
 
 
 async def _resume_instead(request: web.Request, record: JobRecord) -> web.StreamResponse:
@@ -226,7 +201,7 @@ async def retry_job(request: web.Request) -> web.Response:
             await received.copy(old)
         except NotFound:
             raise Gone("The job's files have expired; submit them again.") from None
-        submitted = await _take(request, received, key, retry_of=old.id)
+        submitted = await received.submit(owner, key, retry_of=old.id)
     headers = {"Location": f"/v1/jobs/{submitted.record.id}"}
     if submitted.replayed:
         headers["Idempotency-Replayed"] = "true"

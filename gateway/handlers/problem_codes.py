@@ -72,6 +72,9 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
     ),
     "not_found": Meaning("404", "There is nothing under this address.", "See the routes."),
     "job_not_found": Meaning("404", "There is no such job, or it is another owner's.", "Check the id and the key."),
+    "upload_not_found": Meaning(
+        "404", "There is no such upload, it has expired, or it is another owner's.", "Begin a new one."
+    ),
     "unknown_kind": Meaning(
         "404",
         "No worker has ever offered this kind of work.",
@@ -100,6 +103,15 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "A POST with Last-Event-ID and without Idempotency-Key: which job it means can't be known.",
         "Go on with GET on the job's events.",
     ),
+    "wrong_offset": Meaning(
+        "409", "A part of an upload does not begin where the upload stands; `offset` says where.", "Go on from there."
+    ),
+    "upload_incomplete": Meaning(
+        "409", "A submit names an upload of which a part is missing.", "Send the rest, then submit again."
+    ),
+    "tus_version": Meaning(
+        "412", "Uploads speak the tus protocol, version 1.0.0.", "Send the header `Tus-Resumable: 1.0.0`."
+    ),
     "expired": Meaning("410", "The job has ended, and its retention time is over.", "Submit it again, with a new key."),
     "too_large": Meaning(
         "413", "The body is over the limit.", "Send less, or have the operator raise OUTLAST_MAX_UPLOAD_BYTES."
@@ -110,6 +122,7 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "Send large JSON as a file; split a large file.",
     ),
     "too_many_files": Meaning("413", "A form has too many files or parts.", "Send several jobs, or an archive."),
+    "too_many_parts": Meaning("413", "An upload came in too many pieces.", "Begin again, with larger ones."),
     "unsupported_type": Meaning(
         "415", "The body's content type is not read by this kind.", "The detail names those that are."
     ),
@@ -146,6 +159,9 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
     ),
     "too_many_subscriptions": Meaning(
         "WebSocket", "The socket hears as many jobs as one may.", "Unsubscribe some, or open another."
+    ),
+    "too_many_uploads": Meaning(
+        "429", "The owner has too many uploads open.", "`DELETE` those that are not needed; the others end in a day."
     ),
     "owner_queue_full": Meaning(
         "429", "The owner has too many jobs of this kind waiting.", "Submit again when some have begun."

@@ -138,7 +138,7 @@ def problem_middleware(metrics: Metrics) -> Middleware:
 def _log_end(request: web.Request, status: int, seconds: float, metrics: Metrics) -> None:
     resource = request.match_info.route.resource
     route = resource.canonical if resource is not None else "none"
-    method = request.method if request.method in {"GET", "HEAD", "POST", "DELETE", "OPTIONS"} else "other"
+    method = request.method if request.method in {"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"} else "other"
     metrics.count("requests", route=route, method=method, status=str(status))
     if not request.get(_STARTED):
         metrics.observe("request_seconds", seconds, route=route)
@@ -181,12 +181,12 @@ def cross_origin_middleware(allowed: frozenset[str]) -> Middleware:
             request.method == "OPTIONS"
             and request.headers.get("Origin") in allowed
             and "Access-Control-Request-Method" in request.headers
-            and isinstance(request.match_info.http_exception, web.HTTPMethodNotAllowed)
+            and not isinstance(request.match_info.http_exception, web.HTTPNotFound)
         ):
             return web.Response(
                 status=204,
                 headers={
-                    "Access-Control-Allow-Methods": "GET, POST, DELETE",
+                    "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE",
                     "Access-Control-Allow-Headers": ", ".join(_ASKED_HEADERS),
                     "Access-Control-Max-Age": "600",
                 },
@@ -206,6 +206,12 @@ _ASKED_HEADERS: Final = (
     "Last-Event-ID",
     "Prefer",
     "Range",
+    "Tus-Resumable",
+    "Upload-Defer-Length",
+    "Upload-Length",
+    "Upload-Metadata",
+    "Upload-Offset",
+    "X-HTTP-Method-Override",
     "X-Request-ID",
 )
 _SHOWN_HEADERS: Final = (
@@ -218,6 +224,14 @@ _SHOWN_HEADERS: Final = (
     "Location",
     "Preference-Applied",
     "Retry-After",
+    "Tus-Extension",
+    "Tus-Max-Size",
+    "Tus-Resumable",
+    "Tus-Version",
+    "Upload-Defer-Length",
+    "Upload-Expires",
+    "Upload-Length",
+    "Upload-Offset",
     "X-Job-Id",
     "X-Request-ID",
 )

@@ -40,7 +40,7 @@ class Route:
     may answer with one.
     """
 
-    method: Literal["GET", "POST", "DELETE"]
+    method: Literal["GET", "POST", "PATCH", "DELETE", "OPTIONS"]
     path: str
     handler: Handler
     summary: str
@@ -64,6 +64,7 @@ PATH_PARAMETERS: Final[Mapping[str, str]] = {
     "kind": "The kind of work, such as `ocr`; `GET /v1/kinds` lists them.",
     "index": "The output's index.",
     "name": "The file's name, as the job document says it.",
+    "upload": "The upload's id.",
     "path": "A file of the browser client.",
 }
 

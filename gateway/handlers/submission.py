@@ -40,13 +40,13 @@ async def submit(
     body: JobRequest,
     *,
     key: str | None,
+    job: str,
     files: Sequence[UploadedFile] = (),
-    job: str | None = None,
     retry_of: str | None = None,
 ) -> Submitted:
     """Check a request and make its job, or find the job that its Idempotency-Key has made before.
 
-    `job` is the id if the files are stored under it already. Cancelling it leaves open whether the job was accepted.
+    `job` is its id, under which the files are stored already. Cancelling it leaves open whether the job was accepted.
     Raises `NotFound` for an unknown kind, `InvalidInput`, `TooLarge`, `UnsupportedType`, and what `Store.submit` does.
     """
     store = app[STORE]
@@ -64,8 +64,6 @@ async def submit(
         files=tuple(file.stored for file in files),
         retry_of=retry_of,
     )
-    if job is None:
-        job = await store.job_id(owner, checked_key(key))
     submitted = await store.submit(job, new, keyed=key is not None)
     app[METRICS].count("jobs_submitted", kind=kind, outcome="replayed" if submitted.replayed else "new")
     return submitted

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import mimetypes
-import re
-import unicodedata
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
@@ -18,49 +15,49 @@ from pydantic_core import from_json
 from gateway.blobs import Blobs
 from gateway.config import Settings
 from gateway.documents import KindDocument
-from gateway.errors import BadRequest, InvalidInput, OutlastError, TooLarge, UnsupportedType
-from gateway.handlers.context import BLOBS, METRICS, SETTINGS
+from gateway.errors import (
+    BadRequest,
+    Conflict,
+    InvalidInput,
+    OutlastError,
+    RequestError,
+    TooLarge,
+    Unavailable,
+    UnsupportedType,
+)
+from gateway.handlers.context import BLOBS, METRICS, SETTINGS, STORE
+from gateway.handlers.filenames import FORM, UNKNOWN, clean_name, guess_type, media_type, unique_name
+from gateway.handlers.joining import joined, owned_upload
 from gateway.handlers.strict_json import read_json
-from gateway.handlers.submission import UploadedFile, check_file_allowed
+from gateway.handlers.submission import UploadedFile, check_file_allowed, submit
 from gateway.handlers.validation import validated
 from gateway.metrics import Metrics
-from gateway.requests import JobOptions, JobRequest
-from gateway.store import JobRecord, StoredFile
+from gateway.requests import MAX_FILES, JobOptions, JobRequest
+from gateway.store import JobRecord, Store, StoredFile, Submitted
 
-# A kind that wants more files than this wants an archive. Each file is a blob and a line in the job's record.
-MAX_FILES: Final = 64
+# As many as tell every type apart that is known by them.
+_MAGIC_BYTES: Final = 16
 _MAX_PARTS: Final = MAX_FILES + 32
 _PART_CHUNK: Final = 256 * 1024
 # Room for the options and for white space, on top of the input's own limit.
 _JSON_SPARE_BYTES: Final = 64 * 1024
-_MAX_NAME_BYTES: Final = 200
 _OPTIONS: Final = frozenset(JobOptions.model_fields)
 _SUBMIT_QUERY: Final = frozenset({"input", "options", "filename"})
-_MEDIA_TYPE: Final = re.compile(r"^[a-z0-9!#$&^_.+-]{1,100}/[a-z0-9!#$&^_.+-]{1,100}$", re.ASCII)
-_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
-    (b"%PDF-", "application/pdf"),
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"II*\x00", "image/tiff"),
-    (b"MM\x00*", "image/tiff"),
-    (b"GIF8", "image/gif"),
-)
-_UNKNOWN: Final = "application/octet-stream"
-# What `curl --data-binary @scan.pdf` says of the file unless it is told otherwise.
-_FORM: Final = "application/x-www-form-urlencoded"
 
 
 class Received:
     """What a submit's body held. As a context manager: files that no job has taken over are deleted at its end."""
 
-    def __init__(self, app: web.Application, kind: KindDocument, job: str) -> None:
+    def __init__(self, app: web.Application, kind: KindDocument, job: str, request: JobRequest | None = None) -> None:
         self._blobs: Blobs = app[BLOBS]
+        self._app = app
+        self._uploads: Store = app[STORE]
         self._settings: Settings = app[SETTINGS]
         self._metrics: Metrics = app[METRICS]
         self.kind = kind
         self.job = job
         self._keys: list[str] = []
-        self.request = JobRequest()
+        self.request = request or JobRequest()
         self.files: list[UploadedFile] = []
 
     async def __aenter__(self) -> Received:
@@ -72,7 +69,7 @@ class Received:
             with suppress(OutlastError):
                 await self._blobs.delete(key)
 
-    def keep(self) -> None:
+    def _keep(self) -> None:
         """The job refers to the files now, or it may: they are not ours to delete any more."""
         self._keys.clear()
 
@@ -83,15 +80,15 @@ class Received:
             raise _body_too_large(limit)
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedType("Compressed bodies are not read; send it without Content-Encoding.")
-        media_type = _media_type(request.headers.get("Content-Type"))
-        if media_type == "application/json" or (media_type in {None, _UNKNOWN} and not request.can_read_body):
+        declared = media_type(request.headers.get("Content-Type"))
+        if declared == "application/json" or (declared in {None, UNKNOWN} and not request.can_read_body):
             await self._read_json(request)
-        elif media_type == "multipart/form-data":
+        elif declared == "multipart/form-data":
             await self._read_multipart(request)
-        elif media_type is not None and media_type.startswith("multipart/"):
+        elif declared is not None and declared.startswith("multipart/"):
             raise UnsupportedType("Of the multipart types only multipart/form-data is read.")
         else:
-            await self._read_raw(request, media_type or _UNKNOWN)
+            await self._read_raw(request, declared or UNKNOWN)
 
     async def copy(self, old: JobRecord) -> None:
         """Take the input, the options and the files of an earlier job. Raises `NotFound` if a file is gone."""
@@ -105,13 +102,67 @@ class Received:
             self._keys.append(key)
             self.files.append(UploadedFile(replace(file, size=size, blob=key), sha256))
 
+    async def submit(self, owner: str, key: str | None, *, retry_of: str | None = None) -> Submitted:
+        """Make the job of what was received; the files are the job's unless it is certain that there is none.
+
+        Raises what `submission.submit` does, and for files that are named by their uploads `NotFound` and `Conflict`.
+        """
+        await self._take_uploads(owner)
+        try:
+            submitted = await submit(
+                self._app,
+                owner,
+                self.kind.kind,
+                self.request,
+                key=key,
+                files=self.files,
+                job=self.job,
+                retry_of=retry_of,
+            )
+        except RequestError:
+            raise
+        except BaseException as error:
+            # Only `queue_full` is certain. After anything else the job may have been made: its reply was lost, it not.
+            if not (isinstance(error, Unavailable) and error.code == "queue_full"):
+                self._keep()
+            raise
+        if not submitted.replayed:
+            self._keep()
+        return submitted
+
+    async def _take_uploads(self, owner: str) -> None:
+        for reference in self.request.files:
+            upload = await owned_upload(self._uploads, reference.upload, owner)
+            if not upload.complete:
+                raise Conflict(
+                    f"The upload {upload.id} is not complete: {upload.offset} of {upload.length or 'unknown'} bytes are"
+                    " there. Send the rest, then submit again.",
+                    code="upload_incomplete",
+                    offset=upload.offset,
+                )
+            if upload.content_type:
+                check_file_allowed(self.kind, upload.content_type)
+            if upload.length == 0:
+                raise _file_empty(upload.name)
+            blob, sha256 = await joined(self._uploads, self._blobs, upload)
+            content_type = upload.content_type or guess_type(upload.name, await self._first_bytes(blob))
+            check_file_allowed(self.kind, content_type)
+            key = self._blobs.key_for(self.job)
+            self._keys.append(key)
+            await self._blobs.copy(blob, key)
+            self._add(upload.name, content_type, upload.offset, key, sha256)
+
+    async def _first_bytes(self, blob: str) -> bytes:
+        async with aclosing(self._blobs.stream(blob, 0, _MAGIC_BYTES)) as chunks:
+            return await anext(chunks, b"")
+
     # --- one body of each sort --------------------------------------------------------------------------------------
 
     async def _read_json(self, request: web.Request) -> None:
         _refuse_query(request, frozenset())
         most = self._settings.max_inline_bytes + _JSON_SPARE_BYTES
         body = bytearray()
-        async for chunk in _body(request, self._settings.max_upload_bytes):
+        async for chunk in body_chunks(request, self._settings.max_upload_bytes):
             body += chunk
             if len(body) > most:
                 raise _input_too_large(most)
@@ -131,7 +182,7 @@ class Received:
         self.request = _request(options, input_)
         disposition = request.headers.get("Content-Disposition")
         name = query.get("filename") or _disposition_name(disposition) or ""
-        await self._store(name, content_type, _body(request, self._settings.max_upload_bytes))
+        await self._store(name, content_type, body_chunks(request, self._settings.max_upload_bytes))
 
     async def _read_multipart(self, request: web.Request) -> None:
         _refuse_query(request, frozenset())
@@ -176,33 +227,32 @@ class Received:
     async def _store_part(self, request: web.Request, part: BodyPartReader, filename: str) -> None:
         if len(self.files) >= MAX_FILES:
             raise TooLarge(f"A job takes at most {MAX_FILES} files.", code="too_many_files")
-        content_type = _media_type(part.headers.get("Content-Type")) or _UNKNOWN
+        content_type = media_type(part.headers.get("Content-Type")) or UNKNOWN
         await self._store(filename, content_type, self._part_chunks(request, part))
 
     # --- files ------------------------------------------------------------------------------------------------------
 
     async def _store(self, name: str, content_type: str, chunks: AsyncGenerator[bytes, None]) -> None:
         """Stream a file to the blob store under the job's id."""
-        if content_type not in {_UNKNOWN, _FORM}:
+        if content_type not in {UNKNOWN, FORM}:
             # Before the first byte is asked for: a client that waits for `100 Continue` need not send it.
             check_file_allowed(self.kind, content_type)
         async with aclosing(chunks):
             first = await anext(chunks, b"")
-            if content_type in {_UNKNOWN, _FORM}:
-                content_type = _guess_type(name, first, declared=content_type)
+            if content_type in {UNKNOWN, FORM}:
+                content_type = guess_type(name, first, declared=content_type)
                 check_file_allowed(self.kind, content_type)
             if not first:
-                raise InvalidInput(
-                    f"The file {clean_name(name, content_type)!r} is empty.",
-                    code="file_empty",
-                    errors=[{"field": "file", "message": "the file has no bytes"}],
-                )
+                raise _file_empty(clean_name(name, content_type))
             key = self._blobs.key_for(self.job)
             limit = self._settings.max_upload_bytes
             size, sha256 = await self._blobs.put(key, _joined(first, chunks), max_bytes=limit)
         self._keys.append(key)
         self._metrics.count("uploaded_bytes", size)
-        unique = _unique_name(clean_name(name, content_type), {file.stored.name for file in self.files})
+        self._add(name, content_type, size, key, sha256)
+
+    def _add(self, name: str, content_type: str, size: int, key: str, sha256: str) -> None:
+        unique = unique_name(clean_name(name, content_type), {file.stored.name for file in self.files})
         self.files.append(UploadedFile(StoredFile(unique, content_type, size, key), sha256))
 
     async def _part_chunks(self, request: web.Request, part: BodyPartReader) -> AsyncGenerator[bytes, None]:
@@ -225,7 +275,7 @@ class Received:
         return bytes(text)
 
 
-async def _body(request: web.Request, limit: int) -> AsyncGenerator[bytes, None]:
+async def body_chunks(request: web.Request, limit: int) -> AsyncGenerator[bytes, None]:
     """The body's chunks, counted as they come in."""
     await _continue(request)
     content = request.content
@@ -306,6 +356,14 @@ def _text(name: str, text: bytes) -> str:
         raise BadRequest(f"The part {name!r} is not UTF-8.", code="bad_multipart") from None
 
 
+def _file_empty(name: str) -> InvalidInput:
+    return InvalidInput(
+        f"The file {name!r} is empty.",
+        code="file_empty",
+        errors=[{"field": "file", "message": "the file has no bytes"}],
+    )
+
+
 def _body_too_large(limit: int) -> TooLarge:
     return TooLarge(
         f"The body is larger than the limit of {limit} bytes (OUTLAST_MAX_UPLOAD_BYTES).", limit_bytes=limit
@@ -318,37 +376,6 @@ def _input_too_large(most: int) -> TooLarge:
         " and the file.",
         code="input_too_large",
     )
-
-
-# --- names and types ------------------------------------------------------------------------------------------------
-
-
-def _media_type(header: str | None) -> str | None:
-    """The media type without its parameters, in lower case; None without a header, `UnsupportedType` for nonsense."""
-    if header is None or not header.strip():
-        return None
-    media_type = header.split(";", 1)[0].strip().lower()
-    if _MEDIA_TYPE.fullmatch(media_type) is None:
-        raise UnsupportedType(f"{header[:80]!r} is no content type; it looks like application/pdf.")
-    return media_type
-
-
-def _guess_type(name: str, first: bytes, *, declared: str = _UNKNOWN) -> str:
-    """The type of a file that came without one: by its first bytes, else by its name.
-
-    Raises `UnsupportedType` for an HTML form's fields, which are no file.
-    """
-    for magic, content_type in _MAGIC:
-        if first.startswith(magic):
-            return content_type
-    if first[:4] == b"RIFF" and first[8:12] == b"WEBP":
-        return "image/webp"
-    if declared == _FORM:
-        raise UnsupportedType(
-            "This is an HTML form's type, which curl -d and --data-binary send by default. Add"
-            " -H 'Content-Type: application/json' for JSON, or the file's own type for a file."
-        )
-    return mimetypes.guess_type(name)[0] or _UNKNOWN
 
 
 def _disposition_name(header: str | None) -> str | None:
@@ -374,28 +401,3 @@ def _check_part(part: BodyPartReader) -> None:
     encoding = part.headers.get("Content-Transfer-Encoding", "binary").lower()
     if encoding not in {"binary", "8bit", "7bit"} or "Content-Encoding" in part.headers:
         raise BadRequest("The parts of a form are sent as they are, without an encoding.", code="bad_multipart")
-
-
-def clean_name(name: str, content_type: str = _UNKNOWN) -> str:
-    """A file's name without what could mislead: paths, control characters, changes of direction, endless length.
-
-    It is shown and sent back, never used as a path.
-    """
-    name = re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]
-    name = "".join(char for char in name if unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
-    name = " ".join(name.split()).strip(". ")
-    if len(name.encode()) > _MAX_NAME_BYTES:
-        stem, dot, suffix = name.rpartition(".") if "." in name[-16:] else (name, "", "")
-        room = _MAX_NAME_BYTES - len((dot + suffix).encode())
-        name = stem.encode()[:room].decode(errors="ignore") + dot + suffix
-    suffix = "" if content_type == _UNKNOWN else mimetypes.guess_extension(content_type) or ""
-    return name or f"file{suffix}"
-
-
-def _unique_name(name: str, taken: set[str]) -> str:
-    stem, dot, suffix = name.rpartition(".") if "." in name[1:] else (name, "", "")
-    candidate, number = name, 1
-    while candidate in taken:
-        number += 1
-        candidate = f"{stem}-{number}{dot}{suffix}"
-    return candidate

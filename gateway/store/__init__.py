@@ -28,9 +28,11 @@ from gateway.store.records import (
     NewJob,
     StoredFile,
     Submitted,
+    Upload,
     WriterEvent,
 )
 from gateway.store.renewer import Renewed, Renewer
+from gateway.store.uploads import Uploads, upload_not_found, wrong_offset
 
 __all__ = [
     "PAGE_EVENTS",
@@ -49,13 +51,16 @@ __all__ = [
     "Store",
     "StoredFile",
     "Submitted",
+    "Upload",
     "WriterEvent",
     "until_available",
+    "upload_not_found",
+    "wrong_offset",
 ]
 
 
-class Store(Log, Look):
-    """All operations on jobs. Each raises `Unavailable` while Redis does not answer."""
+class Store(Log, Look, Uploads):
+    """All operations on jobs and uploads. Each raises `Unavailable` while Redis does not answer."""
 
     @classmethod
     async def connect(

@@ -92,6 +92,28 @@ class JobRecord:
         return dict(from_json(self.end)) if self.end else {}
 
 
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A resumable upload: `offset` bytes of `length` are there; None where the length is not known yet."""
+
+    id: str
+    owner: str
+    name: str
+    content_type: str
+    """As the client said it; empty where it said nothing."""
+    length: int | None
+    offset: int
+    expires_ms: float
+    blob: str | None
+    """Where its parts stand joined, once they do; `sha256` is then the digest of the whole."""
+    sha256: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is there."""
+        return self.offset == self.length
+
+
 class Submitted(NamedTuple):
     """A submit's answer: the job's record, and whether an earlier request had made the job already."""
 

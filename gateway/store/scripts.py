@@ -113,6 +113,15 @@ class Keys:
         """An owner's recent jobs."""
         return f"{self.prefix}:jobs:{encode_owner(owner)}"
 
+    def upload(self, upload: str) -> list[str]:
+        """KEYS of every script of an upload's slot: upload, parts."""
+        stem = f"{self.prefix}:{{{upload}}}:"
+        return [stem + "upload", stem + "parts"]
+
+    def uploads(self, owner: str) -> str:
+        """An owner's open uploads."""
+        return f"{self.prefix}:uploads:{encode_owner(owner)}"
+
     def dead(self, kind: str) -> str:
         """A kind's jobs that used up their attempts."""
         return f"{self.prefix}:dead:{{{kind}}}"

@@ -35,7 +35,12 @@ async def open_gateway(store: Store, tmp_path: Path) -> AsyncIterator[Gateway]:
 async def test_every_v1_route_asks_for_a_key(keyed: Gateway) -> None:
     """401 with the scheme, on each route of the table, before anything else is looked at."""
     for route in ROUTES:
-        path = route.path.replace("{job}", "a" * 26).replace("{kind}", "echo").replace("{index}", "1")
+        path = (
+            route.path.replace("{job}", "a" * 26)
+            .replace("{upload}", "a" * 26)
+            .replace("{kind}", "echo")
+            .replace("{index}", "1")
+        )
         answer = await keyed.ask(route.method, path.replace("{name}", "x").replace("{path}", "page.js"))
 
         if route.path.startswith("/v1/"):

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.documents import KindDocument
 from gateway.errors import BadRequest, InvalidInput, TooLarge, UnsupportedType
+from gateway.handlers.filenames import clean_name, guess_type, media_type, unique_name
 from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import (
     UploadedFile,
@@ -18,7 +19,6 @@ from gateway.handlers.submission import (
     checked_key,
     fingerprint,
 )
-from gateway.handlers.uploads import _guess_type, _media_type, _unique_name, clean_name
 from gateway.handlers.validation import Validators, validated
 from gateway.requests import JobOptions, JobRequest
 from gateway.store import StoredFile
@@ -242,9 +242,9 @@ def test_a_nameless_file_is_named_by_its_type() -> None:
 
 def test_names_are_made_unique() -> None:
     """The ending stays where it was."""
-    assert _unique_name("a.pdf", set()) == "a.pdf"
-    assert _unique_name("a.pdf", {"a.pdf", "a-2.pdf"}) == "a-3.pdf"
-    assert _unique_name("a", {"a"}) == "a-2"
+    assert unique_name("a.pdf", set()) == "a.pdf"
+    assert unique_name("a.pdf", {"a.pdf", "a-2.pdf"}) == "a-3.pdf"
+    assert unique_name("a", {"a"}) == "a-2"
 
 
 @pytest.mark.parametrize(
@@ -263,13 +263,13 @@ def test_names_are_made_unique() -> None:
 )
 def test_a_file_is_known_by_its_bytes_else_by_its_name(name: str, first: bytes, content_type: str) -> None:
     """Where the client did not say."""
-    assert _guess_type(name, first) == content_type
+    assert guess_type(name, first) == content_type
 
 
 def test_a_content_type_is_read_without_its_parameters() -> None:
     """And nonsense is refused rather than guessed at."""
-    assert _media_type("Text/Plain; charset=utf-8") == "text/plain"
-    assert _media_type(None) is None
-    assert _media_type(" ") is None
+    assert media_type("Text/Plain; charset=utf-8") == "text/plain"
+    assert media_type(None) is None
+    assert media_type(" ") is None
     with pytest.raises(UnsupportedType):
-        _media_type("pdf")
+        media_type("pdf")
