@@ -150,6 +150,17 @@ export class GatewayClient {
   }
 
   /**
+   * Do an ended job again: a new job with the same input, options and files, whose `retry_of` is the old one.
+   * @param {string} id
+   * @param {{idempotencyKey?: string, signal?: AbortSignal}} [options]
+   * @returns {Promise<JobDocument>}
+   */
+  retry(id, { idempotencyKey, signal } = {}) {
+    const headers = { "Idempotency-Key": idempotencyKey ?? randomKey() };
+    return this.#json(`/v1/jobs/${encodeURIComponent(id)}/retry`, { method: "POST", headers, signal });
+  }
+
+  /**
    * The result of a job that succeeded: parsed if it is JSON, else as text. Throws `GatewayError`: `not_finished`,
    * `job_failed`, `expired`.
    * @param {string} id
@@ -179,10 +190,10 @@ export class GatewayClient {
   /**
    * Any of the gateway's addresses, such as an output's `url`, with the key. Throws `GatewayError` unless 2xx.
    * @param {string} path
-   * @param {{method?: string, accept?: string, signal?: AbortSignal}} [options]
+   * @param {{method?: string, accept?: string, headers?: Record<string, string>, signal?: AbortSignal}} [options]
    */
-  async request(path, { method = "GET", accept = "*/*", signal } = {}) {
-    const headers = { Accept: accept, ...authorization(await this.#key()) };
+  async request(path, { method = "GET", accept = "*/*", headers: more = {}, signal } = {}) {
+    const headers = { Accept: accept, ...more, ...authorization(await this.#key()) };
     /** @type {Response} */
     let response;
     try {
@@ -201,15 +212,17 @@ export class GatewayClient {
 
   /**
    * @param {string} path
-   * @param {{method?: string, query?: Record<string, string | number | undefined>, signal?: AbortSignal}} options
+   * @param {{method?: string, query?: Record<string, string | number | undefined>, headers?: Record<string, string>,
+   *   signal?: AbortSignal}} options
    * @returns {Promise<any>}
    */
-  async #json(path, { method, query = {}, signal }) {
+  async #json(path, { method, query = {}, headers, signal }) {
     const given = Object.entries(query).filter(([, value]) => value !== undefined);
     const search = new URLSearchParams(given.map(([name, value]) => [name, String(value)])).toString();
     const response = await this.request(search ? `${path}?${search}` : path, {
       method,
       accept: "application/json",
+      headers,
       signal,
     });
     return response.json();

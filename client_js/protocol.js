@@ -31,6 +31,7 @@
  * @property {import("./errors.js").Problem | null} [problem]
  * @property {boolean} [partial]
  * @property {boolean} [cancel_requested]
+ * @property {string | null} [retry_of]
  * @property {string[]} [tags]
  * @property {{name: string, content_type: string, size: number, url: string}[]} [files]
  * @property {Record<string, string>} urls

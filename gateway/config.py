@@ -42,6 +42,10 @@ class Settings(BaseSettings):
         SecretStr(""), description="Opens `/_probe/...` to `outlast doctor`; empty: these routes are 404."
     )
 
+    operators: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Names of API keys that may pause and resume kinds, separated by commas."
+    )
+
     redis_url: str = Field(
         "",
         pattern=r"^((redis|rediss|unix)://.+)?$",
@@ -117,6 +121,13 @@ class Settings(BaseSettings):
             raise ValueError("it travels in a header; make it of visible ASCII characters")
         return value
 
+    @field_validator("operators", mode="before")
+    @classmethod
+    def _split_operators(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+
     @model_validator(mode="after")
     def _check(self) -> Settings:
         secrets = [secret.get_secret_value() for secret in self.api_keys.values()]
@@ -132,6 +143,8 @@ class Settings(BaseSettings):
                 f"the API key {weak[0]!r} is shorter than {LEAST_SECRET} characters;"
                 " make one with `openssl rand -hex 24`"
             )
+        if unknown := [name for name in self.operators if name not in self.api_keys]:
+            raise ValueError(f"the operator {unknown[0]!r} has no API key; name one of OUTLAST_API_KEYS")
         if "null" in self.allowed_origins:
             raise ValueError("the origin null stands for any sandboxed page; name real origins")
         if self.host not in LOOPBACK and not self.api_keys:

@@ -120,3 +120,12 @@ class KindDocument(WireModel):
     max_running: int | None = Field(None, description="At most so many at once over all workers.")
     max_waiting: int = 10_000
     max_waiting_per_owner: int = 10_000
+
+
+class KindStatus(KindDocument):
+    """A kind, and how it stands now. One without a worker takes jobs all the same, and so does a paused one."""
+
+    workers: int = Field(0, description="Workers that showed themselves in the last seconds and do this kind.")
+    paused: bool = Field(False, description="Whether its jobs wait until somebody resumes it.")
+    waiting: int = Field(0, description="Jobs in its queue.")
+    running: int = Field(0, description="Jobs in hand.")

@@ -57,6 +57,7 @@ TABLE: Final = (
     Metric("uploaded_bytes", "counter", "Bytes of files that were stored."),
     Metric("queue_depth", "gauge", "Jobs that wait.", ("kind",)),
     Metric("queue_running", "gauge", "Jobs in hand.", ("kind",)),
+    Metric("dead_jobs", "gauge", "Jobs that used up their attempts and wait to be done again.", ("kind",)),
     Metric("workers", "gauge", "Workers that showed themselves lately."),
     Metric("store_up", "gauge", "1 if Redis answered this scrape."),
     Metric(

@@ -57,3 +57,24 @@ async def end(
     record = await store.job(lease.job)
     await store.leave(lease, record)
     return record
+
+
+async def look_later(store: Store, record: JobRecord, *, seconds: float = 20) -> None:
+    """Look at a job as if so much time had passed since its end."""
+    await store._client.hincrby(store._keys.record(record.id), "ended", int(-seconds * 1000))
+    await store._client.zadd(store._keys.kind(record.kind)[1], {record.id: 0})
+    await store.look([record.kind])
+
+
+async def use_up(store: Store, kind: KindDocument, **options: Any) -> JobRecord:
+    """Submit a job, let its last attempt fail, and let a look do its last things: a dead letter."""
+    record = await submit(store, kind, **options)
+    lease = await begin(store, kind.kind)
+    problem = {
+        "code": "retries_exhausted",
+        "cause": "model_busy",
+        "detail": "All 3 attempts failed. The last one: busy",
+    }
+    record = await end(store, lease, batch=1, type_="failed", data={"problem": problem, "partial": False})
+    await look_later(store, record)
+    return await store.job(record.id)

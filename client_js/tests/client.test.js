@@ -99,6 +99,17 @@ test("job, jobs, kinds, cancel and result are one request each", async () => {
   assert.deepEqual(await client.result(JOB), { pages: 2 });
 });
 
+test("a retry is a new job under a key of its own", async () => {
+  gateway.routes = { [`POST /v1/jobs/${JOB}/retry`]: { id: "b".repeat(26), retry_of: JOB } };
+
+  assert.equal((await client.retry(JOB)).retry_of, JOB);
+  await client.retry(JOB, { idempotencyKey: "mine" });
+
+  const keys = gateway.requests.map(({ headers }) => headers["idempotency-key"]);
+  assert.match(String(keys[0]), /^[0-9a-f]{32}$/);
+  assert.equal(keys[1], "mine");
+});
+
 test("a key may be a function that is asked before each request", async () => {
   let count = 0;
   const renewing = new GatewayClient(gateway.base, { apiKey: async () => `key-${(count += 1)}` });

@@ -79,7 +79,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all sub-commands."""
-    from gateway.cli import edge, jobs, serve
+    from gateway.cli import edge, jobs, operate, serve
 
     parser = argparse.ArgumentParser(
         prog="outlast",
@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     serve.add_commands(subparsers)
     jobs.add_commands(subparsers)
+    operate.add_commands(subparsers)
     edge.add_commands(subparsers)
     return parser
 

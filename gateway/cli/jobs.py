@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,12 +21,21 @@ _DEFAULT_URL: Final = "http://127.0.0.1:8080"
 # A wrong address is to be told at once; a gateway that restarts under a job that runs for an hour is waited for.
 _ASK_SECONDS: Final = 5.0
 _FOLLOW_SECONDS: Final = 300.0
+# Words that a table shows in a colour.
+_STYLES: Final = {
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+    "running": "cyan",
+    "paused": "yellow",
+    "no worker": "red",
+}
 _TEXT_FIRST: Final = "text/plain, application/json;q=0.9, */*;q=0.1"
 
 
 def add_commands(subparsers: Any) -> None:
     """Add the commands to `outlast`."""
-    submit = _add(subparsers, "submit", _submit, "submit a job, watch it and print its result")
+    submit = add_command(subparsers, "submit", _submit, "submit a job, watch it and print its result")
     submit.add_argument("kind", help="the kind of work, such as ocr")
     submit.add_argument("files", nargs="*", metavar="FILE", help="files to send with it; - is stdin")
     submit.add_argument("--input", metavar="JSON", help="the job's input as a JSON object")
@@ -46,21 +55,21 @@ def add_commands(subparsers: Any) -> None:
     submit.set_defaults(late="files")
     _add_result_options(submit)
 
-    watch = _add(subparsers, "watch", _watch, "watch a job and print its result")
+    watch = add_command(subparsers, "watch", _watch, "watch a job and print its result")
     watch.add_argument("job", help="the job's id")
     watch.add_argument("--events", action="store_true", help="print the events instead, one JSON text a line")
     _add_result_options(watch)
 
-    result = _add(subparsers, "result", _result, "wait for a job's end and print its result")
+    result = add_command(subparsers, "result", _result, "wait for a job's end and print its result")
     result.add_argument("job", help="the job's id")
     _add_result_options(result)
 
-    cancel = _add(subparsers, "cancel", _cancel, "cancel a job")
+    cancel = add_command(subparsers, "cancel", _cancel, "cancel a job")
     cancel.add_argument("job", help="the job's id")
     cancel.add_argument("--reason", help="is kept with the job")
     cancel.add_argument("--wait", action="store_true", help="return when it has ended")
 
-    jobs = _add(subparsers, "jobs", _jobs, "list your own recent jobs, newest first")
+    jobs = add_command(subparsers, "jobs", _jobs, "list your own recent jobs, newest first")
     jobs.add_argument("--state", choices=["queued", "running", "succeeded", "failed", "cancelled"])
     jobs.add_argument("--kind")
     jobs.add_argument("--tag")
@@ -68,7 +77,8 @@ def add_commands(subparsers: Any) -> None:
     jobs.add_argument("--json", action="store_true", help="print them as JSON")
 
 
-def _add(subparsers: Any, name: str, handler: Any, help_: str) -> argparse.ArgumentParser:
+def add_command(subparsers: Any, name: str, handler: Any, help_: str) -> argparse.ArgumentParser:
+    """Add a command that asks a gateway."""
     parser: argparse.ArgumentParser = subparsers.add_parser(name, help=help_, description=help_.capitalize() + ".")
     parser.add_argument("--url", help=f"the gateway's address (OUTLAST_URL; default: {_DEFAULT_URL})")
     parser.add_argument("--key", help="the API key; better in OUTLAST_API_KEY, where other users can't see it")
@@ -96,7 +106,7 @@ def _submit(args: argparse.Namespace) -> int:
 
     async def submit() -> int:
         with display(title, quiet=args.quiet) as shown:
-            async with _client(args, _FOLLOW_SECONDS) as client:
+            async with open_client(args, _FOLLOW_SECONDS) as client:
                 job = await client.submit(
                     args.kind,
                     input_,
@@ -109,7 +119,7 @@ def _submit(args: argparse.Namespace) -> int:
                 )
                 followed.job = job.id
                 if args.no_wait:
-                    content = _document(job) if args.json else job.id
+                    content = document_of(job) if args.json else job.id
                 else:
                     content = await _follow_to_result(client, job.id, shown, args, client.events(job))
         _write(content, args)
@@ -126,9 +136,9 @@ def _watch(args: argparse.Namespace) -> int:
     followed = _Followed(args, args.job)
 
     async def watch() -> int:
-        async with _client(args, _ASK_SECONDS) as client:
+        async with open_client(args, _ASK_SECONDS) as client:
             job = await client.job(args.job)
-        async with _client(args, _FOLLOW_SECONDS) as client:
+        async with open_client(args, _FOLLOW_SECONDS) as client:
             if args.events:
                 async for event in client.events(job):
                     print(encode_event(event).decode(), flush=True)
@@ -145,7 +155,7 @@ def _result(args: argparse.Namespace) -> int:
     _check_output(args)
 
     async def result() -> int:
-        async with _client(args, _ASK_SECONDS) as client:
+        async with open_client(args, _ASK_SECONDS) as client:
             content = await client.result(args.job, accept=_accept(args))
         _write(content, args)
         return Exit.SUCCEEDED
@@ -155,7 +165,7 @@ def _result(args: argparse.Namespace) -> int:
 
 def _cancel(args: argparse.Namespace) -> int:
     async def cancel() -> int:
-        async with _client(args, _ASK_SECONDS) as client:
+        async with open_client(args, _ASK_SECONDS) as client:
             job = await client.cancel(args.job, reason=args.reason, wait=args.wait)
         if job.state == "cancelled":
             print(f"{job.id} is cancelled")
@@ -170,13 +180,16 @@ def _cancel(args: argparse.Namespace) -> int:
 
 def _jobs(args: argparse.Namespace) -> int:
     async def jobs() -> int:
-        async with _client(args, _ASK_SECONDS) as client:
+        async with open_client(args, _ASK_SECONDS) as client:
             listed = client.jobs(state=args.state, kind=args.kind, tag=args.tag, limit=args.limit)
             found = [job async for job in listed]
         if args.json:
-            print(json.dumps([_document(job) for job in found], indent=2, ensure_ascii=False))
+            print(json.dumps([document_of(job) for job in found], indent=2, ensure_ascii=False))
         else:
-            _print_table(found)
+            rows = [
+                (job.id, job.kind, str(job.state), _amount(job), shown_time(job.document.created_at)) for job in found
+            ]
+            print_rows(("job", "kind", "state", "progress", "created"), rows, empty="No jobs yet.")
         return Exit.SUCCEEDED
 
     return _Followed(args).run(jobs())
@@ -241,7 +254,8 @@ def _code_of(job: Job) -> int:
 # --- arguments ------------------------------------------------------------------------------------------------------
 
 
-def _client(args: argparse.Namespace, patience_seconds: float) -> Client:
+def open_client(args: argparse.Namespace, patience_seconds: float) -> Client:
+    """A client of the gateway that the arguments or the environment name."""
     from gateway.client import Client
 
     url = args.url or os.environ.get("OUTLAST_URL") or _DEFAULT_URL
@@ -303,26 +317,34 @@ def _write(content: Any, args: argparse.Namespace) -> None:
         print(content, end="" if content.endswith("\n") else "\n")
 
 
-def _document(job: Job) -> dict[str, Any]:
+def document_of(job: Job) -> dict[str, Any]:
+    """The job's document as plain JSON values."""
     return job.document.model_dump(mode="json")
 
 
-def _print_table(jobs: list[Job]) -> None:
-    """Columns for a terminal; values between tabs for a pipe."""
-    rows = [(job.id, job.kind, str(job.state), _amount(job), job.document.created_at) for job in jobs]
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
+    """A table for a terminal; values between tabs for a pipe."""
+    from gateway.cli.display import printable
+
     if not sys.stdout.isatty():
         for row in rows:
-            print("\t".join(row))
+            print("\t".join(printable(value) for value in row))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    styles = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
-    table = Table("job", "kind", "state", "progress", "created", box=None, pad_edge=False)
-    for id_, kind, state, amount, created in rows:
-        table.add_row(id_, Text(kind), Text(state, styles.get(state, "")), Text(amount), created[:19].replace("T", " "))
-    Console().print(table if rows else "No jobs yet.")
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(printable(value), _STYLES.get(value, "")) for value in row))
+    Console().print(table if rows else empty)
+
+
+def shown_time(time: str | None) -> str:
+    """A time as a person reads it; as it came for a program."""
+    if not time or not sys.stdout.isatty():
+        return time or ""
+    return time[:19].replace("T", " ")
 
 
 def _amount(job: Job) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from gateway.documents import JobDocument, KindDocument, WireModel
+from gateway.documents import JobDocument, KindStatus, WireModel
 from gateway.errors import Unreachable
 from gateway.protocol import Event, read_event
 
@@ -32,7 +32,7 @@ class _Outputs(WireModel):
 
 
 class _Kinds(WireModel):
-    kinds: list[KindDocument]
+    kinds: list[KindStatus]
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,13 @@ class Answer:
         """The page of jobs that it holds."""
         return self._read(JobPage)
 
-    def kinds(self) -> list[KindDocument]:
+    def kinds(self) -> list[KindStatus]:
         """The kinds that it holds."""
         return self._read(_Kinds).kinds
+
+    def kind(self) -> KindStatus:
+        """The kind that it holds."""
+        return self._read(KindStatus)
 
     def outputs(self) -> tuple[list[Event], int | None]:
         """The output events that it holds, and after which number the next page begins, if there is one."""

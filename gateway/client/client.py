@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from gateway.client.connection import ApiKey, Connection
-    from gateway.documents import JobDocument, KindDocument
+    from gateway.documents import JobDocument, KindStatus
 
 Transport = Literal["sse", "websocket"]
 
@@ -77,6 +77,10 @@ class Job:
     async def cancel(self, **options: Any) -> Job:
         """`Client.cancel` of this job."""
         return await self._client.cancel(self, **options)
+
+    async def retry(self, **options: Any) -> Job:
+        """`Client.retry` of this job."""
+        return await self._client.retry(self, **options)
 
     async def fold(self) -> Fold:
         """`Client.fold` of this job."""
@@ -265,6 +269,19 @@ class Client:
         asked = Job(self, answer.job())
         return await self._wait(asked) if wait and not asked.terminal else asked
 
+    async def retry(self, job: Job | str, *, idempotency_key: str | None = None) -> Job:
+        """Do an ended job again: a new job with the same input, options and files, whose `retry_of` is the old one.
+
+        Raises `Conflict` (`still_open`) while the old one has not ended.
+        """
+        answer = await self._connection.request(
+            "POST",
+            f"/v1/jobs/{_id(job)}/retry",
+            headers={"Idempotency-Key": idempotency_key or os.urandom(16).hex()},
+        )
+        replayed = answer.headers.get("Idempotency-Replayed") == "true"
+        return Job(self, answer.job(), replayed=replayed)
+
     async def job(self, job: Job | str) -> Job:
         """The job as it is now."""
         return Job(self, (await self._connection.request("GET", f"/v1/jobs/{_id(job)}")).job())
@@ -278,13 +295,22 @@ class Client:
         limit: int | None = None,
     ) -> AsyncIterator[Job]:
         """Your own jobs, newest first; the next page is fetched as the loop goes on."""
+        query = {"state": state and str(state), "kind": kind, "tag": tag}
+        async for job in self._listed("/v1/jobs", query, limit):
+            yield job
+
+    async def dead(self, kind: str, *, limit: int | None = None) -> AsyncIterator[Job]:
+        """Your own jobs of a kind that used up their attempts and that nobody has done again, newest first."""
+        async for job in self._listed(f"/v1/kinds/{quote(kind, safe='')}/dead", {}, limit):
+            yield job
+
+    async def _listed(self, path: str, query: Mapping[str, str | None], limit: int | None) -> AsyncIterator[Job]:
         left = limit
         cursor: str | None = None
         while left is None or left > 0:
-            query = {"state": state and str(state), "kind": kind, "tag": tag, "cursor": cursor}
             size = _PAGE_JOBS if left is None else min(left, _PAGE_JOBS)
-            answer = await self._connection.request("GET", "/v1/jobs", query={**query, "limit": size})
-            page = answer.jobs()
+            chosen = {**query, "cursor": cursor, "limit": size}
+            page = (await self._connection.request("GET", path, query=chosen)).jobs()
             for document in page.jobs:
                 yield Job(self, document)
             left = None if left is None else left - len(page.jobs)
@@ -314,9 +340,21 @@ class Client:
                     break
         return fold
 
-    async def kinds(self) -> list[KindDocument]:
+    async def kinds(self) -> list[KindStatus]:
         """The kinds of work that this gateway knows."""
         return (await self._connection.request("GET", "/v1/kinds")).kinds()
+
+    async def pause(self, kind: str) -> KindStatus:
+        """Let no worker begin jobs of a kind. Where the gateway has API keys, only its operators may."""
+        return await self._operate(kind, "pause")
+
+    async def resume(self, kind: str) -> KindStatus:
+        """Let workers begin jobs of a kind again."""
+        return await self._operate(kind, "resume")
+
+    async def _operate(self, kind: str, verb: str) -> KindStatus:
+        path = f"/v1/kinds/{quote(kind, safe='')}/{verb}"
+        return (await self._connection.request("POST", path)).kind()
 
     async def fetch(self, path: str, *, accept: str = "*/*") -> bytes:
         """The bytes at one of the gateway's own addresses, such as the `url` of an output."""

@@ -151,22 +151,40 @@ async def list_jobs(request: web.Request) -> web.Response:
     states = [state.value for state in State]
     if (state := query.get("state")) is not None and state not in states:
         raise BadRequest(f"?state= is one of {', '.join(states)}; not {state[:40]!r}.")
-    limit, cursor = query.get("limit", "50"), query.get("cursor")
+    cursor, limit = _requested_page(request)
+    return _page(
+        request,
+        *await request.app[STORE].jobs(
+            principal(request),
+            state=State(state) if state is not None else None,
+            kind=query.get("kind"),
+            tag=query.get("tag"),
+            cursor=cursor,
+            limit=limit,
+        ),
+    )
+
+
+async def list_dead_jobs(request: web.Request) -> web.Response:
+    """`GET /v1/kinds/{kind}/dead`."""
+    store = request.app[STORE]
+    kind = await known_kind(store, request.match_info["kind"])
+    cursor, limit = _requested_page(request)
+    return _page(request, *await store.dead_jobs(kind.kind, principal(request), cursor=cursor, limit=limit))
+
+
+def _requested_page(request: web.Request) -> tuple[str | None, int]:
+    limit, cursor = request.query.get("limit", "50"), request.query.get("cursor")
     if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= _MAX_LISTED):
         raise BadRequest(f"?limit= is a number from 1 to {_MAX_LISTED}; not {limit[:40]!r}.")
     if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 16):
         raise BadRequest("?cursor= is the `cursor` of an earlier page, as it came.", code="bad_cursor")
-    records, cursor = await request.app[STORE].jobs(
-        principal(request),
-        state=State(state) if state is not None else None,
-        kind=query.get("kind"),
-        tag=query.get("tag"),
-        cursor=cursor,
-        limit=int(limit),
-    )
+    return cursor, int(limit)
+
+
+def _page(request: web.Request, records: list[JobRecord], cursor: str | None) -> web.Response:
     settings = request.app[SETTINGS]
-    page = JobList(jobs=[job_document(record, settings) for record in records], cursor=cursor)
-    return _json(page)
+    return _json(JobList(jobs=[job_document(record, settings) for record in records], cursor=cursor))
 
 
 # --- change -----------------------------------------------------------------------------------------------------------
@@ -202,6 +220,7 @@ async def retry_job(request: web.Request) -> web.Response:
         except NotFound:
             raise Gone("The job's files have expired; submit them again.") from None
         submitted = await received.submit(owner, key, retry_of=old.id)
+    await app[STORE].redone(old, submitted.record.id)
     headers = {"Location": f"/v1/jobs/{submitted.record.id}"}
     if submitted.replayed:
         headers["Idempotency-Replayed"] = "true"
@@ -276,6 +295,10 @@ _PREFER: Final = Parameter(
     "Prefer", "`wait=N`: answer when the job has ended, after N seconds (at most 50) in any case.", place="header"
 )
 REPLAYED: Final = {"Idempotency-Replayed": "`true` if an earlier request with this key made the job."}
+_PAGE: Final = (
+    Parameter("cursor", "The `cursor` of the page before."),
+    Parameter("limit", "About so many jobs.", {"type": "integer", "minimum": 1, "maximum": _MAX_LISTED, "default": 50}),
+)
 
 routes: Final = (
     Route(
@@ -321,11 +344,18 @@ routes: Final = (
             ),
             Parameter("kind", "Only jobs of this kind."),
             Parameter("tag", "Only jobs with this tag."),
-            Parameter("cursor", "The `cursor` of the page before."),
-            Parameter(
-                "limit", "About so many jobs.", {"type": "integer", "minimum": 1, "maximum": _MAX_LISTED, "default": 50}
-            ),
+            *_PAGE,
         ),
+    ),
+    Route(
+        "GET",
+        "/v1/kinds/{kind}/dead",
+        list_dead_jobs,
+        "List your dead letters of a kind",
+        "Jobs that used up their attempts and that nobody has done again yet, newest first. They are kept for 14 days,"
+        " or as long as the job itself asked for.",
+        responses={200: Answer("A page of jobs.", JobList)},
+        parameters=_PAGE,
     ),
     Route(
         "GET",

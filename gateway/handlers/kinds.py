@@ -1,4 +1,4 @@
-"""Kinds of work: what can be submitted, and who is there to do it."""
+"""Kinds of work: what can be submitted, who is there to do it, and whether it may begin."""
 
 from __future__ import annotations
 
@@ -6,42 +6,71 @@ from collections import Counter
 from typing import Final
 
 from aiohttp import web
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from gateway.documents import KindDocument
-from gateway.handlers.context import STORE, known_kind
+from gateway.documents import KindDocument, KindStatus
+from gateway.errors import Forbidden
+from gateway.handlers.context import SETTINGS, STORE, known_kind, principal
 from gateway.handlers.routes import Answer, Route
-
-
-class KindAnswer(KindDocument):
-    """A kind, and how many workers serve it now. A kind without one takes jobs all the same: they wait."""
-
-    workers: int = Field(0, description="Workers that showed themselves in the last seconds and do this kind.")
 
 
 class KindList(BaseModel):
     """All known kinds, by name."""
 
-    kinds: list[KindAnswer]
+    kinds: list[KindStatus]
 
 
 async def list_kinds(request: web.Request) -> web.Response:
     """`GET /v1/kinds`."""
-    store = request.app[STORE]
-    kinds, workers = await store.kinds(), await _workers(request)
-    answers = [KindAnswer(**kind.model_dump(), workers=workers[kind.kind]) for kind in kinds.values()]
+    kinds = await request.app[STORE].kinds()
+    answers = await _answers(request, list(kinds.values()))
     return _json(KindList(kinds=sorted(answers, key=lambda answer: answer.kind)))
 
 
 async def read_kind(request: web.Request) -> web.Response:
     """`GET /v1/kinds/{kind}`."""
     kind = await known_kind(request.app[STORE], request.match_info["kind"])
-    workers = await _workers(request)
-    return _json(KindAnswer(**kind.model_dump(), workers=workers[kind.kind]))
+    return _json((await _answers(request, [kind]))[0])
 
 
-async def _workers(request: web.Request) -> Counter[str]:
-    return Counter(kind for worker in await request.app[STORE].workers() for kind in worker["kinds"])
+async def pause_kind(request: web.Request) -> web.Response:
+    """`POST /v1/kinds/{kind}/pause`."""
+    return await _pause(request, True)
+
+
+async def resume_kind(request: web.Request) -> web.Response:
+    """`POST /v1/kinds/{kind}/resume`."""
+    return await _pause(request, False)
+
+
+async def _pause(request: web.Request, paused: bool) -> web.Response:
+    settings, owner = request.app[SETTINGS], principal(request)
+    # It holds up everybody's jobs, so an owner's key alone is not enough.
+    if settings.api_keys and owner not in settings.operators:
+        raise Forbidden(
+            f"Only an operator may pause or resume a kind; if {owner} should, add the name to OUTLAST_OPERATORS.",
+            code="operators_only",
+        )
+    kind = await known_kind(request.app[STORE], request.match_info["kind"])
+    await request.app[STORE].pause(kind.kind, paused)
+    return _json((await _answers(request, [kind]))[0])
+
+
+async def _answers(request: web.Request, kinds: list[KindDocument]) -> list[KindStatus]:
+    store = request.app[STORE]
+    names = [kind.kind for kind in kinds]
+    workers = Counter(kind for worker in await store.workers() for kind in worker["kinds"])
+    paused, depths = await store.paused(names), await store.depths(names)
+    return [
+        KindStatus(
+            **kind.model_dump(),
+            workers=workers[kind.kind],
+            paused=kind.kind in paused,
+            waiting=depths[kind.kind][0],
+            running=depths[kind.kind][1],
+        )
+        for kind in kinds
+    ]
 
 
 def _json(model: BaseModel) -> web.Response:
@@ -65,6 +94,22 @@ routes: Final = [
         "/v1/kinds/{kind}",
         read_kind,
         "Read one kind of work",
-        responses={200: Answer("The kind.", KindAnswer)},
+        responses={200: Answer("The kind.", KindStatus)},
+    ),
+    Route(
+        "POST",
+        "/v1/kinds/{kind}/pause",
+        pause_kind,
+        "Let no worker begin jobs of a kind",
+        "Jobs are taken all the same and wait; attempts that run are left alone. It stays so across restarts, until"
+        " somebody resumes it. Where API keys are set, only those named in `OUTLAST_OPERATORS` may.",
+        responses={200: Answer("The kind, paused.", KindStatus)},
+    ),
+    Route(
+        "POST",
+        "/v1/kinds/{kind}/resume",
+        resume_kind,
+        "Let workers begin jobs of a kind again",
+        responses={200: Answer("The kind, at work.", KindStatus)},
     ),
 ]

@@ -125,12 +125,15 @@ async def metrics(request: web.Request) -> web.Response:
     registry.clear("listeners")
     for transport, count in Counter(listener.transport_name for listener in request.app[HUB].listeners).items():
         registry.set("listeners", count, transport=transport)
-    for gauge in ("queue_depth", "queue_running", "workers"):
+    for gauge in ("queue_depth", "queue_running", "dead_jobs", "workers"):
         registry.clear(gauge)
     try:
-        for kind, (waiting, running) in (await store.depths(list(await store.kinds()))).items():
+        kinds = list(await store.kinds())
+        for kind, (waiting, running) in (await store.depths(kinds)).items():
             registry.set("queue_depth", waiting, kind=kind)
             registry.set("queue_running", running, kind=kind)
+        for kind, count in (await store.count_dead(kinds)).items():
+            registry.set("dead_jobs", count, kind=kind)
         registry.set("workers", len(await store.workers()))
         registry.set("store_up", 1)
     except Unavailable:

@@ -60,6 +60,9 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
     "forbidden": Meaning(
         "403", "The credentials are good, but not for this.", "Use an API key instead of a watch token."
     ),
+    "operators_only": Meaning(
+        "403", "Only an operator may pause or resume a kind.", "Add the key's name to OUTLAST_OPERATORS."
+    ),
     "foreign_origin": Meaning(
         "403",
         "A page of another origin made the request.",

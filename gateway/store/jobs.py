@@ -13,7 +13,7 @@ from typing import Any, Final
 from pydantic_core import from_json, to_json
 
 from gateway.errors import Gone, KeyReused, NotFound, TooMany, Unavailable
-from gateway.protocol import PRIORITY_STEPS, TERMINAL, Cursor, EventType, State, encode_event_tail
+from gateway.protocol import DAY_SECONDS, PRIORITY_STEPS, TERMINAL, Cursor, EventType, State, encode_event_tail
 from gateway.requests import JobOptions
 from gateway.store.connection import Connection, translated
 from gateway.store.records import JobRecord, NewJob, StoredFile, Submitted
@@ -23,6 +23,8 @@ from gateway.store.scripts import encode_owner
 _SUBMIT_LOOK_MS: Final = 30_000
 # An open job is looked at this often at least, so that a lost pointer is found.
 LONGEST_LOOK_MS: Final = 300_000
+# A job that used up its attempts waits so long for somebody who mends the cause.
+_DEAD_RETENTION_SECONDS: Final = 14 * DAY_SECONDS
 # Recent jobs kept per owner.
 _MAX_LISTED: Final = 10_000
 
@@ -69,6 +71,7 @@ def read_record(fields: dict[bytes, bytes]) -> JobRecord:
         input_blob=text("input_blob"),
         end=fields.get(b"end"),
         result_blob=text("result_blob"),
+        redone_as=text("redone_as"),
         options=JobOptions.model_validate_json(fields.get(b"options") or b"{}"),
     )
 
@@ -171,6 +174,8 @@ class Jobs(Connection):
             "max_attempts": new.kind.max_attempts,
             "run_timeout_ms": int(run_timeout * 1000),
             "retention_ms": int(retention * 1000),
+            # Who said how long the data may be kept is obeyed, also where all attempts fail.
+            "dead_retention_ms": int((options.retention_seconds or max(retention, _DEAD_RETENTION_SECONDS)) * 1000),
             "tombstone_ms": int(self.tombstone_seconds * 1000),
             "deadline_after_ms": int(self.job_deadline_seconds * 1000),
         }

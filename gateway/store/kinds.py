@@ -32,6 +32,18 @@ class Kinds(Connection):
                 await self._client.hset(hash_key, "max_running", document.max_running)
         self._kinds_cache = (float("-inf"), {})
 
+    async def pause(self, kind: str, paused: bool) -> None:
+        """Let no worker begin jobs of a kind, or let them again. Jobs are taken all the same, and wait."""
+        await self._run("pause", self._keys.kind(kind), (int(paused),))
+
+    async def paused(self, kinds: list[str]) -> frozenset[str]:
+        """Which of these kinds are paused."""
+        async with translated(), self._client.pipeline(transaction=False) as pipe:
+            for kind in kinds:
+                pipe.hget(self._keys.kind(kind)[5], "paused")
+            rows = await pipe.execute()
+        return frozenset(kind for kind, paused in zip(kinds, rows, strict=True) if paused == b"1")
+
     async def kinds(self) -> dict[str, KindDocument]:
         """All known kinds by name; at most a second old."""
         read_at, cached = self._kinds_cache

@@ -15,7 +15,8 @@ from typing import Any, Final
 from gateway.errors import Unavailable
 from gateway.protocol import OPEN, EventType, encode_event_tail
 from gateway.store.connection import translated
-from gateway.store.jobs import LONGEST_LOOK_MS, Jobs, read_record
+from gateway.store.dead import Dead
+from gateway.store.jobs import LONGEST_LOOK_MS, read_record
 from gateway.store.kinds import Kinds
 from gateway.store.queue import END_GRACE_MS, Queue
 from gateway.store.scripts import encode_owner
@@ -55,7 +56,7 @@ _TAILS: Final = (
 )
 
 
-class Look(Jobs, Queue, Kinds):
+class Look(Dead, Queue, Kinds):
     """One look is: take what is due, judge each in its own slot, settle its pointers in the kind's slot."""
 
     async def look(self, kinds: Iterable[str]) -> int:
@@ -79,11 +80,18 @@ class Look(Jobs, Queue, Kinds):
             return
         after_ms, _, priority, owner, attempt, _ = (part.decode() for part in answer[1:7])
         if verdict == "ended":
-            record = (await self.read_jobs([job]))[0]
-            if record is not None:
-                await self.list_job(record)
+            await self._finish(job, int(after_ms))
             verdict = "drop"
         await self._settle(kind, job, token, verdict, int(after_ms), priority=priority, owner=owner, attempt=attempt)
+
+    async def _finish(self, job: str, expires_after_ms: int) -> None:
+        """The last things of an ended job: each is safe to do twice, and done before its pointers go."""
+        record = (await self.read_jobs([job]))[0]
+        if record is None:
+            return
+        await self.list_job(record)
+        if record.dead:
+            await self.bury(record, expires_after_ms)
 
     async def sweep(self) -> int:
         """Find open jobs without a due entry and give them one; returns how many. One process at a time does it."""

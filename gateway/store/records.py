@@ -80,12 +80,21 @@ class JobRecord:
     end: bytes | None
     """The data of the terminal event, JSON: `result` or `result_url`, or `problem` and `partial`, or `reason`."""
     result_blob: str | None
+    redone_as: str | None = None
+    """The job that does this one again."""
     options: JobOptions = field(default_factory=JobOptions)
 
     @property
     def terminal(self) -> bool:
         """Whether the job has ended."""
         return self.state in TERMINAL
+
+    @property
+    def dead(self) -> bool:
+        """Whether it used up its attempts, and nobody has done it again yet."""
+        if self.state is not State.FAILED or self.redone_as is not None:
+            return False
+        return bool((self.end_data().get("problem") or {}).get("code") == "retries_exhausted")
 
     def end_data(self) -> dict[str, Any]:
         """The data of the terminal event; empty while the job is open."""

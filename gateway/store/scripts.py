@@ -16,7 +16,9 @@ from urllib.parse import quote
 
 _FOLDER: Final = Path(__file__).parent / "lua"
 # With `maxmemory` reached, these may still write: what was accepted is finished. New jobs are refused.
-_FREE_TO_WRITE: Final = frozenset({"append", "begin", "cancel", "claim", "judge", "leave", "renew", "settle", "take"})
+_FREE_TO_WRITE: Final = frozenset(
+    {"append", "begin", "bury", "cancel", "claim", "judge", "leave", "pause", "redo", "renew", "settle", "take"}
+)
 
 
 @dataclass(frozen=True, slots=True)

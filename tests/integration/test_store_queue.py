@@ -11,7 +11,7 @@ from gateway.documents import KindDocument
 from gateway.protocol import START, State
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, Store
-from tests.jobs import begin, end, event, submit
+from tests.jobs import begin, end, event, look_later, submit
 
 KIND = KindDocument(kind="echo")
 
@@ -271,12 +271,9 @@ async def test_an_ended_job_leaves_no_pointer_behind(store: Store) -> None:
     record = await submit(store, KIND)
     lease = await begin(store, "echo")
     await end(store, lease, batch=1)
-    keys = store._keys.kind("echo")
-    # The end is looked at once more, ten seconds later; here the record is made that old.
-    await store._client.hincrby(store._keys.record(record.id), "ended", -20_000)
-    await store._client.zadd(keys[1], {record.id: 0})
 
-    await store.look(["echo"])
+    # The end is looked at once more, ten seconds later.
+    await look_later(store, record)
 
-    assert await store._client.zcard(keys[1]) == 0
+    assert await store._client.zcard(store._keys.kind("echo")[1]) == 0
     assert await store.depths(["echo"]) == {"echo": (0, 0)}

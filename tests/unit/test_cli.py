@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
@@ -128,10 +128,18 @@ def test_wrong_arguments_are_usage_errors(argv: list[str], capsys: pytest.Captur
 
 def test_every_command_has_a_handler_and_a_help(capsys: pytest.CaptureFixture[str]) -> None:
     """One that had none would fail only when it is used."""
-    [commands] = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    parsers: dict[str, Any] = dict(commands.choices)
 
-    assert {"up", "gateway", "worker", "submit", "watch", "result", "cancel", "jobs"} <= set(parsers)
+    def commands(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+        below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        if not below:
+            yield name, parser
+        for action in below:
+            for word, one in action.choices.items():
+                yield from commands(one, f"{name} {word}".strip())
+
+    parsers = dict(commands(build_parser(), ""))
+
+    assert {"up", "gateway", "worker", "submit", "watch", "result", "cancel", "jobs", "dead list"} <= set(parsers)
     for name, parser in parsers.items():
         assert callable(parser.get_default("handler")), name
         assert parser.description, name

@@ -3,10 +3,10 @@
 -- ARGV: job, tails of: deadline, run_timeout, start_deadline, retries_exhausted, retrying; end's grace ms, longest
 -- look ms
 -- Returns: verdict, due after ms, kind, priority, owner, attempt, state. Verdicts are settle's `where`, `ended` for a
--- job whose last things are to be done before the drop, and `unknown`.
+-- job whose last things are to be done before the drop (`after` is then when it expires), and `unknown`.
 local job = ARGV[1]
 local record = redis.call('HMGET', KEYS[1], 'state', 'kind', 'priority', 'owner', 'attempt', 'ended', 'cancel_tail',
-  'lease_until', 'deadline', 'run_deadline', 'failures', 'max_attempts', 'start_deadline', 'not_before', 'started')
+  'lease_until', 'deadline', 'run_deadline', 'failures', 'max_attempts', 'start_deadline', 'not_before', 'started', 'expires')
 local state = record[1]
 if not state then
   return { 'unknown' }
@@ -29,7 +29,7 @@ if TERMINAL[state] then
   if age < grace then
     return say('later', grace - age)
   end
-  return say('ended', 0)
+  return say('ended', at(16) - now)
 end
 
 local function finish(type, tail)

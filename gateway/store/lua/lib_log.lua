@@ -9,10 +9,20 @@ local function data_of(tail)
   return string.sub(tail, at + 1, -2)
 end
 
+-- Whether an end is that of a job that used up its attempts.
+local function is_dead(state, data)
+  if state ~= 'failed' then
+    return false
+  end
+  local read, said = pcall(cjson.decode, data)
+  return read and type(said.problem) == 'table' and said.problem.code == 'retries_exhausted'
+end
+
 -- Ends the job: its state, what its record keeps of the end, a TTL on every key, and the tombstone that outlives them.
 local function end_job(state, now, data, result_blob)
-  local record = redis.call('HMGET', KEYS[1], 'retention_ms', 'tombstone_ms', 'owner', 'fingerprint', 'kind')
-  local retention = tonumber(record[1])
+  local record = redis.call('HMGET', KEYS[1], 'retention_ms', 'tombstone_ms', 'owner', 'fingerprint', 'kind',
+    'dead_retention_ms')
+  local retention = tonumber(is_dead(state, data) and record[6] or record[1])
   redis.call('HSET', KEYS[1], 'state', state, 'ended', int(now), 'expires', int(now + retention), 'end', data,
     'result_blob', result_blob, 'nonce', '')
   for i = 1, 5 do
