@@ -21,7 +21,7 @@ from gateway.blobs import Blobs
 from gateway.collector import collect_loop
 from gateway.config import Settings
 from gateway.errors import ConfigurationError, Unavailable
-from gateway.handlers import jobs, kinds, pages, probe, results, run, streams, tus
+from gateway.handlers import jobs, kinds, pages, probe, results, run, streams, tus, worker
 from gateway.handlers.context import (
     BLOBS,
     DOCS,
@@ -62,6 +62,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *streams.routes,
     *results.routes,
     *tus.routes,
+    *worker.routes,
     *websocket.routes,
     *kinds.routes,
     *pages.routes,

@@ -8,6 +8,7 @@
     worker stopping                   -> retrying (worker_stopping), which is no failure
     events lost by Redis              -> retrying (events_lost), which is no failure
     lease lost                        -> nothing: another attempt has the job, or it has ended
+    handed over, function returned    -> nothing: whoever has the write token goes on
 
 A function that is told to stop gets `CancelledError` (async) or is told through its context (thread). After its
 kind's grace it is told again and its child processes are killed. A thread can't be killed: a timed-out one is left
@@ -89,14 +90,19 @@ class Attempt:
         self._place = place
         self._writer = Writer(place.store, lease, record, self._on_cancel_requested)
         self._context = Context(
-            record, self._writer, store=place.store, blobs=place.blobs, max_inline_bytes=place.max_inline_bytes
+            record,
+            self._writer,
+            store=place.store,
+            blobs=place.blobs,
+            max_inline_bytes=place.max_inline_bytes,
+            hand_over=self._hand_over,
         )
         self._stop: Stop | None = None
         self._stopping = asyncio.Event()
         self._cancel: dict[str, Any] = {}
         self._function: asyncio.Task[_Result] | None = None
         self._following = False
-        self._begun = asyncio.get_running_loop().time()
+        self._handed_over = False
 
     def __repr__(self) -> str:
         return f"<attempt {self.lease.attempt} at {self.lease.kind} job {self.lease.job}>"
@@ -215,6 +221,9 @@ class Attempt:
             message = "The processor ignores its cancel: its lease is given up, and the job ends when that is over."
             logger.error("%s: %s", self, message)
             self._writer.log("error", message)
+            self._writer.close()
+            return None
+        if self._handed_over and function.done() and not function.cancelled() and function.exception() is None:
             self._writer.close()
             return None
         ending = None
@@ -352,6 +361,12 @@ class Attempt:
         await self._place.blobs.put(key, text, max_bytes=None)
         return _Result({"result_url": f"/v1/jobs/{self.lease.job}/result"} | partial, key)
 
+    async def _hand_over(self, seconds: float) -> str:
+        # From now on the lease is as long as the hand-over may take, and no renewal of ours stands for its adopter.
+        self.holds_lease = False
+        self._handed_over = True
+        return await self._place.store.hand_over(self.lease, seconds, self._record.worker or "")
+
     # --- its place in the store ---------------------------------------------------------------------------------
 
     async def _join(self) -> None:
@@ -372,12 +387,9 @@ class Attempt:
             self._place.store.feed.unfollow(self.lease.job)
 
     async def _leave(self, ending: Ending) -> None:
-        ran = asyncio.get_running_loop().time() - self._begun if ending.counts else 0
         # If it fails, the job's due entry is there still, and a look puts the job where it belongs.
         with contextlib.suppress(Unavailable):
-            await self._place.store.leave(
-                self.lease, self._record, retry_after_seconds=ending.delay_seconds, ran_seconds=ran
-            )
+            await self._place.store.leave(self.lease, self._record, retry_after_seconds=ending.delay_seconds)
 
 
 def _outcome(function: asyncio.Task[_Result]) -> tuple[_Result | None, BaseException | None]:

@@ -46,7 +46,16 @@ class Context:
     report leaves it either queued whole or not at all.
     """
 
-    def __init__(self, record: JobRecord, writer: Writer, *, store: Store, blobs: Blobs, max_inline_bytes: int) -> None:
+    def __init__(
+        self,
+        record: JobRecord,
+        writer: Writer,
+        *,
+        store: Store,
+        blobs: Blobs,
+        max_inline_bytes: int,
+        hand_over: Callable[[float], Awaitable[str]],
+    ) -> None:
         self.job_id = record.id
         self.kind = record.kind
         self.attempt = record.attempt
@@ -57,6 +66,7 @@ class Context:
         self.workspace = Workspace()
         self.files = tuple(InputFile(file, blobs, self.workspace) for file in record.files)
         self._writer = writer
+        self._hand_over = hand_over
         self._store = store
         self._blobs = blobs
         self._inline_bytes = min(max_inline_bytes, MAX_EVENT_BYTES - _ENVELOPE_BYTES)
@@ -170,6 +180,16 @@ class Context:
         if "url" in event.data:
             return await self._blobs.get(f"jobs/{self.job_id}/outputs/{event.attempt}-{index}")
         return to_json(event.data.get("value"))
+
+    async def hand_over(self, seconds: float = 300) -> str:
+        """Let another process finish this attempt, and return the write token that it needs: pass it on and return.
+
+        Whoever brings the token within `seconds` adopts the attempt, once; if nobody does, or the adopter dies, the
+        job is tried again, as after any lost worker. Report before, not after. A function that raises afterwards, as
+        where the other queue takes nothing, fails its attempt as usual.
+        """
+        await self._writer.flush()
+        return await self._hand_over(seconds)
 
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Run heavy work in a thread and return its result; on the event loop it would hold up every other attempt.
@@ -297,6 +317,10 @@ class SyncContext:
     def read_output(self, index: str | int) -> bytes:
         """One output as bytes; see `Context.read_output`."""
         return self._call(self._context.read_output, index)
+
+    def hand_over(self, seconds: float = 300) -> str:
+        """Let another process finish this attempt; see `Context.hand_over`."""
+        return self._call(self._context.hand_over, seconds)
 
     def process(self, *command: str, **options: Any) -> AbstractContextManager[subprocess.Popen[Any]]:
         """Run another program; see `Context.process`. The options are those of `subprocess.Popen`."""

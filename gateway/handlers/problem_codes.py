@@ -101,6 +101,11 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "Wait for the end on its events; Retry-After says when to ask again.",
     ),
     "still_open": Meaning("409", "Only an ended job can be retried or deleted.", "Wait for its end, or cancel it."),
+    "lease_lost": Meaning(
+        "409",
+        "The write token's attempt has lost the job, was adopted by another, or the job has ended.",
+        "Stop: nothing that you report is taken any more.",
+    ),
     "resubmitted_stream": Meaning(
         "409",
         "A POST with Last-Event-ID and without Idempotency-Key: which job it means can't be known.",
@@ -239,9 +244,6 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "Install it there, or take another one.",
     ),
     # Inside, or on a client's side
-    "lease_lost": Meaning(
-        "worker", "A worker wrote to a job that is not its own any more; never sent to a client.", "Nothing."
-    ),
     "configuration": Meaning("start", "A setting is wrong.", "The message names it and what to set."),
     "bad_stream": Meaning(
         "client",

@@ -40,7 +40,7 @@ class Route:
     may answer with one.
     """
 
-    method: Literal["GET", "POST", "PATCH", "DELETE", "OPTIONS"]
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
     path: str
     handler: Handler
     summary: str

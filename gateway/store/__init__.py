@@ -16,7 +16,7 @@ from gateway.config import Settings
 from gateway.errors import Unavailable
 from gateway.store.connection import Durability, open_client, translated, until_available
 from gateway.store.feed import Feed, Follower
-from gateway.store.kinds import Position
+from gateway.store.handover import Handover
 from gateway.store.log import PAGE_EVENTS, Log, LogPage
 from gateway.store.look import Look
 from gateway.store.records import (
@@ -34,6 +34,7 @@ from gateway.store.records import (
 )
 from gateway.store.renewer import Renewed, Renewer
 from gateway.store.uploads import Uploads, upload_not_found, wrong_offset
+from gateway.store.write_token import WriteToken, read_token
 
 __all__ = [
     "PAGE_EVENTS",
@@ -47,21 +48,22 @@ __all__ = [
     "LogEntry",
     "LogPage",
     "NewJob",
-    "Position",
     "Renewed",
     "Renewer",
     "Store",
     "StoredFile",
     "Submitted",
     "Upload",
+    "WriteToken",
     "WriterEvent",
+    "read_token",
     "until_available",
     "upload_not_found",
     "wrong_offset",
 ]
 
 
-class Store(Log, Look, Uploads):
+class Store(Log, Look, Uploads, Handover):
     """All operations on jobs and uploads. Each raises `Unavailable` while Redis does not answer."""
 
     @classmethod

@@ -87,13 +87,17 @@ class Jobs(Connection):
         """The id of a job to come: random, or with a key always the same for this owner and key."""
         if idempotency_key is None:
             return encode_id(secrets.token_bytes(16))
+        text = f"{len(owner)}:{owner}{idempotency_key}".encode()
+        return encode_id(hmac.new(await self.secret(), text, hashlib.sha256).digest())
+
+    async def secret(self) -> bytes:
+        """What all processes of this store sign with, and nobody else."""
         if self._secret is None:
             async with translated():
                 await self._client.set(self._keys.secret, secrets.token_hex(32), nx=True)
                 self._secret = await self._client.get(self._keys.secret)
         assert self._secret is not None
-        text = f"{len(owner)}:{owner}{idempotency_key}".encode()
-        return encode_id(hmac.new(self._secret, text, hashlib.sha256).digest())
+        return self._secret
 
     async def submit(self, job: str, new: NewJob, *, keyed: bool) -> Submitted:
         """Take a job: after this returns it is kept and will end exactly once.
@@ -289,6 +293,15 @@ class Jobs(Connection):
                 pipe.zcard(keys[2])
             counts = await pipe.execute()
         return {kind: (counts[2 * i], counts[2 * i + 1]) for i, kind in enumerate(kinds)}
+
+    async def positions(self, jobs: list[JobRecord]) -> list[int | None]:
+        """Each job's place in its kind's queue, from 1; None for a job that is not in it."""
+        async with translated(), self._client.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                member = f"{job.id}|{job.priority}|{encode_owner(job.owner)}"
+                pipe.zrank(self._keys.kind(job.kind)[0], member)
+            ranks = await pipe.execute()
+        return [None if rank is None else rank + 1 for rank in ranks]
 
 
 def _key_reused() -> KeyReused:

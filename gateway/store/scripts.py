@@ -15,10 +15,8 @@ from typing import Final
 from urllib.parse import quote
 
 _FOLDER: Final = Path(__file__).parent / "lua"
-# With `maxmemory` reached, these may still write: what was accepted is finished. New jobs are refused.
-_FREE_TO_WRITE: Final = frozenset(
-    {"append", "begin", "bury", "cancel", "claim", "judge", "leave", "pause", "redo", "renew", "settle", "take"}
-)
+# With `maxmemory` reached these write no more: nothing new is taken. All others do: what was accepted is finished.
+_NEEDS_ROOM: Final = frozenset({"create", "enqueue", "extend", "reserve", "seal"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ def load(name: str) -> Script:
     body = (_FOLDER / f"{name}.lua").read_text()
     match = re.match(r"-- use: ([a-z ]+)\n", body)
     parts = [(_FOLDER / f"lib_{part}.lua").read_text() for part in (match[1].split() if match else ())]
-    flags = "#!lua flags=allow-oom\n" if name in _FREE_TO_WRITE else "#!lua\n"
+    flags = "#!lua\n" if name in _NEEDS_ROOM else "#!lua flags=allow-oom\n"
     text = flags + "".join([*parts, body])
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 

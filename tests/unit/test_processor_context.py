@@ -43,6 +43,11 @@ class Reader:
         return next((text for text in await self.outputs(job) if from_json(text)["data"]["index"] == index), None)
 
 
+async def no_hand_over(seconds: float) -> str:
+    """These tests hand nothing over; tests/integration/test_worker_handover.py does."""
+    raise NotImplementedError
+
+
 class Desk:
     """A context over a scripted log, and blobs in a folder."""
 
@@ -50,7 +55,9 @@ class Desk:
         self.bench = bench
         self.blobs = blobs
         store: Any = Reader(bench)
-        self.context = Context(of, bench.writer, store=store, blobs=blobs, max_inline_bytes=INLINE_BYTES)
+        self.context = Context(
+            of, bench.writer, store=store, blobs=blobs, max_inline_bytes=INLINE_BYTES, hand_over=no_hand_over
+        )
 
     async def appended(self) -> list[tuple[str, dict[str, Any]]]:
         """All that was reported so far, as it stands in the log."""
@@ -118,7 +125,14 @@ async def test_the_limit_for_inline_values_is_exact(desk: Desk, size: int) -> No
 async def test_an_output_at_the_largest_inline_limit_still_fits_an_event(desk: Desk) -> None:
     """The setting may be as large as an event, which is more than its value."""
     store: Any = Reader(desk.bench)
-    context = Context(record(), desk.bench.writer, store=store, blobs=desk.blobs, max_inline_bytes=MAX_EVENT_BYTES)
+    context = Context(
+        record(),
+        desk.bench.writer,
+        store=store,
+        blobs=desk.blobs,
+        max_inline_bytes=MAX_EVENT_BYTES,
+        hand_over=no_hand_over,
+    )
     for size in range(MAX_EVENT_BYTES - 1100, MAX_EVENT_BYTES, 100):
         await context.output("x" * 64, "y" * size, content_type="application/" + "z" * 100)
 

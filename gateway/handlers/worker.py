@@ -1,0 +1,222 @@
+"""The door for workers that are not ours: whoever has an attempt's write token reports its events over HTTP.
+
+The token is the attempt's lease, so no API key is asked for; every write is checked in the store as any worker's.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, NoReturn
+
+from aiohttp import web
+from pydantic import BaseModel, Field
+from pydantic_core import from_json
+
+from gateway.documents import JobDocument
+from gateway.errors import BadRequest, Conflict, EventsLost, LeaseLost, NotFound, TooLarge, Unauthorized
+from gateway.handlers.context import BLOBS, SETTINGS, STORE
+from gateway.handlers.documents import job_document
+from gateway.handlers.routes import Answer, Parameter, Route
+from gateway.handlers.strict_json import read_json
+from gateway.handlers.validation import validated
+from gateway.handlers.worker_events import ReportRequest, Retrying, checked_events, problem_of
+from gateway.protocol import INDEX_PATTERN, TERMINAL_TYPES, EventType, encode_event_tail
+from gateway.store import Appended, JobRecord, Lease, Store, WriterEvent
+
+_INDEX: Final = re.compile(INDEX_PATTERN, re.ASCII)
+# 64 events of 256 KiB are more than anybody gathers; a larger report is sent in two.
+_MAX_BODY: Final = 1024 * 1024
+
+
+class Adopted(BaseModel):
+    """An attempt that is yours now: report with this token, and at least every third of the lease."""
+
+    token: str = Field(description="For all further requests; the one that you came with is used up.")
+    lease_seconds: float
+    input: Any = Field(description="The job's input.")
+    job: JobDocument
+
+
+class Reported(BaseModel):
+    """What became of a report."""
+
+    first: int | None = Field(None, description="The number of the first event; null for a renewal.")
+    last: str = Field("", description="The cursor of the last event.")
+    cancel_requested_by: str | None = Field(None, description="Somebody asked for the job's end: stop, and say so.")
+    lease_seconds: float = Field(description="Report again within a third of it.")
+
+
+class StoredOutput(BaseModel):
+    """Where an output's bytes are: report it as the data of an `output` event."""
+
+    index: str
+    content_type: str
+    url: str
+    size: int
+
+
+async def adopt(request: web.Request) -> web.Response:
+    """`POST /v1/worker/jobs/{job}/adopt`."""
+    lease = await _lease(request)
+    store = request.app[STORE]
+    try:
+        begun, token = await store.adopt(lease, f"http {request.remote or ''}".strip())
+    except LeaseLost as error:
+        _refuse(error)
+    assert begun.record is not None
+    document = job_document(begun.record, request.app[SETTINGS])
+    input_ = from_json(await _input(request, begun.record))
+    return _json(Adopted(token=token, lease_seconds=store.lease_seconds, input=input_, job=document))
+
+
+async def report(request: web.Request) -> web.Response:
+    """`POST /v1/worker/jobs/{job}/events`."""
+    lease = await _lease(request)
+    asked = validated(ReportRequest, await _body(request))
+    events, retrying = checked_events(lease.job, asked)
+    store = request.app[STORE]
+    try:
+        if not asked.events:
+            cancel_by = await store.renew(lease)
+            return _json(Reported(cancel_requested_by=cancel_by, lease_seconds=store.lease_seconds))
+        batch = asked.batch or await store.next_batch(lease)
+        appended = await _append(store, lease, batch, events, retrying)
+    except (LeaseLost, EventsLost) as error:
+        _refuse(error)
+    return _json(
+        Reported(
+            first=appended.first,
+            last=str(appended.last),
+            cancel_requested_by=appended.cancel_by,
+            lease_seconds=store.lease_seconds,
+        )
+    )
+
+
+async def put_output(request: web.Request) -> web.Response:
+    """`PUT /v1/worker/jobs/{job}/outputs/{index}`."""
+    lease = await _lease(request)
+    index = request.match_info["index"]
+    if _INDEX.fullmatch(index) is None:
+        raise BadRequest("An output's index is 1 to 64 letters, digits, dots, underscores or dashes.")
+    # Asked before the bytes come: only the attempt that has the job may leave files of it.
+    try:
+        await request.app[STORE].renew(lease)
+    except LeaseLost as error:
+        _refuse(error)
+    key = f"jobs/{lease.job}/outputs/{lease.attempt}-{index}"
+    limit = request.app[SETTINGS].max_upload_bytes
+    size, _ = await request.app[BLOBS].put(key, request.content.iter_chunked(64 * 1024), max_bytes=limit)
+    return _json(
+        StoredOutput(
+            index=index,
+            content_type=request.headers.get("Content-Type", "application/octet-stream"),
+            url=f"/v1/jobs/{lease.job}/outputs/{index}",
+            size=size,
+        )
+    )
+
+
+async def _lease(request: web.Request) -> Lease:
+    """The lease in the request's token, which must be of the job in its path."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthorized("Send the attempt's write token: `Authorization: Bearer w1~...`.")
+    said = await request.app[STORE].check_write_token(token.strip())
+    if said.lease.job != request.match_info["job"]:
+        raise NotFound("The write token is another job's.", code="job_not_found")
+    return said.lease
+
+
+async def _body(request: web.Request) -> Any:
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > _MAX_BODY:
+            raise TooLarge(f"A report has at most {_MAX_BODY} bytes; send its events in several.")
+    return read_json(body, "The body") if body.strip() else {}
+
+
+async def _input(request: web.Request, record: JobRecord) -> bytes:
+    if record.input or record.input_blob is None:
+        return record.input or b"{}"
+    return await request.app[BLOBS].get(record.input_blob)
+
+
+async def _append(
+    store: Store, lease: Lease, batch: int, events: list[WriterEvent], retrying: Retrying | None
+) -> Appended:
+    """Append a report; an end takes the job out of hand."""
+    delay: float | None = None
+    if retrying is not None:
+        problem = problem_of(retrying.problem)
+        record = await store.job(lease.job)
+        kind = (await store.kinds()).get(lease.kind)
+        if kind is None or record.failures + 1 < kind.max_attempts:
+            delay = retrying.delay_seconds
+            appended = await store.retry(lease, batch, events, problem, delay, counts=True)
+            await store.leave(lease, record, retry_after_seconds=delay)
+            return appended
+        events = [*events, _exhausted(problem, kind.max_attempts)]
+    appended = await store.append(lease, batch, events)
+    if events[-1].type in TERMINAL_TYPES:
+        await store.leave(lease, await store.job(lease.job))
+    return appended
+
+
+def _exhausted(problem: dict[str, Any], attempts: int) -> WriterEvent:
+    exhausted = {
+        "type": "/docs#problem-retries_exhausted",
+        "title": "All attempts failed",
+        "code": "retries_exhausted",
+        "detail": f"All {attempts} attempts failed. The last one: {problem['detail']}",
+        "cause": problem["code"],
+    }
+    return WriterEvent(EventType.FAILED, encode_event_tail(EventType.FAILED, {"problem": exhausted, "partial": False}))
+
+
+def _refuse(error: LeaseLost | EventsLost) -> NoReturn:
+    raise Conflict(f"{error.detail} Stop: nothing that you report is taken any more.", code=error.code) from None
+
+
+def _json(model: BaseModel) -> web.Response:
+    return web.Response(
+        body=model.model_dump_json().encode(), content_type="application/json", headers={"Cache-Control": "no-store"}
+    )
+
+
+_TOKEN: Final = Parameter("Authorization", "`Bearer` and the attempt's write token.", place="header")
+
+routes: Final = (
+    Route(
+        "POST",
+        "/v1/worker/jobs/{job}/adopt",
+        adopt,
+        "Take a handed-over attempt",
+        "A token adopts its attempt once: a message that a queue delivers twice starts no second writer.",
+        responses={200: Answer("The attempt is yours.", Adopted)},
+        parameters=(_TOKEN,),
+        public=True,
+    ),
+    Route(
+        "POST",
+        "/v1/worker/jobs/{job}/events",
+        report,
+        "Report events of an attempt",
+        request=ReportRequest,
+        responses={200: Answer("The events are in the log, or the lease is renewed.", Reported)},
+        parameters=(_TOKEN,),
+        public=True,
+    ),
+    Route(
+        "PUT",
+        "/v1/worker/jobs/{job}/outputs/{index}",
+        put_output,
+        "Store the bytes of an output",
+        "Report it afterwards: the answer is the data of its `output` event.",
+        other_bodies=("application/octet-stream",),
+        responses={200: Answer("The bytes are stored.", StoredOutput)},
+        parameters=(_TOKEN,),
+        public=True,
+    ),
+)

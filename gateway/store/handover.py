@@ -1,0 +1,72 @@
+"""Handing an attempt over to a process that is no worker of ours: a Celery task, a Ray actor, a script elsewhere."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+from gateway.errors import LeaseLost
+from gateway.store.connection import translated
+from gateway.store.jobs import Jobs, read_record
+from gateway.store.records import Begun, Lease
+from gateway.store.write_token import WriteToken, check_token, encode_token
+
+
+class Handover(Jobs):
+    """The worker makes a token and lets go; whoever brings the token adopts the attempt, once."""
+
+    lease_seconds: float
+
+    async def hand_over(self, lease: Lease, seconds: float, worker: str) -> str:
+        """Keep an attempt's lease for so long without renewals, and return the token that adopts it.
+
+        Raises `LeaseLost` if the attempt has it no more.
+        """
+        arguments = (lease.attempt, lease.nonce, int(seconds * 1000), worker)
+        answer = await self._run("renew", self._keys.job(lease.job), arguments)
+        if answer[0] == b"lost":
+            raise LeaseLost(f"Job {lease.job} is not attempt {lease.attempt}'s any more.")
+        return await self._token(lease)
+
+    async def renew(self, lease: Lease, worker: str = "") -> str | None:
+        """Renew a lease; returns who asked to cancel the job, if anybody. Raises `LeaseLost`."""
+        arguments = (lease.attempt, lease.nonce, int(self.lease_seconds * 1000), worker)
+        answer = await self._run("renew", self._keys.job(lease.job), arguments)
+        if answer[0] == b"lost":
+            raise LeaseLost(f"Job {lease.job} is not attempt {lease.attempt}'s any more.")
+        return answer[1].decode() or None
+
+    async def next_batch(self, lease: Lease) -> int:
+        """The number of an attempt's next batch, for a writer that doesn't count."""
+        async with translated():
+            batch: bytes | None = await self._client.hget(self._keys.record(lease.job), "batch")
+        return int(batch or 0) + 1
+
+    async def _token(self, lease: Lease) -> str:
+        # No attempt lives longer than its job may; how long this one has is the lease's business.
+        return encode_token(await self.secret(), lease, int(time.time() + self.job_deadline_seconds))
+
+    async def check_write_token(self, token: str) -> WriteToken:
+        """What a token says. Raises `Unauthorized` for one that is made up or too old."""
+        return check_token(await self.secret(), token, time.time())
+
+    async def adopt(self, lease: Lease, worker: str) -> tuple[Begun, str]:
+        """Take a handed-over attempt, with a lease of the usual length, and the token of the new lease.
+
+        Raises `LeaseLost` where another one took it, the time to do so is over, or the job has ended.
+        """
+        nonce = secrets.token_hex(8)
+        answer: list[Any] = await self._run(
+            "adopt",
+            self._keys.job(lease.job),
+            (lease.job, lease.attempt, lease.nonce, nonce, int(self.lease_seconds * 1000), worker),
+        )
+        if answer[0] != b"adopted":
+            raise LeaseLost(f"Job {lease.job} has ended, or its attempt {lease.attempt} is somebody else's.")
+        flat = answer[1]
+        record = read_record(dict(zip(flat[::2], flat[1::2], strict=True)))
+        mine = Lease(lease.job, lease.kind, lease.attempt, nonce)
+        # Its entry says when the time for the hand-over is over, which may be long after the new lease's end.
+        await self._run("notice", self._keys.kind(lease.kind), (lease.job, int(self.lease_seconds * 1000)))
+        return Begun("begun", mine, record), await self._token(mine)

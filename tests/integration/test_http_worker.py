@@ -1,0 +1,189 @@
+"""The door for workers that are not ours: a write token is all that one needs, and all that it can use."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.documents import KindDocument
+from gateway.protocol import START, State, decode_event
+from gateway.store import Lease, Store
+from tests.jobs import begin, submit
+from tests.serving import AS_ME, KEYS, Answer, Gateway, gateway_for
+
+KIND = KindDocument(kind="echo", max_attempts=2)
+
+
+@pytest.fixture
+async def gateway(store: Store, tmp_path: Path) -> AsyncIterator[Gateway]:
+    """A gateway that asks for API keys, which a worker hasn't."""
+    await store.register_kind(KIND)
+    async with gateway_for(store, tmp_path / "blobs", api_keys=KEYS) as gateway:
+        yield gateway
+
+
+class Outside:
+    """A worker that knows an address and a token."""
+
+    def __init__(self, gateway: Gateway, job: str, token: str) -> None:
+        self.gateway = gateway
+        self.job = job
+        self.token = token
+
+    async def ask(self, method: str, path: str, **options: Any) -> Answer:
+        headers = {"Authorization": f"Bearer {self.token}"} | options.pop("headers", {})
+        return await self.gateway.ask(method, f"/v1/worker/jobs/{self.job}/{path}", headers=headers, **options)
+
+    async def adopt(self) -> Answer:
+        answer = await self.ask("POST", "adopt")
+        if answer.status == 200:
+            self.token = answer.json()["token"]
+        return answer
+
+    async def report(self, *events: tuple[str, dict[str, Any]], batch: int | None = None) -> Answer:
+        body: dict[str, Any] = {"events": [{"type": type_, "data": data} for type_, data in events]}
+        return await self.ask("POST", "events", json=body | ({} if batch is None else {"batch": batch}))
+
+
+async def handed_over(gateway: Gateway, **input_: Any) -> Outside:
+    """A job on its way to a worker outside."""
+    record = await submit(gateway.store, KIND, input_=input_)
+    lease = await begin(gateway.store, "echo")
+    return Outside(gateway, record.id, await gateway.store.hand_over(lease, 60, "worker"))
+
+
+async def log_of(store: Store, job: str) -> list[tuple[str, dict[str, Any]]]:
+    """The log of a job, without numbers."""
+    events = [decode_event(entry.text) for entry in (await store.events(job, START)).entries]
+    return [(event.type, event.data) for event in events]
+
+
+async def test_a_worker_outside_does_a_job_from_its_token_alone(gateway: Gateway) -> None:
+    """It gets the input, reports, stores bytes, and ends the job."""
+    worker = await handed_over(gateway, text="hello")
+
+    adopted = (await worker.adopt()).json()
+    assert adopted["input"] == {"text": "hello"}
+    assert adopted["job"]["attempt"] == 1
+    first = await worker.report(("progress", {"current": 1, "total": 2}), ("delta", {"text": "hel"}), batch=1)
+    stored = await worker.ask("PUT", "outputs/picture", data=b"\x89PNG", headers={"Content-Type": "image/png"})
+    await worker.report(("output", stored.json()), ("shop.line", {"sku": 7}), batch=2)
+    last = await worker.report(("succeeded", {"result": {"length": 5}}), batch=3)
+
+    assert (first.json()["first"], last.status) == (3, 200)
+    record = await gateway.store.job(worker.job)
+    assert (record.state, record.end_data()) == (State.SUCCEEDED, {"result": {"length": 5}})
+    assert [type_ for type_, _ in await log_of(gateway.store, worker.job)] == [
+        *("queued", "started", "progress", "delta", "output", "shop.line", "succeeded")
+    ]
+    picture = await gateway.get(f"/v1/jobs/{worker.job}/outputs/picture", headers=AS_ME)
+    assert (picture.body, picture.headers["Content-Type"]) == (b"\x89PNG", "image/png")
+    assert await gateway.store.depths(["echo"]) == {"echo": (0, 0)}
+
+
+async def test_a_report_that_is_sent_again_is_written_once(gateway: Gateway) -> None:
+    """The number of the batch says that it is the same."""
+    worker = await handed_over(gateway)
+    await worker.adopt()
+
+    answers = [await worker.report(("log", {"message": "once"}), batch=1) for _ in range(3)]
+
+    assert {answer.json()["last"] for answer in answers} == {answers[0].json()["last"]}
+    assert len(await log_of(gateway.store, worker.job)) == 3
+
+
+async def test_a_shell_that_counts_nothing_can_report(gateway: Gateway) -> None:
+    """Neither an adoption nor batches: the token that was handed over is good as it is."""
+    worker = await handed_over(gateway)
+
+    for text in ("one", "two"):
+        assert (await worker.report(("log", {"message": text}))).status == 200
+    assert (await worker.report(("succeeded", {}))).status == 200
+
+    assert (await gateway.store.job(worker.job)).end_data() == {"result": None}
+
+
+async def test_a_cancel_reaches_a_worker_outside_with_its_next_report(gateway: Gateway) -> None:
+    """Also with one that says nothing but that it lives."""
+    worker = await handed_over(gateway)
+    await worker.adopt()
+    await gateway.post(f"/v1/jobs/{worker.job}/cancel", headers=AS_ME)
+
+    assert (await worker.report()).json()["cancel_requested_by"] == "me"
+    await worker.report(("cancelled", {"reason": "as asked"}), batch=1)
+
+    assert (await gateway.store.job(worker.job)).state is State.CANCELLED
+
+
+async def test_whoever_lost_the_job_can_write_nothing(gateway: Gateway) -> None:
+    """The token that was used up, a second adopter, and anything after the end: 409, and the log stays as it is."""
+    worker = await handed_over(gateway)
+    stale = Outside(gateway, worker.job, worker.token)
+    await worker.adopt()
+    refused = [await stale.adopt(), await stale.report(("log", {"message": "x"})), await stale.report()]
+    refused.append(await stale.ask("PUT", "outputs/x", data=b"x"))
+    await worker.report(("succeeded", {}), batch=1)
+    refused.append(await worker.report(("log", {"message": "after the end"}), batch=2))
+
+    assert [(answer.status, answer.json()["code"]) for answer in refused] == [(409, "lease_lost")] * 5
+    assert [type_ for type_, _ in await log_of(gateway.store, worker.job)] == ["queued", "started", "succeeded"]
+
+
+async def test_a_failed_attempt_is_tried_again_up_to_the_kinds_limit(gateway: Gateway) -> None:
+    """The kind's own limit counts, whoever did the attempts."""
+    worker = await handed_over(gateway)
+    failure = {"problem": {"code": "model_busy", "detail": "The model is busy."}, "delay_seconds": 0}
+    await worker.report(("retrying", failure))
+    assert (await gateway.store.job(worker.job)).state is State.QUEUED
+
+    again: Lease = await begin(gateway.store, "echo")
+    worker.token = await gateway.store.hand_over(again, 60, "worker")
+    await worker.report(("retrying", failure))
+
+    record = await gateway.store.job(worker.job)
+    assert record.state is State.FAILED
+    assert (
+        record.end_data()["problem"] | {"code": "retries_exhausted", "cause": "model_busy"}
+        == record.end_data()["problem"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("events", "field"),
+    [
+        ([{"type": "queued", "data": {}}], "events.0.type"),
+        ([{"type": "started", "data": {}}], "events.0.type"),
+        ([{"type": "progress", "data": {"current": "many"}}], "events.0.data.current"),
+        ([{"type": "progress", "data": {"current": 1, "colour": "red"}}], "events.0.data.colour"),
+        ([{"type": "output", "data": {"index": "a/b", "value": 1}}], "events.0.data.index"),
+        ([{"type": "output", "data": {"index": "a", "url": "http://evil.example/"}}], "events.0.data.url"),
+        ([{"type": "failed", "data": {}}], "events.0.data.problem"),
+        ([{"type": "succeeded", "data": {}}, {"type": "log", "data": {"message": "x"}}], "events.0.type"),
+        ([{"type": "a.b", "data": {"x": "y" * 300_000}}], "events.0.data"),
+        ([{"type": "a\n.b"}], "events.0.type"),
+    ],
+)
+async def test_a_wrong_report_names_the_field_and_writes_nothing(
+    gateway: Gateway, events: list[dict[str, Any]], field: str
+) -> None:
+    """A report is taken whole or not at all."""
+    worker = await handed_over(gateway)
+
+    answer = await worker.ask("POST", "events", json={"events": events})
+
+    assert answer.status == 422
+    assert answer.json()["errors"][0]["field"] == field
+    assert len(await log_of(gateway.store, worker.job)) == 2
+
+
+async def test_a_token_is_good_for_its_own_job_only(gateway: Gateway) -> None:
+    """And an API key is none."""
+    one, other = await handed_over(gateway), await handed_over(gateway)
+    one.job, other.token = other.job, "k" * 24
+
+    assert (await one.adopt()).status == 404
+    assert (await other.adopt()).status == 401
+    assert (await gateway.post(f"/v1/worker/jobs/{one.job}/events")).status == 401

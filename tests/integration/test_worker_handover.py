@@ -1,0 +1,93 @@
+"""A processor that hands its attempt over: its worker lets go, and whoever has the token goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gateway.blobs import Blobs
+from gateway.protocol import START, State, decode_event
+from gateway.store import JobRecord, Store, read_token
+from processors import Context, Processor, SyncContext, processor
+from processors.worker import Worker
+from tests.faults import wait_until
+from tests.jobs import end, submit
+
+# The other queue, which belongs to no event loop.
+TOKENS: list[str] = []
+
+
+@processor("passed_on")
+async def passed_on(ctx: Context) -> None:
+    """Hand over to whoever reads the queue."""
+    await ctx.log("passing it on")
+    TOKENS.append(await ctx.hand_over(60))
+
+
+@processor("passed_on_from_a_thread")
+def passed_on_from_a_thread(ctx: SyncContext) -> None:
+    """The same from a thread."""
+    TOKENS.append(ctx.hand_over(60))
+
+
+@processor("nobody_takes_it", max_attempts=1)
+async def nobody_takes_it(ctx: Context) -> None:
+    """The other queue is down."""
+    await ctx.hand_over(60)
+    raise ConnectionError("no broker")
+
+
+@pytest.fixture(autouse=True)
+async def _worker(store: Store, tmp_path: Path) -> AsyncIterator[Worker]:
+    """A worker with one place, for all kinds of this file."""
+    (tmp_path / "blobs").mkdir()
+    kinds = {one.kind: one for one in (passed_on, passed_on_from_a_thread, nobody_takes_it)}
+    blobs = Blobs.open((tmp_path / "blobs").as_uri())
+    worker = Worker(store, blobs, kinds, concurrency=1, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
+    running = asyncio.create_task(worker.run())
+    await worker.ready.wait()
+    yield worker
+    worker.stop()
+    async with asyncio.timeout(10):
+        await running
+
+
+async def types_of(store: Store, job: str) -> list[str]:
+    """The types in a job's log."""
+    return [decode_event(entry.text).type for entry in (await store.events(job, START)).entries]
+
+
+@pytest.mark.parametrize("kind", [passed_on, passed_on_from_a_thread], ids=lambda kind: kind.kind)
+async def test_the_worker_lets_go_and_the_adopter_ends_the_job(store: Store, kind: Processor) -> None:
+    """Its place is free for the next job while the first one runs elsewhere, for longer than a lease."""
+    first, second = [await submit(store, kind.document) for _ in range(2)]
+    TOKENS.clear()
+    tokens: list[str] = await wait_until(lambda: len(TOKENS) == 2 and TOKENS)
+    leases = [read_token(token).lease for token in tokens]
+    assert {lease.job for lease in leases} == {first.id, second.id}
+    await asyncio.sleep(store.lease_seconds + 0.2)
+
+    for lease in leases:
+        begun, _ = await store.adopt(lease, "elsewhere")
+        assert begun.lease is not None
+        await end(store, begun.lease, batch=1)
+
+    for job in (first.id, second.id):
+        assert (await store.job(job)).state is State.SUCCEEDED
+        assert [type_ for type_ in await types_of(store, job) if type_ != "log"] == ["queued", "started", "succeeded"]
+
+
+async def test_a_hand_over_that_fails_is_a_failed_attempt(store: Store) -> None:
+    """The function raised after it had the token, and nobody had adopted it."""
+    job = (await submit(store, nobody_takes_it.document)).id
+
+    async def ended() -> JobRecord | None:
+        record = await store.job(job)
+        return record if record.terminal else None
+
+    record: JobRecord = await wait_until(ended)
+
+    assert record.end_data()["problem"]["cause"] == "processor_error"
