@@ -14,18 +14,23 @@
 `outlast worker its.module` serves it.
 """
 
+from gateway.errors import LeaseLost
 from processors.context import Context, SyncContext
 from processors.errors import ProcessorError, Rejected, Retry
 from processors.files import InputFile, SyncInputFile
 from processors.processor import Processor, load_processors, processor
+from processors.reporter import AsyncReporter, Reporter
 from processors.worker import run_worker
 
 __all__ = [
+    "AsyncReporter",
     "Context",
     "InputFile",
+    "LeaseLost",
     "Processor",
     "ProcessorError",
     "Rejected",
+    "Reporter",
     "Retry",
     "SyncContext",
     "SyncInputFile",

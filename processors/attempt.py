@@ -78,7 +78,16 @@ class _Result:
 class Attempt:
     """Runs a processor's function under a lease. All of it belongs to the event loop."""
 
-    def __init__(self, processor: Processor, claim: Claim, lease: Lease, record: JobRecord, place: Place) -> None:
+    def __init__(
+        self,
+        processor: Processor,
+        claim: Claim,
+        lease: Lease,
+        record: JobRecord,
+        place: Place,
+        *,
+        context_type: type[Context] = Context,
+    ) -> None:
         self.processor = processor
         self.lease = lease
         self.holds_lease = True
@@ -89,7 +98,7 @@ class Attempt:
         self._record = record
         self._place = place
         self._writer = Writer(place.store, lease, record, self._on_cancel_requested)
-        self._context = Context(
+        self._context = context_type(
             record,
             self._writer,
             store=place.store,

@@ -1,0 +1,210 @@
+"""Reporting from a process that is no worker of ours: a Celery task, a Ray actor, a script.
+
+    with Reporter(token) as job:                # or: async with AsyncReporter(token) as job:
+        job.progress(1, 2)
+        job.result = work(job.input)
+
+The token comes from `ctx.hand_over` of the processor that took the job. The block is the attempt: it is fenced,
+renewed, cancelled and ended as a processor's function is, because it is run as one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Final
+
+from pydantic_core import from_json
+
+from gateway.blobs import Blobs
+from gateway.config import Settings, load_settings
+from gateway.documents import KindDocument
+from gateway.errors import ConfigurationError
+from gateway.store import Claim, JobRecord, Store, read_token
+from processors.attempt import Attempt, Place
+from processors.context import Context, SyncContext
+from processors.processor import Processor, Style
+from processors.renewal import Renewal
+
+# As a processor's: until a block that ignores its cancel is given up.
+_CANCEL_GRACE_SECONDS: Final = 5.0
+
+
+class Report(Context):
+    """A processor's context, with the job's input and the result to be set."""
+
+    input: Any = None
+    result: Any = None
+
+
+class SyncReport(SyncContext):
+    """A plain processor's context, with the job's input and the result to be set."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(report)
+        self.input = report.input
+        self.result: Any = None
+
+
+class Reporter:
+    """An attempt that was handed over, for plain code: `with Reporter(token) as job: ...`.
+
+    `job` has what a plain processor's context has, and `input` and `result`. Leaving the block ends the attempt:
+    `succeeded` with `job.result`, or whatever the exception means that left it, which goes on to the caller. Settings
+    are read as a worker's (`OUTLAST_REDIS_URL`, `OUTLAST_BLOB_URL`, ...).
+
+    Entering raises `LeaseLost` where there is nothing to do: the job has ended, the time to take it is over, or the
+    token was used before, as by a queue that delivers twice. When the job is to stop, the next report raises
+    `asyncio.CancelledError`, with which the block ends quietly.
+    """
+
+    def __init__(self, token: str, *, settings: Settings | None = None) -> None:
+        self._token = token
+        self._settings = settings
+        self._entered: Future[tuple[_Block, SyncReport]] = Future()
+        self._left: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="reports", daemon=True)
+
+    def __enter__(self) -> SyncReport:
+        self._thread.start()
+        self._block, self._job = self._entered.result()
+        return self._job
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._block.loop.call_soon_threadsafe(self._block.leave, self._job.result, error)
+        self._left.result()
+        return self._block.report.cancelled and isinstance(error, asyncio.CancelledError)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._hold())
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            (self._left if self._entered.done() else self._entered).set_exception(error)
+        else:
+            self._left.set_result(None)
+
+    async def _hold(self) -> None:
+        async with _adopted(self._token, self._settings, lambda: None) as block:
+            self._entered.set_result((block, SyncReport(block.report)))
+
+
+class AsyncReporter:
+    """An attempt that was handed over, for async code: `async with AsyncReporter(token) as job: ...`.
+
+    As `Reporter`, with a processor's async context. When the job is to stop, the code in the block gets
+    `CancelledError` where it awaits, and the block ends with it.
+    """
+
+    def __init__(self, token: str, *, settings: Settings | None = None) -> None:
+        self._token = token
+        self._settings = settings
+
+    async def __aenter__(self) -> Report:
+        self._task = asyncio.current_task()
+        self._told = False
+        self._adopted = _adopted(self._token, self._settings, self._interrupt)
+        self._block = await self._adopted.__aenter__()
+        return self._block.report
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._block.leave(self._block.report.result, error)
+        if self._told and self._task is not None:
+            # The cancel was ours, and has done what it was for.
+            self._task.uncancel()
+        await self._adopted.__aexit__(None, None, None)
+        return self._told and isinstance(error, asyncio.CancelledError)
+
+    def _interrupt(self) -> None:
+        if self._task is not None and not self._told:
+            self._told = True
+            self._task.cancel()
+
+
+class _Block:
+    """What an attempt runs instead of a processor's function: it waits for the block of code elsewhere to be left."""
+
+    report: Report
+
+    def __init__(self, interrupt: Callable[[], None]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.entered: asyncio.Future[None] = self.loop.create_future()
+        self._outcome: asyncio.Future[Any] = self.loop.create_future()
+        self._interrupt = interrupt
+
+    async def function(self, context: Report) -> Any:
+        """Return what the block made, or raise what left it; a cancel is passed on, and its end waited for."""
+        self.report = context
+        self.entered.set_result(None)
+        while True:
+            try:
+                return await asyncio.shield(self._outcome)
+            except asyncio.CancelledError:
+                if self._outcome.done():
+                    raise
+                self._interrupt()
+
+    def leave(self, result: Any, error: BaseException | None) -> None:
+        """The block has been left."""
+        if self._outcome.done():
+            return
+        if error is None:
+            self._outcome.set_result(result)
+        elif isinstance(error, asyncio.CancelledError):
+            self._outcome.cancel()
+        else:
+            self._outcome.set_exception(error)
+
+
+@asynccontextmanager
+async def _adopted(token: str, settings: Settings | None, interrupt: Callable[[], None]) -> AsyncIterator[_Block]:
+    """Adopt the token's attempt, run it around the block, and return when its end is written."""
+    settings = settings or load_settings()
+    if not settings.redis_url:
+        raise ConfigurationError("OUTLAST_REDIS_URL is not set: a reporter needs the Redis that its gateways use.")
+    name = f"{socket.gethostname()}-{os.getpid()}-reporter"
+    blobs = Blobs.open(settings.blob_location)
+    store = await Store.connect_when_up(settings)
+    try:
+        await store.check_place(await blobs.marker())
+        begun, _ = await store.adopt(read_token(token).lease, name)
+        assert begun.lease is not None
+        assert begun.record is not None
+        kind = (await store.kinds()).get(begun.lease.kind) or KindDocument(kind=begun.lease.kind)
+        block = _Block(interrupt)
+        processor = Processor(kind, block.function, Style.ASYNC, None, None, None, _CANCEL_GRACE_SECONDS, None)
+        claim = Claim(begun.lease.job, begun.lease.kind, "")
+        place = Place(store, blobs, settings.max_inline_bytes)
+        attempt = Attempt(processor, claim, begun.lease, begun.record, place, context_type=Report)
+        renewal = Renewal(store.renewer(name), store.lease_seconds)
+        renewal.start()
+        renewal.add(attempt)
+        running = asyncio.create_task(attempt.run(), name=f"{kind.kind} {claim.job} reported")
+        try:
+            await asyncio.wait({running, block.entered}, return_when=asyncio.FIRST_COMPLETED)
+            block.report.input = await _input(blobs, begun.record)
+            yield block
+            await running
+        finally:
+            block.leave(None, asyncio.CancelledError())
+            await asyncio.wait({running})
+            renewal.remove(attempt)
+            await renewal.stop()
+    finally:
+        await store.close()
+
+
+async def _input(blobs: Blobs, record: JobRecord) -> Any:
+    text = record.input
+    if not text and record.input_blob is not None:
+        text = await blobs.get(record.input_blob)
+    return from_json(text or b"{}")

@@ -1,0 +1,179 @@
+"""A reporter in a process of its own does a job as any worker would, under the same fence."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.config import Settings
+from gateway.documents import KindDocument
+from gateway.errors import LeaseLost
+from gateway.protocol import START, Event, State, decode_event
+from gateway.store import JobRecord, Store
+from processors import AsyncReporter, Reporter, Retry
+from tests.faults import wait_until
+from tests.jobs import begin, submit
+
+KIND = KindDocument(kind="echo", max_attempts=2)
+LEASE_SECONDS = 0.6
+
+
+@pytest.fixture
+async def settings(valkey: str, prefix: str, store: Store, tmp_path: Path) -> Settings:
+    """The settings of this test's store, as another process reads them."""
+    await store.register_kind(KIND)
+    return Settings(redis_url=valkey, prefix=prefix, lease_seconds=LEASE_SECONDS, data=tmp_path)
+
+
+async def handed_over(store: Store, **input_: Any) -> tuple[str, str]:
+    """A job on its way to another process: its id and token."""
+    record = await submit(store, KIND, input_=input_)
+    return record.id, await store.hand_over(await begin(store, "echo"), 60, "worker")
+
+
+async def log_of(store: Store, job: str) -> list[Event]:
+    """A job's log."""
+    return [decode_event(entry.text) for entry in (await store.events(job, START)).entries]
+
+
+async def when(store: Store, job: str, *states: State) -> JobRecord:
+    """The job once it is in one of these states, looked after meanwhile as a gateway does."""
+
+    async def there() -> JobRecord | None:
+        await store.look(["echo"])
+        record = await store.job(job)
+        return record if record.state in states else None
+
+    record: JobRecord = await wait_until(there, 15)
+    return record
+
+
+@asynccontextmanager
+async def process(settings: Settings, token: str, how: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that brings the token, once it has reported."""
+    environment = os.environ | {
+        "OUTLAST_REDIS_URL": settings.redis_url,
+        "OUTLAST_PREFIX": settings.prefix,
+        "OUTLAST_LEASE_SECONDS": str(settings.lease_seconds),
+        "OUTLAST_DATA": str(settings.data),
+    }
+    command = (sys.executable, "-m", "tests.reporting_process", token, how)
+    started = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert started.stdout is not None
+        async with asyncio.timeout(20):
+            assert await started.stdout.readline() == b"reported\n"
+        yield started
+    finally:
+        if started.returncode is None:
+            started.kill()
+        await started.wait()
+
+
+async def test_another_process_does_the_job_from_its_token(settings: Settings, store: Store) -> None:
+    """It reads the input, reports, and its result is the job's."""
+    job, token = await handed_over(store, text="hello")
+
+    async with process(settings, token, "succeed"):
+        record = await when(store, job, State.SUCCEEDED, State.FAILED)
+
+    assert record.end_data() == {"result": {"done": "succeed"}}
+    log = await log_of(store, job)
+    assert [event.type for event in log] == ["queued", "started", "output", "progress", "succeeded"]
+    assert log[2].data["value"] == {"text": "hello"}
+
+
+async def test_a_reporter_keeps_its_job_for_longer_than_a_lease(settings: Settings, store: Store) -> None:
+    """It renews from a thread, whatever its code does."""
+    job, token = await handed_over(store)
+
+    async with process(settings, token, "hang"):
+        with pytest.raises(AssertionError, match="did not come true"):
+            await wait_until(lambda: _is_queued(store, job), 3 * LEASE_SECONDS)
+
+
+async def _is_queued(store: Store, job: str) -> bool:
+    await store.look(["echo"])
+    return (await store.job(job)).state is State.QUEUED
+
+
+async def test_a_killed_reporters_job_is_taken_over(settings: Settings, store: Store) -> None:
+    """What it had reported stays, and the next attempt can be handed over anew."""
+    job, token = await handed_over(store, text="kept")
+    async with process(settings, token, "hang") as killed:
+        killed.kill()
+        await killed.wait()
+    await when(store, job, State.QUEUED)
+
+    again = await store.hand_over(await begin(store, "echo"), 60, "worker")
+    async with process(settings, again, "succeed"):
+        await when(store, job, State.SUCCEEDED)
+
+    types = [event.type for event in await log_of(store, job)]
+    assert [types.count(type_) for type_ in ("retrying", "started", "succeeded")] == [1, 2, 1]
+
+
+async def test_a_rejection_fails_the_job_at_once(settings: Settings, store: Store) -> None:
+    """Exceptions mean what they mean in a processor."""
+    job, token = await handed_over(store)
+
+    async with process(settings, token, "reject"):
+        record = await when(store, job, State.FAILED)
+
+    assert record.end_data()["problem"]["code"] == "nothing_there"
+
+
+async def test_a_cancel_ends_the_block_quietly(settings: Settings, store: Store) -> None:
+    """The process goes on after it; the job is cancelled once the block has been left."""
+    job, token = await handed_over(store)
+
+    async with process(settings, token, "obey") as other:
+        await store.cancel(job, "me", "enough")
+        await when(store, job, State.CANCELLED)
+        assert await other.wait() == 0
+
+
+async def test_an_async_block_is_cancelled_where_it_awaits(settings: Settings, store: Store) -> None:
+    """And the code after it runs on, uncancelled."""
+    job, token = await handed_over(store)
+    async with asyncio.timeout(10):
+        async with AsyncReporter(token, settings=settings) as report:
+            await report.log("waiting for ever")
+            await store.cancel(job, "me", "enough")
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
+
+    assert report.cancelled
+    assert (await store.job(job)).state is State.CANCELLED
+
+
+async def test_an_async_block_that_asks_for_a_retry_goes_back_to_the_queue(settings: Settings, store: Store) -> None:
+    """The exception goes on to the caller as well."""
+    job, token = await handed_over(store)
+
+    with pytest.raises(Retry):
+        async with AsyncReporter(token, settings=settings):
+            raise Retry(after_seconds=0, detail="The model is busy.", code="model_busy")
+
+    assert (await store.job(job)).state is State.QUEUED
+    assert (await log_of(store, job))[-1].data["problem"]["code"] == "model_busy"
+
+
+async def test_a_message_that_comes_twice_is_done_once(settings: Settings, store: Store) -> None:
+    """The second one finds nothing to do, and leaves no thread or task behind."""
+    job, token = await handed_over(store)
+    async with AsyncReporter(token, settings=settings) as report:
+        with pytest.raises(LeaseLost):
+            await asyncio.to_thread(Reporter(token, settings=settings).__enter__)
+        with pytest.raises(LeaseLost):
+            await AsyncReporter(token, settings=settings).__aenter__()
+        report.result = "once"
+
+    assert (await store.job(job)).end_data() == {"result": "once"}
