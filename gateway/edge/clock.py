@@ -54,6 +54,12 @@ class Silence:
         """When it was broken last; None while the request is still being sent."""
         return self._last
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the request has taken too long altogether, silence or not."""
+        total = self._timers.total_seconds
+        return bool(total) and self._clock.now() >= self._begun + total
+
     def break_(self, moment: float | None = None) -> None:
         """Something came: now, or at another moment."""
         self._last = self._clock.now() if moment is None else moment

@@ -45,6 +45,21 @@ _CLOUDFLARE_NAMES: Final[Mapping[int, str]] = {
     1016: "origin_dns_error",
     1033: "tunnel_error",
 }
+# In words for people what the metrics call by a name.
+_CAUSES: Final[Mapping[str, str]] = {
+    "read_timeout": "the origin was silent for too long",
+    "write_stalled": "the request's body stopped for too long",
+    "connect_timeout": "the origin accepted no connection in time",
+    "not_acknowledged": "the origin did not acknowledge the request in time",
+    "refused": "the origin refused the connection",
+    "garbled": "the origin's answer is no HTTP",
+    "empty_answer": "the origin closed the connection without an answer",
+    "reuse_race": "the origin closed a connection as it was used again",
+    "replaced": "the origin answered with this status",
+    "loop": "the request has been here before",
+    "too_many": "too many requests at once",
+    "fault": "somebody asked for this error",
+}
 _NO_STORE: Final = (
     "private, max-age=0, no-store, no-cache, must-revalidate, post-check=0, pre-check=0"  # as seen on a 524
 )
@@ -70,6 +85,7 @@ class Occasion:
     code: int
     """The number in the page."""
     cause: str
+    """As the metrics call it."""
     host: str
     accept: str
     ray: str
@@ -94,7 +110,7 @@ def make_page(brand: Brand, occasion: Occasion) -> Page:
         case "api-gateway":
             return _api_gateway(occasion)
         case _:
-            return _page(occasion, "text/plain; charset=utf-8", f"{occasion.status} {occasion.cause}\n")
+            return _page(occasion, "text/plain; charset=utf-8", f"{occasion.status} {_cause(occasion)}\n")
 
 
 def challenge(occasion: Occasion) -> Page:
@@ -115,6 +131,10 @@ def _phrase(status: int) -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return ""
+
+
+def _cause(occasion: Occasion) -> str:
+    return _CAUSES.get(occasion.cause, occasion.cause.replace("_", " "))
 
 
 def _page(occasion: Occasion, content_type: str, text: str) -> Page:
@@ -177,7 +197,7 @@ def _cloudflare_title(code: int) -> str:
 
 def _cloudflare_object(occasion: Occasion) -> dict[str, object]:
     code = occasion.code
-    detail = f"The edge gave up on the origin: {occasion.cause}."
+    detail = f"No answer of the origin: {_cause(occasion)}."
     if code == 524:
         detail = (
             f"The origin web server did not answer within the {occasion.silent_seconds:g}-second Proxy Read Timeout"
@@ -219,7 +239,7 @@ def _cloudflare_document(occasion: Occasion) -> str:
         '<link rel="stylesheet" href="/cdn-cgi/styles/main.css">\n'
         '<div id="cf-wrapper"><div id="cf-error-details">\n'
         f"<h1>{title} <span>Error code {code}</span></h1>\n"
-        f"<p>The browser and the edge work; {host} does not: {html.escape(occasion.cause)}.</p>\n"
+        f"<p>The browser and the edge work; {host} does not: {_cause(occasion)}.</p>\n"
         f'<p><a href="{link}">More about this error</a></p>\n'
         f"<p>Cloudflare Ray ID: <strong>{occasion.ray}</strong> &bull; Your IP: {html.escape(occasion.client)}</p>\n"
         "</div></div>",
