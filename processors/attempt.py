@@ -112,6 +112,7 @@ class Attempt:
         self._function: asyncio.Task[_Result] | None = None
         self._following = False
         self._handed_over = False
+        self._begun = asyncio.get_running_loop().time()
 
     def __repr__(self) -> str:
         return f"<attempt {self.lease.attempt} at {self.lease.kind} job {self.lease.job}>"
@@ -396,9 +397,12 @@ class Attempt:
             self._place.store.feed.unfollow(self.lease.job)
 
     async def _leave(self, ending: Ending) -> None:
+        ran = asyncio.get_running_loop().time() - self._begun if ending.counts else 0
         # If it fails, the job's due entry is there still, and a look puts the job where it belongs.
         with contextlib.suppress(Unavailable):
-            await self._place.store.leave(self.lease, self._record, retry_after_seconds=ending.delay_seconds)
+            await self._place.store.leave(
+                self.lease, self._record, retry_after_seconds=ending.delay_seconds, ran_seconds=ran
+            )
 
 
 def _outcome(function: asyncio.Task[_Result]) -> tuple[_Result | None, BaseException | None]:

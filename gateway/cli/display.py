@@ -37,6 +37,7 @@ class View:
         self.silent_seconds = 0.0
         self.problem = ""
         """Why the last attempt did not end the job."""
+        self._begins_at: float | None = None
         self._eta_at: float | None = None
         self._began: tuple[float, float] | None = None
 
@@ -49,6 +50,8 @@ class View:
         match event.type:
             case EventType.POSITION:
                 self.position = data.get("position")
+                eta = data.get("eta_seconds")
+                self._begins_at = now + eta if isinstance(eta, (int, float)) else None
             case EventType.LIVENESS:
                 self.silent_seconds = float(data.get("silent_seconds") or 0)
                 return
@@ -88,10 +91,7 @@ class View:
         """When it will be done, counted down between two reports."""
         if self._eta_at is None or self.fold.state is not State.RUNNING:
             return ""
-        left = max(0, round(self._eta_at - now))
-        minutes, seconds = divmod(left, 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
+        return f"{_clock(self._eta_at - now)} left"
 
     def counted(self) -> str:
         """The amount in words: `3.5/12 pages`."""
@@ -103,7 +103,7 @@ class View:
         of = done if total is None else f"{done}/{total:.12g}"
         return f"{of} {unit}".strip()
 
-    def doing(self) -> str:
+    def doing(self, now: float) -> str:
         """What happens now."""
         fold = self.fold
         if fold.state is State.RUNNING:
@@ -112,7 +112,9 @@ class View:
             return printable(str(said)) + attempt + (", asked to stop" if fold.cancel_requested else "")
         if fold.state is State.QUEUED:
             again = f" again: {self.problem}" if self.problem else ""
-            return "queued" + again + (f", position {self.position}" if self.position else "")
+            place = f", position {self.position}" if self.position else ""
+            begins = f", begins in about {_clock(self._begins_at - now)}" if place and self._begins_at else ""
+            return "queued" + again + place + begins
         return str(fold.state or "waiting for the first event")
 
     def warnings(self, subscription: Subscription | None) -> list[str]:
@@ -200,7 +202,7 @@ class Lines(Display):
         if gist == self._last and now - self._last_at < _PLAIN_SECONDS:
             return
         self._last, self._last_at = gist, now
-        said = (self.view.doing(), self.view.counted(), self.view.eta(now), *warnings)
+        said = (self.view.doing(now), self.view.counted(), self.view.eta(now), *warnings)
         self.say(", ".join(part for part in (f"{self.title}: {said[0]}", *said[1:]) if part))
 
     def say(self, text: str) -> None:
@@ -269,13 +271,14 @@ class Bars(Display):
             return Group(title, self._upload) if self._upload_task is not None else title
         view = self.view
         current, total = view.amount
+        now = time.monotonic()
         self._job.update(
             self._job_task,
-            description=view.doing(),
+            description=view.doing(now),
             completed=current,
             total=total,
             counted=view.counted(),
-            eta=view.eta(time.monotonic()),
+            eta=view.eta(now),
         )
         warnings = [Text(f"  {warning}", style="yellow") for warning in view.warnings(self.subscription)]
         return Group(title, self._job, *warnings)
@@ -292,3 +295,10 @@ def display(title: str, *, quiet: bool) -> Display:
 def printable(text: str) -> str:
     """A processor's text without what could steer the terminal: escape sequences, changes of direction, new lines."""
     return "".join(" " if unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp"} else char for char in text).strip()
+
+
+def _clock(seconds: float) -> str:
+    """`4:07`, or `1:04:07`; never below zero."""
+    minutes, seconds = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -10,7 +10,7 @@ from gateway.hub.listener import Pulse
 from gateway.hub.subscription import Source, Subscription
 from gateway.hub.tail import Tail
 from gateway.protocol import Cursor, EventType, State, encode_transient, format_time
-from gateway.store import JobRecord, Store
+from gateway.store import JobRecord, Position, Store
 
 _STATE_AFTER: Final = {b"queued": State.QUEUED, b"started": State.RUNNING, b"retrying": State.QUEUED}
 
@@ -35,7 +35,7 @@ class Watch:
         self._seen_at = pulse.clock() - silent_ms / 1000
         self._liveness_at = float("-inf")
         self._told_late = False
-        self._position: int | None = -1
+        self._position: tuple[int | None, bool] | None = None
 
     @property
     def job(self) -> str:
@@ -65,7 +65,7 @@ class Watch:
         if frame.number > self._state_number and (state := _STATE_AFTER.get(frame.type)) is not None:
             self.state = state
             self._state_number = frame.number
-            self._position = -1
+            self._position = None
 
     def on_gap(self) -> None:
         """Messages may have been lost: every listener reads the log again, which also checks its cursor."""
@@ -93,11 +93,12 @@ class Watch:
         }
         self._push_transient(EventType.LIVENESS, data)
 
-    def push_position(self, position: int | None) -> None:
-        """Tell listeners the job's place in the queue, if it has changed."""
-        if position != self._position and self.state is State.QUEUED:
-            self._position = position
-            self._push_transient(EventType.POSITION, {"position": position, "eta_seconds": None})
+    def push_position(self, place: Position) -> None:
+        """Tell listeners the job's place in the queue if it has changed, or whether there is an estimate."""
+        said = (place.position, place.eta_seconds is None)
+        if said != self._position and self.state is State.QUEUED:
+            self._position = said
+            self._push_transient(EventType.POSITION, place._asdict())
 
     def _push_transient(self, type_: EventType, data: dict[str, Any]) -> None:
         text = encode_transient(type_, self.job, self._pulse.now_ms(), data)

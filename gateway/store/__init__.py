@@ -17,6 +17,7 @@ from gateway.errors import Unavailable
 from gateway.store.connection import Durability, open_client, translated, until_available
 from gateway.store.feed import Feed, Follower
 from gateway.store.handover import Handover
+from gateway.store.kinds import Position
 from gateway.store.log import PAGE_EVENTS, Log, LogPage
 from gateway.store.look import Look
 from gateway.store.records import (
@@ -48,6 +49,7 @@ __all__ = [
     "LogEntry",
     "LogPage",
     "NewJob",
+    "Position",
     "Renewed",
     "Renewer",
     "Store",

@@ -294,15 +294,6 @@ class Jobs(Connection):
             counts = await pipe.execute()
         return {kind: (counts[2 * i], counts[2 * i + 1]) for i, kind in enumerate(kinds)}
 
-    async def positions(self, jobs: list[JobRecord]) -> list[int | None]:
-        """Each job's place in its kind's queue, from 1; None for a job that is not in it."""
-        async with translated(), self._client.pipeline(transaction=False) as pipe:
-            for job in jobs:
-                member = f"{job.id}|{job.priority}|{encode_owner(job.owner)}"
-                pipe.zrank(self._keys.kind(job.kind)[0], member)
-            ranks = await pipe.execute()
-        return [None if rank is None else rank + 1 for rank in ranks]
-
 
 def _key_reused() -> KeyReused:
     return KeyReused(

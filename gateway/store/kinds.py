@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json, to_json
 
 from gateway.documents import KindDocument
 from gateway.errors import ConfigurationError
 from gateway.store.connection import Connection, translated
+from gateway.store.records import JobRecord
+from gateway.store.scripts import encode_owner
 
 _CACHE_SECONDS = 1.0
 # A worker that has not shown itself for this long is no longer counted as present.
 PRESENCE_SECONDS = 15.0
+
+
+class Position(NamedTuple):
+    """A job's place in its kind's queue, from 1, and in how many seconds it begins, as far as anybody can tell.
+
+    Both are None for a job that is not in the queue. There is no estimate without a worker, while the kind is paused,
+    and before its first attempt has ended.
+    """
+
+    position: int | None
+    eta_seconds: float | None
+
+
+_NOWHERE: Final = Position(None, None)
+
+
+def _estimate(position: int, turn_seconds: float | None) -> float | None:
+    return None if turn_seconds is None else round(position * turn_seconds, 1)
 
 
 class Kinds(Connection):
@@ -55,6 +75,30 @@ class Kinds(Connection):
         kinds = {name.decode(): KindDocument.model_validate_json(text) for name, text in sorted(stored.items())}
         self._kinds_cache = (now, kinds)
         return kinds
+
+    async def positions(self, jobs: list[JobRecord]) -> list[Position]:
+        """Each job's place in its kind's queue, all in one batch."""
+        kinds = sorted({job.kind for job in jobs})
+        served = {kind for worker in await self.workers() for kind in worker["kinds"]}
+        async with translated(), self._client.pipeline(transaction=False) as pipe:
+            for kind in kinds:
+                keys = self._keys.kind(kind)
+                pipe.zcard(keys[2])
+                pipe.hmget(keys[5], "paused", "ran_ms")
+            for job in jobs:
+                pipe.zrank(self._keys.kind(job.kind)[0], f"{job.id}|{job.priority}|{encode_owner(job.owner)}")
+            rows = await pipe.execute()
+        turns: dict[str, float] = {}
+        for i, kind in enumerate(kinds):
+            running, (paused, ran_ms) = rows[2 * i : 2 * i + 2]
+            if kind in served and paused != b"1" and ran_ms:
+                # While jobs wait, the places that the kind has are those that are taken.
+                turns[kind] = int(ran_ms) / 1000 / max(1, running)
+        ranks = rows[2 * len(kinds) :]
+        return [
+            _NOWHERE if rank is None else Position(rank + 1, _estimate(rank + 1, turns.get(job.kind)))
+            for job, rank in zip(jobs, ranks, strict=True)
+        ]
 
     async def present(self, worker: str, kinds: list[str], concurrency: int) -> None:
         """Say that a worker lives; call it every few seconds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import secrets
 import time
 from typing import Any, Final
@@ -68,8 +69,18 @@ class Queue(Connection):
             claim.kind, claim.job, claim.token, "running", int(self.lease_seconds * 1000), attempt=lease.attempt
         )
 
-    async def leave(self, lease: Lease, record: JobRecord, *, retry_after_seconds: float | None = None) -> None:
-        """Take a job out of hand when its attempt is over: for good, or back to the queue after a delay."""
+    async def leave(
+        self,
+        lease: Lease,
+        record: JobRecord,
+        *,
+        retry_after_seconds: float | None = None,
+        ran_seconds: float = 0,
+    ) -> None:
+        """Take a job out of hand when its attempt is over: for good, or back to the queue after a delay.
+
+        `ran_seconds` goes into what waiting jobs of the kind are told; 0 for an attempt that was broken off.
+        """
         if retry_after_seconds is None:
             where, after_ms = "later", END_GRACE_MS
         elif retry_after_seconds > 0:
@@ -79,7 +90,15 @@ class Queue(Connection):
         await self._run(
             "leave",
             self._keys.kind(lease.kind),
-            (lease.job, lease.attempt, where, after_ms, record.priority, encode_owner(record.owner)),
+            (
+                lease.job,
+                lease.attempt,
+                where,
+                after_ms,
+                record.priority,
+                encode_owner(record.owner),
+                math.ceil(ran_seconds * 1000),
+            ),
         )
 
     async def _settle(

@@ -284,15 +284,24 @@ async def test_the_first_liveness_of_an_attempt_names_its_worker(hub: Hub, store
 async def test_a_queued_jobs_listener_hears_its_position(
     hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The place in the queue comes as a transient event when it changes."""
+    """The place in the queue comes as a transient event when it changes, and when there is an estimate or none."""
     monkeypatch.setattr("gateway.hub._POSITION_SECONDS", 0.05)
-    await submit(store, KIND)
+    first = await submit(store, KIND)
     record = await submit(store, KIND)
     # The loop sleeps for its old time once more.
     collector = await listen(hub, record)
-    await wait_until(lambda: any(b'"position":2' in text for _, text, _ in collector.unnumbered), 8)
-    await begin(store, "echo")
-    await wait_until(lambda: any(b'"position":1' in text for _, text, _ in collector.unnumbered), 8)
+
+    async def hears(data: bytes) -> None:
+        await wait_until(lambda: data in collector.unnumbered[-1][1] if collector.unnumbered else False, 8)
+
+    await hears(b'"data":{"position":2,"eta_seconds":null}')
+    await store.present("w", ["echo"], 1)
+    lease = await begin(store, "echo")
+    await hears(b'"data":{"position":1,"eta_seconds":null}')
+    await store.leave(lease, first, ran_seconds=7)
+    await hears(b'"data":{"position":1,"eta_seconds":7.0}')
+    await store.pause("echo", True)
+    await hears(b'"data":{"position":1,"eta_seconds":null}')
 
 
 async def test_a_rewritten_history_is_announced_and_never_spliced(hub: Hub, store: Store) -> None:

@@ -24,7 +24,7 @@ async def test_a_submitted_job_is_queued_and_its_log_starts_with_one(store: Stor
     assert record.last.number == 1
     page = await store.events(record.id, record.last._replace(number=0, time_ms=None))
     assert [entry.type for entry in page.entries] == [b"queued"]
-    assert await store.positions([record]) == [1]
+    assert await store.positions([record]) == [(1, None)]
 
 
 async def test_the_same_key_and_body_is_the_same_job(store: Store) -> None:
@@ -171,7 +171,7 @@ async def test_names_that_users_choose_stay_inside_their_key(store: Store) -> No
     record = await submit(store, KIND, owner=evil)
 
     assert (await store.job(record.id)).owner == evil
-    assert await store.positions([await store.job(record.id)]) == [1]
+    assert await store.positions([await store.job(record.id)]) == [(1, None)]
     lease = await begin(store, "echo")
     assert lease.job == record.id
     assert await store.depths(["echo"]) == {"echo": (0, 1)}

@@ -243,10 +243,49 @@ async def test_one_owners_backlog_does_not_delay_another_owners_first_job(store:
         await store.claim("echo", "w", 1)
     newcomer = await submit(store, KIND, owner="small")
 
-    position = (await store.positions([newcomer]))[0]
+    position = (await store.positions([newcomer]))[0].position
 
     assert position is not None
     assert position <= 2
+
+
+async def test_the_wait_is_estimated_from_how_long_attempts_took(store: Store) -> None:
+    """A turn comes after the usual time of an attempt, divided by those that run; the newest count most."""
+    running = [await submit(store, KIND) for _ in range(3)]
+    leases = [await begin(store, "echo") for _ in running]
+    waiting = [await submit(store, KIND) for _ in range(4)]
+
+    async def estimates() -> list[float | None]:
+        return [place.eta_seconds for place in await store.positions(waiting)]
+
+    async def leave(seconds: float) -> None:
+        lease = leases.pop()
+        await store.leave(lease, await store.job(lease.job), ran_seconds=seconds)
+
+    await store.present("w", ["echo"], 2)
+    assert await estimates() == [None] * 4
+    await leave(10)
+    assert sorted(await estimates(), key=str) == [10.0, 15.0, 20.0, 5.0]
+    await leave(35)
+    assert max(await estimates(), key=lambda eta: eta or 0) == 4 * 15.0
+    # An attempt that was broken off tells nothing.
+    await leave(0)
+    assert max(await estimates(), key=lambda eta: eta or 0) == 4 * 15.0
+
+    await store.absent("w", ["echo"], 2)
+    assert await estimates() == [None] * 4
+
+
+async def test_a_repeated_leave_counts_once(store: Store) -> None:
+    """A lost reply makes the worker send it again."""
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+    for seconds in (10, 100):
+        await store.leave(lease, record, ran_seconds=seconds)
+    waiting = await submit(store, KIND)
+    await store.present("w", ["echo"], 1)
+
+    assert [place.eta_seconds for place in await store.positions([waiting])] == [10.0]
 
 
 async def test_a_cap_per_kind_holds_over_all_workers(store: Store) -> None:

@@ -58,11 +58,17 @@ def progress(current: float, total: float | None = None, **more: Any) -> tuple[s
 def test_a_queued_job_tells_its_place_in_the_line() -> None:
     """Until it has begun."""
     view = view_of(QUEUED)
-    assert view.doing() == "queued"
+    assert view.doing(1.0) == "queued"
 
     view.take(transient("position", {"position": 3, "eta_seconds": None}), 1.0)
 
-    assert view.doing() == "queued, position 3"
+    assert view.doing(1.0) == "queued, position 3"
+
+    view.take(transient("position", {"position": 2, "eta_seconds": 70.0}), 1.0)
+
+    assert view.doing(1.0) == "queued, position 2, begins in about 1:10"
+    assert view.doing(11.0) == "queued, position 2, begins in about 1:00"
+    assert view.doing(300.0) == "queued, position 2, begins in about 0:00"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +86,7 @@ def test_progress_is_told_in_words(entry: tuple[str, dict[str, Any]], doing: str
     """What the processor says, and how much is done."""
     view = view_of(QUEUED, STARTED, entry)
 
-    assert (view.doing(), view.counted()) == (doing, counted)
+    assert (view.doing(1.0), view.counted()) == (doing, counted)
 
 
 def test_the_processors_own_estimate_is_counted_down() -> None:
@@ -105,18 +111,18 @@ def test_without_an_estimate_the_pace_is_one() -> None:
 def test_a_new_attempt_begins_its_estimate_anew() -> None:
     """And says that it is another attempt, and why."""
     view = view_of(QUEUED, STARTED, progress(8, 10, eta_seconds=3), ("retrying", {"problem": PROBLEM}))
-    assert view.doing() == "queued again: The worker was silent for 30 s."
+    assert view.doing(1.0) == "queued again: The worker was silent for 30 s."
     assert view.eta(9.0) == ""
 
     view.take(decode_event(event_text(5, "started", {}, attempt=2)), 9.0)
 
-    assert view.doing() == "running (attempt 2)"
+    assert view.doing(1.0) == "running (attempt 2)"
     assert (view.counted(), view.eta(9.0)) == ("", "")
 
 
 def test_a_cancel_request_shows() -> None:
     """A running job ends when its processor notices."""
-    assert view_of(QUEUED, STARTED, ("cancel_requested", {"by": "me"})).doing() == "running, asked to stop"
+    assert view_of(QUEUED, STARTED, ("cancel_requested", {"by": "me"})).doing(1.0) == "running, asked to stop"
 
 
 def test_a_silent_worker_is_told_and_forgotten_when_it_writes() -> None:
@@ -152,7 +158,7 @@ def test_a_log_that_cannot_be_folded_ends_nothing() -> None:
 
     view.take(numbered(QUEUED, ("succeeded", {"result": 1}))[1], 1.0)
 
-    assert view.doing() == "queued"
+    assert view.doing(1.0) == "queued"
 
 
 @pytest.mark.parametrize(
