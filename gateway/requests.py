@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter
+from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 
 from gateway.documents import WireModel
 from gateway.protocol import DAY_SECONDS, JOB_PATTERN, KIND_PATTERN, TAG_PATTERN, TYPE_PATTERN, Priority
 
 # A kind that wants more files than this wants an archive. Each file is a blob and a line in the job's record.
 MAX_FILES: Final = 64
+# A page that is reloaded, or a phone that changes its network, is back in this time.
+DEFAULT_GRACE_SECONDS: Final = 60.0
 
 
 class JobOptions(WireModel):
@@ -33,7 +35,25 @@ class JobOptions(WireModel):
     retention_seconds: float | None = Field(
         None, ge=1, le=30 * DAY_SECONDS, description="How long the data is kept after the end."
     )
+    on_disconnect: Literal["continue", "cancel"] = Field(
+        "continue", description="`cancel`: when nobody has listened to the job for a while, it is cancelled."
+    )
+    disconnect_grace_seconds: float | None = Field(
+        None, gt=0, le=DAY_SECONDS, description="How long that while is; 60 by default. It starts at the submit."
+    )
     tags: list[Annotated[str, Field(pattern=TAG_PATTERN)]] = Field(default_factory=list, max_length=16)
+
+    @field_validator("disconnect_grace_seconds")
+    @classmethod
+    def _needs_a_cancel(cls, value: float | None, others: ValidationInfo) -> float | None:
+        if value is not None and others.data.get("on_disconnect") != "cancel":
+            raise ValueError("it means nothing without on_disconnect=cancel")
+        return value
+
+    @property
+    def grace_seconds(self) -> float | None:
+        """How long nobody may listen until the job is cancelled; None for a job that goes on without listeners."""
+        return (self.disconnect_grace_seconds or DEFAULT_GRACE_SECONDS) if self.on_disconnect == "cancel" else None
 
 
 class FileReference(WireModel):

@@ -384,7 +384,8 @@ class Attempt:
         await asyncio.sleep(_SETTLE_SECONDS)
         # Neither is needed for a promise: a look notes a begun attempt, a renewal brings the request.
         with contextlib.suppress(Unavailable):
-            await self._place.store.hold(self._claim, self.lease)
+            grace = self._record.options.grace_seconds
+            await self._place.store.hold(self._claim, self.lease, grace_seconds=grace)
         with contextlib.suppress(Unavailable):
             self._following = True
             await self._place.store.feed.follow(self.lease.job, self)

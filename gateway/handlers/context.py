@@ -74,7 +74,12 @@ async def owned_job(request: web.Request) -> JobRecord:
     Raises `NotFound` also for another owner's job: that it exists is nobody else's business. Raises `Gone` once the
     job has expired.
     """
-    return await owned(request.app[STORE], request.match_info["job"], principal(request))
+    store = request.app[STORE]
+    record = await owned(store, request.match_info["job"], principal(request))
+    if record.options.grace_seconds is not None and not record.terminal:
+        # Who asks again and again listens too, though no connection stays open.
+        await store.mark(record.id, "asked", 0)
+    return record
 
 
 async def owned(store: Store, job: str, owner: str) -> JobRecord:

@@ -23,7 +23,7 @@ from gateway.hub.subscription import Subscription
 from gateway.hub.watch import Watch
 from gateway.metrics import Metrics
 from gateway.protocol import CloseCode, Cursor, State
-from gateway.store import JobRecord, Store
+from gateway.store import MARK_SECONDS, JobRecord, Store
 
 __all__ = ["Frame", "Hub", "Listener", "Place", "Pulse", "Subscription", "Watch", "websocket_frame"]
 
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 _CLOCK_SECONDS: Final = 0.5
 _POSITION_SECONDS: Final = 3.0
 _QUIET_SECONDS: Final = 0.25
+# Jobs marked at once; the others wait their turn rather than for a connection.
+_MARKED: Final = 16
 # Heads asked for in one pipeline.
 _COMPARED: Final = 500
 
@@ -67,6 +69,7 @@ class Hub:
                 group.create_task(self._clock_loop(), name="hub clock")
                 group.create_task(self._position_loop(), name="hub positions")
                 group.create_task(self._compare_loop(), name="hub compares heads")
+                group.create_task(self._mark_loop(), name="hub marks jobs")
         finally:
             for task in tuple(self._tasks):
                 task.cancel()
@@ -108,6 +111,9 @@ class Hub:
 
         Returns when the log has been read to its head. Cancelling it ends the reading; `close` the listener then.
         """
+        watch = self._watches.get(subscription.job)
+        if watch is not None and watch.mark is not None:
+            await self._mark(watch)
         if snapshot:
             stored = None
             with suppress(Unavailable):
@@ -130,6 +136,8 @@ class Hub:
         watch.subscriptions.discard(subscription)
         if not watch.subscriptions:
             del self._watches[watch.job]
+            if watch.mark is not None:
+                self._spawn(self._mark(watch, 0))
             self.store.feed.unfollow(watch.job)
 
     def close(self, listener: Listener, reason: str) -> None:
@@ -173,6 +181,19 @@ class Hub:
                 watch.push_liveness(now)
             for listener in tuple(self.listeners):
                 listener.tick(now)
+
+    async def _mark(self, watch: Watch, seconds: float = MARK_SECONDS) -> None:
+        """Say that somebody listens here, for so long or (0) no longer. If it fails, the mark ends by itself."""
+        if watch.mark is not None:
+            with suppress(Unavailable):
+                await self.store.mark(watch.job, watch.mark, seconds)
+
+    async def _mark_loop(self) -> None:
+        while True:
+            await asyncio.sleep(MARK_SECONDS / 5)
+            marked = [watch for watch in self._watches.values() if watch.mark is not None]
+            for start in range(0, len(marked), _MARKED):
+                await asyncio.gather(*(self._mark(watch) for watch in marked[start : start + _MARKED]))
 
     async def _compare_loop(self) -> None:
         while True:

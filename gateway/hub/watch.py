@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ class Watch:
         self.state = record.state
         self.subscriptions: set[Subscription] = set()
         self.heard_at = pulse.clock()
+        self.mark = secrets.token_hex(8) if record.options.grace_seconds is not None else None
+        """Under which name the job is marked as listened to; None for a job that goes on without listeners."""
         self._pulse = pulse
         self._late_seconds = store.lease_seconds / 2
         self._state_number = record.last.number

@@ -18,6 +18,7 @@ from gateway.store.connection import Durability, open_client, translated, until_
 from gateway.store.feed import Feed, Follower
 from gateway.store.handover import Handover
 from gateway.store.kinds import Position
+from gateway.store.listeners import MARK_SECONDS, Listeners
 from gateway.store.log import PAGE_EVENTS, Log, LogPage
 from gateway.store.look import Look
 from gateway.store.records import (
@@ -38,6 +39,7 @@ from gateway.store.uploads import Uploads, upload_not_found, wrong_offset
 from gateway.store.write_token import WriteToken, read_token
 
 __all__ = [
+    "MARK_SECONDS",
     "PAGE_EVENTS",
     "Appended",
     "Begun",
@@ -65,7 +67,7 @@ __all__ = [
 ]
 
 
-class Store(Log, Look, Uploads, Handover):
+class Store(Log, Look, Uploads, Handover, Listeners):
     """All operations on jobs and uploads. Each raises `Unavailable` while Redis does not answer."""
 
     @classmethod

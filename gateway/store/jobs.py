@@ -145,7 +145,9 @@ class Jobs(Connection):
         if not record.terminal:
             # Also for a replay: the first submitter may have died between the last two steps.
             start_after_ms = (record.not_before_ms or 0) - time.time() * 1000 if record.options.start_at else 0
-            look_ms = min(LONGEST_LOOK_MS, self.job_deadline_seconds * 1000, self._start_deadline_ms(new) or 1e12)
+            grace_ms = (new.options.grace_seconds or 1e9) * 1000
+            deadline_ms = self._start_deadline_ms(new) or 1e12
+            look_ms = min(LONGEST_LOOK_MS, self.job_deadline_seconds * 1000, deadline_ms, grace_ms)
             priority = new.options.priority
             arguments = (job, priority, owner, PRIORITY_STEPS[priority], int(look_ms), max(0, int(start_after_ms)))
             steps.append(self._run("enqueue", kind_keys, arguments))
@@ -183,6 +185,8 @@ class Jobs(Connection):
             "tombstone_ms": int(self.tombstone_seconds * 1000),
             "deadline_after_ms": int(self.job_deadline_seconds * 1000),
         }
+        if options.grace_seconds is not None:
+            fields["disconnect_grace_ms"] = int(options.grace_seconds * 1000)
         if new.retry_of:
             fields["retry_of"] = new.retry_of
         if start_deadline_ms := self._start_deadline_ms(new):

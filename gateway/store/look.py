@@ -31,6 +31,10 @@ LOOK_SECONDS: Final = 0.5
 SWEEP_SECONDS: Final = 3600.0
 
 
+# Why a job with `on_disconnect: cancel` was cancelled.
+ALONE_REASON: Final = "Nobody listened to the job any more, and it was submitted with on_disconnect=cancel."
+
+
 def _failed(code: str, title: str, detail: str, **extra: Any) -> bytes:
     problem = {"type": f"/docs#problem-{code}", "title": title, "code": code, "detail": detail, **extra}
     return encode_event_tail(EventType.FAILED, {"problem": problem, "partial": False})
@@ -79,6 +83,11 @@ class Look(Dead, Queue, Kinds):
             await self._settle(kind, job, token, "drop", 0)
             return
         after_ms, _, priority, owner, attempt, _ = (part.decode() for part in answer[1:7])
+        if verdict == "alone":
+            # Its own step, the same as anybody's cancel; the second look finds the job asked to stop.
+            await self.cancel(job, "outlast", ALONE_REASON)
+            await self._look_at(kind, job, token)
+            return
         if verdict == "ended":
             await self._finish(job, int(after_ms))
             verdict = "drop"

@@ -63,11 +63,10 @@ class Queue(Connection):
             await self._settle(claim.kind, claim.job, claim.token, "later", int(answer[1]))
         return Begun(outcome)
 
-    async def hold(self, claim: Claim, lease: Lease) -> None:
-        """Note a begun attempt in the kind's slot: in hand, and due when its lease is over."""
-        await self._settle(
-            claim.kind, claim.job, claim.token, "running", int(self.lease_seconds * 1000), attempt=lease.attempt
-        )
+    async def hold(self, claim: Claim, lease: Lease, *, grace_seconds: float | None = None) -> None:
+        """Note a begun attempt in the kind's slot: in hand, and due when its lease is over, or its listeners' grace."""
+        after_ms = int(min(self.lease_seconds, grace_seconds or self.lease_seconds) * 1000)
+        await self._settle(claim.kind, claim.job, claim.token, "running", after_ms, attempt=lease.attempt)
 
     async def leave(
         self,

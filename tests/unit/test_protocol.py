@@ -270,7 +270,8 @@ def test_an_event_is_a_value() -> None:
         ("tags", ["a\n"]),
         ("tags", ["x"] * 17),
         ("webhook", "http://example.org"),
-        ("on_disconnect", "cancel"),
+        ("on_disconnect", "retry"),
+        ("disconnect_grace_seconds", 5),
     ],
 )
 def test_a_wrong_or_unbuilt_option_is_refused(field: str, value: object) -> None:

@@ -1,12 +1,14 @@
--- use: clock log
+-- use: clock log listeners
 -- Looks at one job whose time has come, writes what is to be written, and says where its pointers belong.
 -- ARGV: job, tails of: deadline, run_timeout, start_deadline, retries_exhausted, retrying; end's grace ms, longest
 -- look ms
 -- Returns: verdict, due after ms, kind, priority, owner, attempt, state. Verdicts are settle's `where`, `ended` for a
--- job whose last things are to be done before the drop (`after` is then when it expires), and `unknown`.
+-- job whose last things are to be done before the drop (`after` is then when it expires), `alone` for one that is to be
+-- cancelled since nobody listens, and `unknown`.
 local job = ARGV[1]
 local record = redis.call('HMGET', KEYS[1], 'state', 'kind', 'priority', 'owner', 'attempt', 'ended', 'cancel_tail',
-  'lease_until', 'deadline', 'run_deadline', 'failures', 'max_attempts', 'start_deadline', 'not_before', 'started', 'expires')
+  'lease_until', 'deadline', 'run_deadline', 'failures', 'max_attempts', 'start_deadline', 'not_before', 'started',
+  'expires', 'disconnect_grace_ms', 'created')
 local state = record[1]
 if not state then
   return { 'unknown' }
@@ -44,12 +46,20 @@ end
 if now >= at(9) then
   return finish('failed', ARGV[2])
 end
+local look = math.min(tonumber(ARGV[8]), at(9) - now)
+if record[17] and not record[7] then
+  local alone = alone_after(now, at(17), at(18))
+  if alone <= 0 then
+    return say('alone', 0)
+  end
+  look = math.min(look, alone)
+end
 if state == 'running' then
   if now >= at(10) then
     return finish('failed', ARGV[3])
   end
   if lease_left > 0 then
-    return say('running', math.min(lease_left, at(10) - now, at(9) - now))
+    return say('running', math.min(lease_left, at(10) - now, look))
   end
   if at(11) + 1 >= at(12) then
     return finish('failed', ARGV[5])
@@ -57,9 +67,8 @@ if state == 'running' then
   redis.call('HSET', KEYS[1], 'state', 'queued', 'nonce', '', 'worker', '', 'lease_until', '0', 'not_before', '0')
   redis.call('HINCRBY', KEYS[1], 'failures', 1)
   write(job, attempt, { { 'retrying', ARGV[6], '' } })
-  return say('queue', tonumber(ARGV[8]))
+  return say('queue', look)
 end
-local look = math.min(tonumber(ARGV[8]), at(9) - now)
 if at(13) > 0 and not record[15] then
   if now >= at(13) then
     return finish('failed', ARGV[4])
