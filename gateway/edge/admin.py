@@ -9,12 +9,12 @@ from gateway.edge.faults import Fault
 from gateway.edge.message import RequestHead
 
 if TYPE_CHECKING:
-    from gateway.edge.server import Edge
+    from gateway.edge.server import Connection, Edge
 
 PREFIX: Final = "/__edge/"
 
 
-def answer(edge: Edge, head: RequestHead, body: bytes) -> bytes:
+def answer(edge: Edge, connection: Connection, head: RequestHead, body: bytes) -> bytes:
     """The whole response."""
     # A page that somebody has open in a browser must not break connections here.
     if head.headers.get("sec-fetch-site") in {"cross-site", "same-site"}:
@@ -23,7 +23,7 @@ def answer(edge: Edge, head: RequestHead, body: bytes) -> bytes:
         case "GET", "/__edge/metrics":
             return _response(200, {"profile": edge.profile.name, **edge.metrics.document()})
         case "POST", "/__edge/restart":
-            return _response(200, {"cut": edge.restart()})
+            return _response(200, {"cut": edge.restart(spare=connection)})
         case "POST", "/__edge/fault":
             return _add_fault(edge, body)
         case "DELETE", "/__edge/fault":

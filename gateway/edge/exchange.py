@@ -281,7 +281,7 @@ class Exchange:
                 assert self._link is not None
                 self._link.wire.unread(buffer)
                 return head
-            if rules.interim == "absolute" and before is not None:
+            if rules.interim != "reset" and before is not None:
                 self._silence.break_(before)
             if rules.interim != "drop":
                 self._reply.interim(head)

@@ -55,7 +55,7 @@ class Edge:
         self._time_scale = time_scale
         self._seed = seed
         self._marked = marked
-        self._connections: set[_Connection] = set()
+        self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._wires: set[Wire] = set()
         self.url = ""
@@ -115,10 +115,13 @@ class Edge:
         """Let a fault wait for the next request that it fits. Raises `ValueError`."""
         self.faults.add(Fault.parse({"fault": name, **options}))
 
-    def restart(self) -> int:
-        """Cut all connections, as a restarted edge does; returns how many. New ones are taken at once."""
+    def restart(self, *, spare: Connection | None = None) -> int:
+        """Cut all connections, as a restarted edge does; returns how many. New ones are taken at once.
+
+        `spare` is the one that asked for it, and waits for the answer.
+        """
         self._hop.metrics.restarts += 1
-        connections = list(self._connections)
+        connections = self._connections - {spare}
         for connection in connections:
             connection.cut("restart")
         self._hop.origin.cut()
@@ -127,7 +130,7 @@ class Edge:
     # --- connections ------------------------------------------------------------------------------------------------
 
     def _accept(self, wire: Wire) -> None:
-        connection = _Connection(self, self._hop, wire)
+        connection = Connection(self, self._hop, wire)
         self._wires.add(wire)
         self._connections.add(connection)
         task = asyncio.get_running_loop().create_task(connection.serve(), name="an edge's connection")
@@ -149,7 +152,7 @@ class Edge:
                 self.restart()
 
 
-class _Connection:
+class Connection:
     """A client's connection: one request after the other."""
 
     def __init__(self, edge: Edge, hop: Hop, wire: Wire) -> None:
@@ -221,7 +224,7 @@ class _Connection:
                 return False
             text += body.feed(data)
         self._wire.unread(body.leftover)
-        answer = admin.answer(self._edge, head, text)
+        answer = admin.answer(self._edge, self, head, text)
         self._wire.write(answer)
         return head.keeps_alive and body.complete
 
