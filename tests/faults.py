@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 import struct
 import time
@@ -47,6 +48,7 @@ class FaultProxy:
         self.refused = 0
         """How many connections were turned away while `refuse` was on."""
         self._refusing = False
+        self._swallowing = False
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._links: set[_Link] = set()
@@ -81,9 +83,10 @@ class FaultProxy:
 
     # --- the switches -------------------------------------------------------------------------------------------
 
-    def cut(self) -> int:
-        """Reset all connections, as a crashed peer or a broken line does; returns how many."""
+    def cut(self, share: float = 1.0) -> int:
+        """Reset all connections or a share of them, as a crashed peer or a broken line does; returns how many."""
         links = list(self._links)
+        links = random.sample(links, round(share * len(links)))
         for link in links:
             link.reset()
         return len(links)
@@ -92,9 +95,17 @@ class FaultProxy:
         """Keep the connections open, but let nothing through, in either direction."""
         self._flowing.clear()
 
+    def black_hole(self) -> None:
+        """Take everything that is sent, in either direction, and pass nothing on, as a line whose far end is gone."""
+        self._swallowing = True
+
     def resume(self) -> None:
-        """End a stall; what was sent during it arrives now."""
+        """End a stall: what was sent during it arrives now. End a black hole: who lost bytes in it is reset."""
         self._flowing.set()
+        self._swallowing = False
+        for link in list(self._links):
+            if link.holed:
+                link.reset()
 
     def refuse(self, on: bool = True) -> None:
         """Reset new connections at once; those that stand go on."""
@@ -157,6 +168,9 @@ class FaultProxy:
             if self.bytes_per_second:
                 await asyncio.sleep(len(data) / self.bytes_per_second)
             await self._flowing.wait()
+            if self._swallowing or link.holed:
+                link.holed = True
+                continue
             if to_server and self._drop_after is not None and self._drop_after in data:
                 self._drop_after = None
                 link.drops_next_reply = True
@@ -178,6 +192,8 @@ class _Link:
         self.client = client
         self.server: asyncio.StreamWriter | None = None
         self.drops_next_reply = False
+        self.holed = False
+        """Whether bytes of it were swallowed: nothing that follows would make sense."""
 
     def reset(self) -> None:
         """End both sides without ceremony: the peers see a reset, not an orderly end."""

@@ -24,7 +24,9 @@ from tests.faults import wait_until
 
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 # What a child needs is imported before it is forked.
-_CONTEXT.set_forkserver_preload(["gateway.app", "processors.worker", "tests.worker_kinds", "tests.nodes"])
+_CONTEXT.set_forkserver_preload(
+    ["gateway.app", "processors.worker", "tests.worker_kinds", "tests.chaos.kinds", "tests.nodes"]
+)
 _PARENT_DEATH_SIGNAL: Final = 1
 
 
@@ -33,6 +35,7 @@ class Node:
 
     def __init__(self, process: ForkServerProcess, name: str, log: Path) -> None:
         self._process = process
+        self._forgotten: int | None = None
         self.name = name
         self.log = log
 
@@ -50,7 +53,7 @@ class Node:
     @property
     def exit_code(self) -> int | None:
         """Its exit code, negative for a signal; None while it lives."""
-        return self._process.exitcode
+        return self._process.exitcode if self._forgotten is None else self._forgotten
 
     @property
     def paused(self) -> bool:
@@ -90,10 +93,9 @@ class Node:
     async def end(self) -> None:
         """Kill it if it lives, and forget it."""
         self.signal(signal.SIGKILL)
-        if self.exit_code is None:
-            await self.ended()
-        self._process.join()
-        self._process.close()
+        if self._forgotten is None:
+            self._forgotten = await self.ended()
+            self._process.close()
 
 
 def start_node(role: str, name: str, folder: Path, settings: Mapping[str, Any], *, halt: str | None = None) -> Node:
@@ -102,7 +104,7 @@ def start_node(role: str, name: str, folder: Path, settings: Mapping[str, Any], 
     if halt is not None:
         environment[HALT] = halt
     log = folder / f"{name}.log"
-    process = _CONTEXT.Process(target=_serve, args=(role, name, log, environment), name=name)
+    process = _CONTEXT.Process(target=_serve, args=(role, name, log, environment), name=name, daemon=True)
     process.start()
     return Node(process, name, log)
 

@@ -17,7 +17,7 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Final
 
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from aiohttp.typedefs import Middleware
 from aiohttp.web_protocol import RequestPayloadError
 from pydantic_core import to_json
@@ -32,6 +32,8 @@ access_logger = logging.getLogger("gateway.access")
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 _STARTED: Final = web.RequestKey("started", bool)
+# As in nginx's logs: the client went before there was an answer.
+_CLIENT_GONE: Final = 499
 _QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _REQUEST_ID: Final = re.compile(r"^[A-Za-z0-9._-]{8,64}$", re.ASCII)
 
@@ -104,6 +106,9 @@ def problem_middleware(metrics: Metrics) -> Middleware:
             response = problem_response(error)
             if isinstance(raised, web.HTTPMethodNotAllowed):
                 response.headers["Allow"] = ", ".join(sorted(raised.allowed_methods))
+        except ClientConnectionResetError:
+            # The client went while its answer was begun: no defect of ours, and nobody is there to hear of it.
+            return web.Response(status=_CLIENT_GONE)
         except Exception as raised:
             error = translate(raised, request)
             if error.code == "internal":
@@ -124,7 +129,7 @@ def problem_middleware(metrics: Metrics) -> Middleware:
         given = request.headers.get("X-Request-ID", "")
         request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         began = time.perf_counter()
-        status = 499  # As in nginx's logs: the client went before there was an answer.
+        status = _CLIENT_GONE
         try:
             response = await answer(request, handler)
             status = response.status

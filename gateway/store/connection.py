@@ -58,7 +58,8 @@ class _Cancellable(AbstractConnection):
         except TimeoutError:
             await self.disconnect(nowait=True)
             raise redis.TimeoutError("Timeout writing to socket") from None
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            # uvloop says RuntimeError where the transport was closed since the last command.
             await self.disconnect(nowait=True)
             raise redis.ConnectionError(f"Error while writing to socket: {error}") from error
         except BaseException:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+import redis.asyncio as redis
+
 from gateway.store import Store
+from gateway.store.connection import open_client
+from tests.faults import wait_until
 
 
 async def test_a_cancelled_command_always_ends_its_caller(store: Store) -> None:
@@ -23,3 +28,19 @@ async def test_a_cancelled_command_always_ends_its_caller(store: Store) -> None:
         done, _ = await asyncio.wait({task}, timeout=1)
 
         assert done, f"the cancel after {turns % 23} turns of the loop was swallowed"
+
+
+def test_a_connection_that_was_lost_under_uvloop_is_an_outage_and_no_defect(valkey: str) -> None:
+    """uvloop says so with a `RuntimeError`: the command is sent again on another connection, as on any other loop."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def ask_over_a_lost_connection() -> None:
+        connection = open_client(valkey).connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        await connection.connect()
+        connection._writer.transport.abort()
+        await wait_until(connection._reader.at_eof)
+        with pytest.raises(redis.ConnectionError):
+            await connection.send_command("PING")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(ask_over_a_lost_connection())

@@ -143,3 +143,38 @@ async def test_waiting_ends_with_a_failure_that_names_what_was_missed() -> None:
     """A condition that does not come fails the test in words."""
     with pytest.raises(AssertionError, match=r"the moon did not come true within 0\.05 s"):
         await wait_until(lambda: False, 0.05, what="the moon")
+
+
+async def test_a_black_hole_takes_what_is_sent_and_ends_in_a_reset(echo: tuple[str, list[bytes]]) -> None:
+    """Nothing gets through and nothing is refused; whoever lost bytes in it can't go on, the others can."""
+    url, got = echo
+    async with FaultProxy(url) as proxy:
+        line, quiet = await Line.open(proxy), await Line.open(proxy)
+        await line.ask(b"1")
+        await quiet.ask(b"2")
+        proxy.black_hole()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await line.ask(b"lost")
+
+        proxy.resume()
+
+        with pytest.raises(ConnectionResetError):
+            await line.ask(b"3")
+        assert await quiet.ask(b"4") == b"4"
+        assert b"lost\n" not in got
+        quiet.close()
+
+
+async def test_a_share_of_the_connections_can_be_cut(echo: tuple[str, list[bytes]]) -> None:
+    """Half of them is half of them."""
+    async with FaultProxy(echo[0]) as proxy:
+        lines = [await Line.open(proxy) for _ in range(4)]
+        for line in lines:
+            await line.ask(b"1")
+
+        assert proxy.cut(0.5) == 2
+
+        await wait_until(lambda: proxy.connections == 2)
+        for line in lines:
+            line.close()
