@@ -13,8 +13,9 @@ from urllib.parse import quote, urlsplit
 from pydantic_core import to_json, to_jsonable_python
 
 from gateway.client.backoff import Backoff
+from gateway.client.submitting import Submit
 from gateway.client.subscription import Subscription
-from gateway.client.upload import Body, File, Progress, Source, as_files
+from gateway.client.upload import File, Progress, Source, as_files, prepare
 from gateway.errors import ConfigurationError, JobFailed
 from gateway.fold import Fold
 from gateway.protocol import START, Cursor, Event, State
@@ -30,8 +31,8 @@ Transport = Literal["sse", "websocket"]
 # One long poll: below the 100 s after which an edge gives up, and below the gateway's own limit.
 _WAIT_SECONDS: Final = 25
 _PAGE_JOBS: Final = 100
-# A smaller body is sent before an answer to "may I" would be there.
-_EXPECT_BYTES: Final = 1024 * 1024
+# Below every edge's limit that we know of (Cloudflare's is 100 MB), and what a good line sends in a second.
+PART_BYTES: Final = 8 * 1024 * 1024
 
 
 class Job:
@@ -115,6 +116,7 @@ class Client:
         patience_seconds: float | None = 60.0,
         silence_seconds: float = 45.0,
         backoff_seconds: float = 1.0,
+        part_bytes: int = PART_BYTES,
         on_reconnect: Callable[[Subscription], None] | None = None,
     ) -> None:
         parts = urlsplit(url)
@@ -127,6 +129,7 @@ class Client:
         self._patience_seconds = patience_seconds
         self._silence_seconds = silence_seconds
         self._backoff_seconds = backoff_seconds
+        self._part_bytes = part_bytes
         self._on_reconnect = on_reconnect
         self._entered: Connection | None = None
 
@@ -163,38 +166,17 @@ class Client:
     ) -> Job:
         """Submit a job; when this returns, it is kept.
 
-        `files` are paths, bytes or file objects, or `File(...)` with a name and a type; they are streamed, and
-        `on_upload(sent, total)` is told how far. `options` are those of the HTTP API: `priority`, `tags`, `start_at`,
-        `run_timeout_seconds`, ... Cancelling it leaves open whether the job was accepted: submit again with the same
-        `idempotency_key` to find out.
+        `files` are paths, bytes or file objects, or `File(...)` with a name and a type. What is larger than
+        `part_bytes` goes in parts, and so does what an edge refuses or a cut breaks off; `on_upload(sent, total)` is
+        told how many of the files' bytes have gone, never fewer than before. `options` are those of the HTTP API:
+        `priority`, `tags`, `start_at`, `run_timeout_seconds`, ... Cancelling it leaves open whether the job was
+        accepted: submit again with the same `idempotency_key` to find out.
         """
         key = idempotency_key or os.urandom(16).hex()
         plain = to_jsonable_python(input if input is not None else {})
         chosen = to_jsonable_python({name: value for name, value in options.items() if value is not None})
-        headers = {"Accept": "application/json", "Idempotency-Key": key}
-        path = f"/v1/kinds/{quote(kind, safe='')}/jobs"
-        given = as_files(files)
-        if not given:
-            headers["Content-Type"] = "application/json"
-            content = to_json({**chosen, "input": plain})
-            answer = await self._connection.request(
-                "POST", path, headers=headers, body=content, patience_seconds=patience_seconds
-            )
-        else:
-            body = Body([("input", to_json(plain)), ("options", to_json(chosen))], given)
-            headers["Content-Type"] = body.content_type
-            size = body.size
-            if size is not None:
-                headers["Content-Length"] = str(size)
-            answer = await self._connection.request(
-                "POST",
-                path,
-                headers=headers,
-                body=partial(body.chunks, on_upload),
-                repeatable=body.repeatable,
-                expect=size is None or size > _EXPECT_BYTES,
-                patience_seconds=patience_seconds,
-            )
+        submit = Submit(self._connection, kind, plain, chosen, key=key, patience_seconds=patience_seconds)
+        answer = await submit.send(prepare(as_files(files)), part_bytes=self._part_bytes, on_upload=on_upload)
         replayed = answer.headers.get("Idempotency-Replayed") == "true"
         return Job(self, answer.job(), replayed=replayed)
 

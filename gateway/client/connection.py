@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 
 from gateway.client.answers import Answer
-from gateway.client.backoff import Backoff
+from gateway.client.backoff import Backoff, Patience
 from gateway.client.subscription import may_pass
 from gateway.errors import ConfigurationError, OutlastError, Unreachable, error_from_answer
 
@@ -58,6 +57,10 @@ class Connection:
         """Close all connections."""
         await self._session.close()
 
+    def patience(self, seconds: float | None = None) -> Patience:
+        """A new patience; the client's own where no other is asked for."""
+        return Patience(Backoff(self._backoff_seconds), self._patience_seconds if seconds is None else seconds)
+
     async def request(
         self,
         method: str,
@@ -76,20 +79,15 @@ class Connection:
         as the patience lasts. So it must be one that may be repeated; else say so. `expect` asks before a large body
         is sent whether it will be taken.
         """
-        patience = self._patience_seconds if patience_seconds is None else patience_seconds
-        backoff = Backoff(self._backoff_seconds)
-        gives_up_at = time.monotonic() + patience
+        patience = self.patience(patience_seconds)
         while True:
             try:
                 return await self._request_once(method, path, query or {}, headers or {}, body, expect=expect)
             except OutlastError as error:
                 if not (repeatable and may_pass(error)):
                     raise
-                pause = backoff.next_seconds(error.retry_after_seconds)
-                if time.monotonic() + pause > gives_up_at:
-                    raise
+                await patience.wait(error)
                 expect = False
-                await asyncio.sleep(pause)
 
     async def _request_once(
         self,

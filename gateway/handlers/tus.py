@@ -20,10 +20,11 @@ from pydantic import BaseModel, Field
 
 from gateway.blobs import Blobs, Writer
 from gateway.errors import BadRequest, OutlastError, PreconditionFailed, RequestError, TooLarge, UnsupportedType
-from gateway.handlers.context import BLOBS, METRICS, SETTINGS, STORE, principal
-from gateway.handlers.filenames import clean_name, media_type
+from gateway.handlers.context import BLOBS, METRICS, SETTINGS, STORE, known_kind, principal
+from gateway.handlers.filenames import UNKNOWN, clean_name, media_type
 from gateway.handlers.joining import new_blob, owned_upload
 from gateway.handlers.routes import NO_BODY, Answer, Parameter, Route
+from gateway.handlers.submission import check_file_allowed
 from gateway.handlers.uploads import body_chunks
 from gateway.metrics import Metrics
 from gateway.store import Store, Upload, wrong_offset
@@ -78,7 +79,13 @@ async def create_upload(request: web.Request) -> web.Response:
     if with_body:
         _check_part_type(request)
     metadata = _metadata(request.headers.get("Upload-Metadata", ""))
-    content_type = media_type(metadata.get("filetype")) or ""
+    content_type = media_type(metadata.get("filetype")) or UNKNOWN
+    content_type = "" if content_type == UNKNOWN else content_type
+    if (meant := metadata.get("kind")) is not None:
+        # What the kind would not take is refused before it is sent.
+        kind = await known_kind(request.app[STORE], meant)
+        if content_type or kind.files == "none":
+            check_file_allowed(kind, content_type)
     # No name at all becomes one when the type is known.
     name = clean_name(given) if (given := metadata.get("filename")) else ""
     upload = await request.app[STORE].create_upload(
@@ -329,7 +336,7 @@ routes: Final = (
             _TUS,
             _LENGTH,
             Parameter("Upload-Defer-Length", "`1`: the length comes later, with a PATCH.", place="header"),
-            Parameter("Upload-Metadata", "`filename` and `filetype`, each with its value in base64.", place="header"),
+            Parameter("Upload-Metadata", "`filename`, `filetype`, `kind`, each value in base64.", place="header"),
         ),
     ),
     Route(

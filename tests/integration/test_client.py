@@ -382,8 +382,8 @@ async def test_files_arrive_as_they_were(client: Client, tmp_path: Path) -> None
     assert len(reports) > 10
 
 
-async def test_an_upload_that_is_cut_is_sent_again(gateway: Gateway, tmp_path: Path) -> None:
-    """Under the same key: one job, with whole files."""
+async def test_an_upload_that_is_cut_goes_on_in_parts(gateway: Gateway, tmp_path: Path) -> None:
+    """Under the same key: one job, with whole files; nothing of the upload is left."""
     path = tmp_path / "scan.pdf"
     content = b"%PDF-1.7 " + bytes(2_000_000)
     path.write_bytes(content)
@@ -403,6 +403,7 @@ async def test_an_upload_that_is_cut_is_sent_again(gateway: Gateway, tmp_path: P
         digest = hashlib.sha256(await client.fetch(job.document.files[0].url)).digest()
     assert digest == hashlib.sha256(content).digest()
     assert await gateway.blob_count() == 1
+    assert [entry async for entry in gateway.blobs.uploads()] == []
 
 
 async def test_what_is_too_large_is_heard_before_it_is_sent(store: Store, tmp_path: Path) -> None:
