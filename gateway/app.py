@@ -51,6 +51,7 @@ from gateway.metrics import Registry
 from gateway.openapi import docs_page, openapi_document
 from gateway.static import client_files
 from gateway.store import Store, until_available
+from gateway.upstreams import Upstreams
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,11 @@ def make_app(settings: Settings, store: Store, blobs: Blobs, hub: Hub) -> web.Ap
         ],
     )
     app[SETTINGS], app[STORE], app[BLOBS], app[HUB] = settings, store, blobs, hub
-    app[METRICS], app[READINESS], app[VALIDATORS] = metrics, readiness, Validators()
+    app[METRICS], app[READINESS], app[VALIDATORS] = (
+        metrics,
+        readiness,
+        Validators(Upstreams(settings.upstreams, settings.upstream_networks)),
+    )
     app[STREAMS] = StreamLimit(settings.max_streams_per_owner)
     app[probe.PROBES] = probe.Probes()
     app[OPENAPI], app[DOCS] = to_json(openapi_document(ROUTES)), docs_page(ROUTES)

@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.errors import ConfigurationError
+from gateway.upstreams import Refused, Upstreams
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 LEAST_SECRET: Final = 16
@@ -85,6 +86,17 @@ class Settings(BaseSettings):
     job_deadline_seconds: float = Field(7 * 86_400, gt=0, description="No job stays open longer than this.")
     tombstone_seconds: float = Field(7 * 86_400, ge=0, description="How long an expired job answers 410.")
 
+    upstreams: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="URLs that jobs may call, and all below them, separated by commas; none by default."
+    )
+    upstream_networks: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Networks of upstreams that are not public, separated by commas, such as 10.1.0.0/16."
+    )
+    upstream_connect_seconds: float = Field(10, gt=0, le=300, description="For a connection to an upstream.")
+    max_upstream_bytes: int = Field(
+        100 * 1024 * 1024, ge=1024, description="Largest answer of an upstream, and largest file behind `input_url`."
+    )
+
     concurrency: int = Field(0, ge=0, description="Attempts at once in one worker; 0: as many as there are cores.")
     stop_grace_seconds: float = Field(10, ge=0, description="A stopping worker waits this long for its attempts.")
 
@@ -103,6 +115,29 @@ class Settings(BaseSettings):
         if len(keys) < len(pairs):
             raise ValueError("a name stands for one key; give every key its own")
         return keys
+
+    @field_validator("upstreams", "upstream_networks", mode="before")
+    @classmethod
+    def _split_list(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("upstreams")
+    @classmethod
+    def _check_upstreams(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            Upstreams(value)
+        except Refused as refused:
+            raise ValueError(refused.detail) from None
+        return value
+
+    @field_validator("upstream_networks")
+    @classmethod
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            Upstreams((), value)
+        except ValueError as error:
+            raise ValueError(f"{error}; a network looks like 10.1.0.0/16") from None
+        return value
 
     @field_validator("allowed_origins", mode="before")
     @classmethod

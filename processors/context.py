@@ -10,7 +10,7 @@ import asyncio
 import re
 import subprocess
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -108,17 +108,23 @@ class Context:
         await self._take_turns()
 
     async def output(
-        self, index: str | int, value: Any = None, *, data: bytes | None = None, content_type: str | None = None
+        self,
+        index: str | int,
+        value: Any = None,
+        *,
+        data: bytes | AsyncIterable[bytes] | None = None,
+        content_type: str | None = None,
     ) -> None:
         """Publish a part of the result now; the same index again replaces it.
 
-        `value` is anything that pydantic can write as JSON; `data` is bytes, such as an image. What is large, and all
-        bytes, go to the blob store, and clients get a url. An index like `result.txt` is another form of the result.
+        `value` is anything that pydantic can write as JSON; `data` is bytes, such as an image, or a stream of them,
+        which is never held whole. What is large, and all bytes, go to the blob store, and clients get a url. An index
+        like `result.txt` is another form of the result.
 
         Args:
             index: 1 to 64 letters, digits, dots, underscores or dashes, the first a letter or digit; numbers are fine.
             value: The value; a string with another content type than JSON is stored as text.
-            data: The bytes, instead of `value`.
+            data: The bytes, instead of `value`; an error of a stream leaves nothing behind.
             content_type: `application/json` for a value and `application/octet-stream` for bytes, by default.
         """
         name = str(index)

@@ -28,6 +28,8 @@ from gateway.store import Store
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS: Final = 0.05
+# Attempts of kinds that only wait for others: a socket and some memory each, no core.
+_WAITING_CONCURRENCY: Final = 256
 # Beyond what a gateway or worker was told to wait for by its own settings.
 _STOP_MARGIN_SECONDS: Final = 15.0
 
@@ -94,19 +96,24 @@ class Service:
 
 
 class Product:
-    """Starts everything, says so through `announce`, and runs until a signal."""
+    """Starts everything, says so through `announce`, and runs until a signal.
+
+    The kinds of `waiting_modules` wait for others and use no core: they get a worker of their own, with many places.
+    """
 
     def __init__(
         self,
         settings: Settings,
         modules: Sequence[str],
         *,
+        waiting_modules: Sequence[str] = (),
         workers: int,
         announce: Callable[[Running], None],
         say: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._modules = modules
+        self._waiting_modules = waiting_modules
         self._workers = workers if modules else 0
         self._announce = announce
         self._say = say
@@ -182,10 +189,15 @@ class Product:
         outlast = (sys.executable, "-P", "-m", "gateway.cli")
         gateway = Service("gateway", (*outlast, "gateway"), environment, settings.drain_seconds + _STOP_MARGIN_SECONDS)
         worker_seconds = settings.stop_grace_seconds + _STOP_MARGIN_SECONDS
-        return [gateway] + [
+        workers = [
             Service("worker", (*outlast, "worker", *self._modules), environment, worker_seconds)
             for _ in range(self._workers)
         ]
+        if self._waiting_modules:
+            many = {"OUTLAST_CONCURRENCY": str(max(_WAITING_CONCURRENCY, settings.concurrency))}
+            command = (*outlast, "worker", *self._waiting_modules)
+            workers.append(Service("worker", command, environment | many, worker_seconds))
+        return [gateway, *workers]
 
     async def _stop_services(self) -> None:
         await asyncio.gather(*(service.stop() for service in self._services))
@@ -227,7 +239,7 @@ class Product:
         while True:
             ours = {f"{socket.gethostname()}-{service.pid}-" for service in self._services[1:]}
             present = [row for row in await store.workers() if row["worker"].startswith(tuple(ours))]
-            if len(present) >= self._workers:
+            if len(present) >= len(ours):
                 return tuple(sorted({kind for row in present for kind in row["kinds"]}))
             await asyncio.sleep(_POLL_SECONDS)
 

@@ -28,6 +28,8 @@ class BuiltIn(NamedTuple):
 
 
 BUILT_IN: Final = (BuiltIn("ocr", "processors.ocr", "ocr", ("rapidocr", "onnxruntime", "pypdfium2", "PIL", "numpy")),)
+# It needs no packages, but something that it may call.
+HTTP: Final = BuiltIn("http", "processors.http", "", ())
 
 
 def add_commands(subparsers: Any) -> None:
@@ -45,7 +47,7 @@ def add_commands(subparsers: Any) -> None:
         "--without",
         action="append",
         default=[],
-        choices=[one.kind for one in BUILT_IN],
+        choices=[one.kind for one in (*BUILT_IN, HTTP)],
         help="do not run this built-in kind",
     )
     up.add_argument("--workers", type=_positive, default=1, metavar="N", help="worker processes (default: 1)")
@@ -150,6 +152,7 @@ def _up(args: argparse.Namespace) -> int:
     product = Product(
         settings,
         [one.module for one in served] + args.modules,
+        waiting_modules=[HTTP.module] if settings.upstreams and HTTP.kind not in args.without else [],
         workers=args.workers,
         announce=announce,
         say=lambda text: console.print(text, style="dim", markup=False),

@@ -243,6 +243,59 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "The engine that was asked for is not installed where the worker runs.",
         "Install it there, or take another one.",
     ),
+    # What calling an upstream can come to
+    "upstream_bad_url": Meaning(
+        "422, `failed`",
+        "The URL is no http or https URL, or could be read in two ways.",
+        "Write it as https://host:port/path, in ASCII, without a user, a fragment or dot segments.",
+    ),
+    "upstream_not_allowed": Meaning(
+        "422, `failed`",
+        "The URL is not among those that may be called.",
+        "The operator lists it in OUTLAST_UPSTREAMS, or not.",
+    ),
+    "upstream_private": Meaning(
+        "422, `failed`",
+        "The host stands for an address that is not public, and is not meant to.",
+        "If it is meant, the operator adds its network to OUTLAST_UPSTREAM_NETWORKS.",
+    ),
+    "upstream_unreachable": Meaning(
+        _RETRYING, "The upstream takes no connections, or its name is not known.", "Start it, or mend its address."
+    ),
+    "upstream_connect_timeout": Meaning(
+        _RETRYING,
+        "The upstream took no connection within OUTLAST_UPSTREAM_CONNECT_SECONDS.",
+        "Look at a firewall between it and the worker, and at the upstream's load.",
+    ),
+    "upstream_tls": Meaning(
+        _FAILED, "The upstream's certificate can't be trusted, or it speaks no TLS.", "Mend its certificate."
+    ),
+    "upstream_broke_off": Meaning(
+        _RETRYING,
+        "The upstream closed the connection before its answer was whole.",
+        "Look at the upstream's log; a request that is safe to repeat was repeated.",
+    ),
+    "upstream_wrong_length": Meaning(
+        _RETRYING, "The upstream sent fewer bytes than it had announced.", "Mend its Content-Length."
+    ),
+    "upstream_garbage": Meaning(
+        _RETRYING, "What the upstream answered is no HTTP.", "Check that this port speaks it, and its headers' size."
+    ),
+    "upstream_too_large": Meaning(
+        _FAILED,
+        "The upstream's answer, or the file behind a URL, is over OUTLAST_MAX_UPSTREAM_BYTES.",
+        "Ask for less, or have the operator raise it.",
+    ),
+    "upstream_redirected": Meaning(
+        _FAILED,
+        "The upstream redirected to another origin, to what is not listed, or too often.",
+        "Call the address that is meant.",
+    ),
+    "upstream_unknown": Meaning(
+        _FAILED,
+        "A worker stopped while the upstream had a request that is not safe to repeat.",
+        "Look whether it was done; an Idempotency-Key that the upstream knows makes it safe.",
+    ),
     # Inside, or on a client's side
     "configuration": Meaning("start", "A setting is wrong.", "The message names it and what to set."),
     "bad_stream": Meaning(

@@ -21,7 +21,8 @@ from gateway.protocol import State
 from gateway.requests import JobRequest
 from gateway.store import JobRecord
 
-# Endings that are nobody's input's fault: the same job would have ended the same with any.
+# Endings that are nobody's input's fault: the same job would have ended the same with any. A processor's own problem
+# says the same by its `status`.
 _OURS: Final = frozenset({"retries_exhausted", "run_timeout", "start_deadline", "deadline"})
 
 
@@ -59,7 +60,8 @@ def _failure(record: JobRecord) -> OutlastError | None:
         return None
     problem = end.get("problem") or {}
     code = str(problem.get("code"))
-    error = (OutlastError if code in _OURS else JobFailed)(str(problem.get("detail")), code=code)
+    ours = code in _OURS or problem.get("status") == OutlastError.status
+    error = (OutlastError if ours else JobFailed)(str(problem.get("detail")), code=code)
     error.extra = {name: value for name, value in problem.items() if name != "status"}
     return error
 

@@ -6,7 +6,7 @@ import asyncio
 from itertools import islice
 from typing import Any, Final, TypeVar
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import ValidationError as SchemaError
 from jsonschema.exceptions import best_match
 from jsonschema.protocols import Validator
@@ -17,6 +17,7 @@ from referencing import Registry
 
 from gateway.documents import KindDocument
 from gateway.errors import InvalidInput
+from gateway.upstreams import Refused, Upstreams
 
 # So many wrong fields are named; a client that sends a thousand does not need them all.
 _MAX_ERRORS: Final = 50
@@ -28,9 +29,18 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Validators:
-    """One compiled validator per kind, made anew when the kind's schema changes."""
+    """One compiled validator per kind, made anew when the kind's schema changes.
 
-    def __init__(self) -> None:
+    A string of the format `upstream-url` must be a URL that may be called.
+    """
+
+    def __init__(self, upstreams: Upstreams) -> None:
+        self._formats = FormatChecker(())
+
+        def is_allowed(url: object) -> bool:
+            return not isinstance(url, str) or upstreams.check(url) is not None
+
+        self._formats.checks("upstream-url", raises=Refused)(is_allowed)
         self._compiled: dict[str, tuple[dict[str, Any], Validator]] = {}
 
     async def check(self, kind: KindDocument, value: Any) -> None:
@@ -49,7 +59,7 @@ class Validators:
             return known[1]
         cls = validator_for(kind.input_schema, default=Draft202012Validator)
         # An empty registry: a `$ref` into the network is an error, never a request.
-        validator = cls(kind.input_schema, registry=Registry())
+        validator = cls(kind.input_schema, registry=Registry(), format_checker=self._formats)
         self._compiled[kind.kind] = (kind.input_schema, validator)
         return validator
 
@@ -63,6 +73,8 @@ def _schema_error(error: SchemaError) -> dict[str, str]:
     # "not valid under any of the given schemas" helps nobody: the alternative that came closest says more.
     closest = best_match([error]) or error
     path = ["input", *(str(part) for part in closest.absolute_path)]
+    if isinstance(closest.cause, Refused):
+        return {"field": ".".join(path), "message": closest.cause.detail, "code": closest.cause.code}
     message, rule, value = closest.message, closest.validator_value, closest.instance
     if closest.validator == "required" and isinstance(value, dict) and isinstance(rule, list):
         missing = [name for name in rule if message.startswith(repr(name))]

@@ -28,6 +28,8 @@ _MAKERS = {
     "PageProblem": 0,
     "Rejected": 1,
     "ProcessorError": 0,
+    "UpstreamError": 0,
+    "Refused": 0,
 }
 _CODE = re.compile(r"^[a-z][a-z_]+$")
 

@@ -22,6 +22,7 @@ from gateway.handlers.submission import (
 from gateway.handlers.validation import Validators, validated
 from gateway.requests import JobOptions, JobRequest
 from gateway.store import StoredFile
+from gateway.upstreams import Upstreams
 
 
 def uploaded(name: str = "a.pdf", content_type: str = "application/pdf", sha256: str = "00") -> UploadedFile:
@@ -71,7 +72,7 @@ def errors_of(schema: dict[str, Any], value: Any) -> list[tuple[str, str]]:
     """The fields that a schema finds wrong, with the reasons."""
     kind = KindDocument(kind="k", input_schema=schema)
     try:
-        asyncio.run(Validators().check(kind, value))
+        asyncio.run(Validators(Upstreams()).check(kind, value))
     except InvalidInput as error:
         return [(entry["field"], entry["message"]) for entry in error.errors]
     return []
@@ -109,7 +110,7 @@ def test_a_reference_into_the_network_is_never_followed() -> None:
 
 def test_a_changed_schema_is_compiled_anew() -> None:
     """A new release of a worker may want other fields."""
-    validators = Validators()
+    validators = Validators(Upstreams())
     asyncio.run(validators.check(KindDocument(kind="k", input_schema={"type": "object"}), {}))
 
     with pytest.raises(InvalidInput):

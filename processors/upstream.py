@@ -1,0 +1,297 @@
+"""The one way out: HTTP requests to upstreams that are listed, at addresses that may be connected to.
+
+The guard's rules are `gateway.upstreams`; here they are asked for each URL, each redirect, and for all addresses of a
+name at the moment of connecting. Nothing is kept between two calls: no cookies, no connections, no cached names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urljoin
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.http_exceptions import ContentLengthError, HttpProcessingError, TransferEncodingError
+from yarl import URL
+
+from gateway.config import load_settings
+from gateway.upstreams import Refused, Target, Upstreams
+
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+IDEMPOTENT_METHODS: Final = SAFE_METHODS | {"PUT", "DELETE"}
+# [spec] What concerns one connection only and is never passed on (RFC 9110, section 7.6.1).
+HOP_BY_HOP: Final = frozenset(
+    {
+        *("connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization"),
+        *("te", "trailer", "transfer-encoding", "upgrade"),
+    }
+)
+# What we say ourselves: the body's length, and that it is to come as it is, since nothing here unpacks it.
+_OURS: Final = frozenset({"host", "content-length", "accept-encoding", "expect"})
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_MAX_REDIRECTS: Final = 5
+# A peer whose machine is gone never says so; the kernel asks after a minute of silence and gives up after another.
+_KEEPALIVE: Final = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
+
+
+class UpstreamError(Exception):
+    """An upstream that could not be called, or gave no whole answer. `code` is stable, `detail` is for the client."""
+
+    def __init__(self, code: str, detail: str, *, sent: bool = True, passing: bool = True) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.sent = sent
+        """Whether the upstream may have got the request, and so may have begun to do it."""
+        self.passing = passing
+        """Whether the same request may fare better later."""
+
+
+class Answer:
+    """What an upstream answered. The body is read once, by `pieces`."""
+
+    def __init__(self, response: aiohttp.ClientResponse, url: str, max_bytes: int) -> None:
+        self._response = response
+        self._max_bytes = max_bytes
+        self.url = url
+        self.status = response.status
+        dropped = HOP_BY_HOP | _named(response.headers.getall("Connection", []))
+        self.headers = [
+            (name.decode("latin-1").lower(), _readable(value))
+            for name, value in response.raw_headers
+            if name.decode("latin-1").lower() not in dropped
+        ]
+        self.length = response.content_length
+        """Of the body, as the upstream says; None where it doesn't."""
+        self.content_type = response.headers.get("Content-Type", "").strip()
+        self.encoded = response.headers.get("Content-Encoding", "identity").strip().lower() != "identity"
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises `UpstreamError`."""
+        size = 0
+        if self.length is not None and self.length > self._max_bytes and self._response.method != "HEAD":
+            raise self._too_large()
+        try:
+            async for piece in self._response.content.iter_any():
+                size += len(piece)
+                if size > self._max_bytes:
+                    raise self._too_large()
+                yield piece
+        except aiohttp.ClientPayloadError as error:
+            raise _broken_body(error, size, self.length) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise UpstreamError(
+                "upstream_broke_off", f"The upstream closed the connection after {size} bytes of its answer."
+            ) from error
+
+    def _too_large(self) -> UpstreamError:
+        return UpstreamError(
+            "upstream_too_large",
+            f"The upstream's answer is larger than {self._max_bytes} bytes (OUTLAST_MAX_UPSTREAM_BYTES).",
+            passing=False,
+        )
+
+
+class Upstream:
+    """Calls what may be called."""
+
+    def __init__(self, allowed: Upstreams, *, connect_seconds: float, max_bytes: int) -> None:
+        self._allowed = allowed
+        self._connect_seconds = connect_seconds
+        self._max_bytes = max_bytes
+
+    @asynccontextmanager
+    async def call(
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | Path | None = None
+    ) -> AsyncIterator[Answer]:
+        """Send a request; the answer's head is there when the block begins, and the connection goes at its end.
+
+        A redirect is followed where it stays at the same origin and among what is listed. There is no limit on how
+        long the upstream takes. Raises `UpstreamError`, inside the block too; cancelling closes the connection.
+        """
+        target = self._check(url)
+        headers = sendable(headers or {})
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                resolver=_Resolver(self._allowed), use_dns_cache=False, force_close=True, socket_factory=_socket
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_seconds),
+            skip_auto_headers=("User-Agent", "Content-Type", "Accept"),
+        ) as session:
+            # A second try of its own would be a second call behind our back.
+            session._retry_connection = False
+            for _ in range(_MAX_REDIRECTS + 1):
+                response = await self._send(session, method, url, headers, body)
+                try:
+                    location = response.headers.get("Location") if response.status in _REDIRECTS else None
+                    if location is None:
+                        yield Answer(response, url, self._max_bytes)
+                        return
+                    url = self._redirected(url, location, target)
+                    if response.status == 303 or (response.status in {301, 302} and method == "POST"):
+                        # [spec] "a user agent MAY change the request method from POST to GET" (RFC 9110, 15.4.2)
+                        method, body = "GET" if method != "HEAD" else method, None
+                        headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
+                finally:
+                    response.close()
+            raise UpstreamError(
+                "upstream_redirected", f"The upstream redirected more than {_MAX_REDIRECTS} times.", passing=False
+            )
+
+    def _check(self, url: str) -> Target:
+        try:
+            return self._allowed.check(url)
+        except Refused as refused:
+            raise UpstreamError(refused.code, refused.detail, sent=False, passing=False) from None
+
+    def _redirected(self, url: str, location: str, first: Target) -> str:
+        """Where a redirect leads to, if that is allowed."""
+        reason = "which is another origin than the one that was called"
+        try:
+            url = urljoin(url, location).partition("#")[0]
+            if self._allowed.check(url).origin == first.origin:
+                return url
+        except Refused as refused:
+            reason = refused.detail
+        except ValueError:
+            reason = "which is no URL"
+        raise UpstreamError(
+            "upstream_redirected",
+            f"The upstream redirected to {location[:200]!r}, {reason}" + ("" if reason.endswith(".") else "."),
+            passing=False,
+        )
+
+    async def _send(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | Path | None,
+    ) -> aiohttp.ClientResponse:
+        file = await asyncio.to_thread(body.open, "rb") if isinstance(body, Path) else None
+        try:
+            return await session.request(
+                method,
+                URL(url, encoded=True),
+                headers=headers,
+                data=body if file is None else file,
+                allow_redirects=False,
+            )
+        except Refused as refused:
+            raise UpstreamError(refused.code, refused.detail, sent=False, passing=False) from None
+        except aiohttp.ClientError as error:
+            raise _no_answer(error, self._connect_seconds) from error
+        finally:
+            if file is not None:
+                file.close()
+
+
+class _Resolver(AbstractResolver):
+    """Looks a name up, and gives its addresses to the connection only if all of them may be connected to."""
+
+    def __init__(self, allowed: Upstreams) -> None:
+        self._allowed = allowed
+        self._inner = aiohttp.ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await self._inner.resolve(host, port, family)
+        self._allowed.check_addresses(host, [one["host"] for one in found])
+        return found
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+@lru_cache(maxsize=1)
+def configured() -> Upstream:
+    """The upstreams of this worker's settings. Raises `ConfigurationError`."""
+    settings = load_settings()
+    return Upstream(
+        Upstreams(settings.upstreams, settings.upstream_networks),
+        connect_seconds=settings.upstream_connect_seconds,
+        max_bytes=settings.max_upstream_bytes,
+    )
+
+
+def sendable(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers without those that concern one connection only, and with what we say ourselves."""
+    dropped = HOP_BY_HOP | _OURS | _named([value for name, value in headers.items() if name.lower() == "connection"])
+    kept = {name: value for name, value in headers.items() if name.lower() not in dropped}
+    return kept | {"Accept-Encoding": "identity"}
+
+
+def _named(values: list[str]) -> frozenset[str]:
+    """The headers that a `Connection` header names."""
+    return frozenset(name.strip().lower() for value in values for name in value.split(","))
+
+
+def _readable(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _socket(address: Any) -> socket.socket:
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE:
+        # Not on every system, and it is a help only.
+        with suppress(OSError, AttributeError):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
+
+
+def _no_answer(error: aiohttp.ClientError, connect_seconds: float) -> UpstreamError:
+    """Why there is no answer at all, from what aiohttp raised."""
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            detail = f"The upstream took no connection within {connect_seconds:g} s."
+            return UpstreamError("upstream_connect_timeout", detail, sent=False)
+        case aiohttp.ClientConnectorDNSError():
+            return UpstreamError("upstream_unreachable", "The upstream's name is not known here.", sent=False)
+        case aiohttp.ClientSSLError():
+            detail = "The upstream's certificate can't be trusted, or it speaks no TLS."
+            return UpstreamError("upstream_tls", detail, sent=False, passing=False)
+        case aiohttp.ClientConnectorError():
+            reason = error.os_error.strerror or "no connection"
+            return UpstreamError("upstream_unreachable", f"The upstream takes no connections: {reason}.", sent=False)
+        case aiohttp.ClientResponseError():
+            detail = f"What the upstream answered is no HTTP: {_one_line(error.message)}"
+            return UpstreamError("upstream_garbage", detail)
+        case aiohttp.InvalidURL():
+            return UpstreamError("upstream_bad_url", "The URL can't be called.", sent=False, passing=False)
+        case _:
+            return UpstreamError("upstream_broke_off", "The upstream closed the connection before it answered.")
+
+
+def _broken_body(error: aiohttp.ClientPayloadError, size: int, length: int | None) -> UpstreamError:
+    cause: BaseException | None = error.__cause__ or error.__context__
+    if isinstance(cause, ContentLengthError) or (length is not None and size < length):
+        detail = f"The upstream announced {length} bytes and closed the connection after {size}."
+        return UpstreamError("upstream_wrong_length", detail)
+    if isinstance(cause, HttpProcessingError) and not _is_cut_off(cause):
+        detail = f"The upstream's answer can't be read after {size} bytes: {_one_line(cause.message)}"
+        return UpstreamError("upstream_garbage", detail)
+    return UpstreamError("upstream_broke_off", f"The upstream closed the connection after {size} bytes of its answer.")
+
+
+def _is_cut_off(cause: HttpProcessingError) -> bool:
+    return isinstance(cause, TransferEncodingError) and "Not enough data" in str(cause)
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text)[:200]
