@@ -49,9 +49,9 @@ class Settings(BaseSettings):
 
     redis_url: str = Field(
         "",
-        pattern=r"^((redis|rediss|unix)://.+)?$",
+        pattern=r"^((unix|rediss?(\+(cluster|sentinel))?)://.+)?$",
         repr=False,  # it may hold a password
-        description="redis://, rediss:// or unix:// URL; empty starts an embedded Valkey.",
+        description="URL of a running Redis: redis://, unix://, redis+cluster:// ...; empty: an embedded Valkey.",
     )
     prefix: str = Field("ol", pattern=r"^[a-z][a-z0-9_-]{0,15}$", description="First part of every key in Redis.")
     data: Path = Field(Path(".outlast"), description="Folder of the embedded Valkey and of the blobs.")

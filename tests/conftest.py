@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, Self
 
 import pytest
 
 from gateway.embedded import EmbeddedValkey
+from tests.redis_servers import RedisCluster, SentinelTrio
 
 if TYPE_CHECKING:
     from gateway.store import Store
@@ -20,13 +20,48 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a Valkey that all tests of this process share.
-
-    It is watched by an event loop of its own, since each test has another loop.
-    """
+    """The URL of a Valkey that all tests of this process share."""
     folder = tmp_path_factory.mktemp("valkey")
+    yield from _keep(lambda: EmbeddedValkey(folder, memory_bytes=512 * 1024 * 1024))
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a cluster of three masters with a replica each; started for the first test that wants it."""
+    folder = tmp_path_factory.mktemp("cluster")
+    yield from _keep(lambda: RedisCluster(folder))
+
+
+@pytest.fixture(scope="session")
+def sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a master with a replica and three Sentinels."""
+    folder = tmp_path_factory.mktemp("sentinel")
+    yield from _keep(lambda: SentinelTrio(folder))
+
+
+@pytest.fixture
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """The URL of one server, or of what a module or a test asks for:
+
+    pytestmark = pytest.mark.parametrize("redis_url", ["valkey", "cluster"], indirect=True)
+    """
+    url: str = request.getfixturevalue(getattr(request, "param", "valkey"))
+    return url
+
+
+class _Servers(Protocol):
+    @property
+    def url(self) -> str: ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+def _keep(make: Callable[[], _Servers]) -> Iterator[str]:
+    """Keep servers in a thread with an event loop of its own, since each test has another loop."""
     ready: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-    thread = threading.Thread(target=lambda: asyncio.run(_keep_server(folder, ready)), name="the tests' Valkey")
+    thread = threading.Thread(target=lambda: asyncio.run(_keep_servers(make, ready)), name="the tests' Redis")
     thread.start()
     url, loop, over = ready.result(60)
     yield url
@@ -34,11 +69,13 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     thread.join()
 
 
-async def _keep_server(folder: Path, ready: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+async def _keep_servers(
+    make: Callable[[], _Servers], ready: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]]
+) -> None:
     over = asyncio.Event()
     try:
-        async with EmbeddedValkey(folder, memory_bytes=512 * 1024 * 1024) as server:
-            ready.set_result((server.url, asyncio.get_running_loop(), over))
+        async with make() as servers:
+            ready.set_result((servers.url, asyncio.get_running_loop(), over))
             await over.wait()
     except BaseException as error:
         if ready.done():
@@ -53,12 +90,12 @@ def prefix() -> str:
 
 
 @pytest.fixture
-async def store(valkey: str, prefix: str) -> AsyncIterator[Store]:
+async def store(redis_url: str, prefix: str) -> AsyncIterator[Store]:
     """A store with a short lease, and with the kind `echo` known."""
     from gateway.documents import KindDocument
     from gateway.store import Store
 
-    store = await Store.connect(valkey, prefix=prefix, lease_seconds=0.6)
+    store = await Store.connect(redis_url, prefix=prefix, lease_seconds=0.6)
     await store.register_kind(KindDocument(kind="echo"))
     yield store
     await store.close()

@@ -79,7 +79,7 @@ def _add_gateway_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_store_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--redis", metavar="URL", help="redis://, rediss:// or unix:// URL of a running server")
+    parser.add_argument("--redis", metavar="URL", help="a running Redis: redis://..., redis+cluster://..., ...")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder for data (default: .outlast)")
 
 

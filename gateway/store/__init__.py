@@ -1,6 +1,6 @@
 """The store: jobs, their logs, their queues and their live feed in Redis or Valkey. Nobody else knows Redis.
 
-store = await Store.connect("redis://localhost:6379/0")
+store = await Store.connect("redis://localhost:6379/0")  # or redis+cluster://..., redis+sentinel://...
 ...
 await store.close()
 """
@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import Self
 
 from gateway.config import Settings
-from gateway.errors import Unavailable
-from gateway.store.connection import Durability, open_client, translated, until_available
+from gateway.errors import ConfigurationError, Unavailable
+from gateway.store.connection import Durability, translated, until_available
 from gateway.store.feed import Feed, Follower
 from gateway.store.handover import Handover
 from gateway.store.kinds import Position
@@ -35,6 +35,7 @@ from gateway.store.records import (
     WriterEvent,
 )
 from gateway.store.renewer import Renewed, Renewer
+from gateway.store.topology import ClusterSlots
 from gateway.store.uploads import Uploads, upload_not_found, wrong_offset
 from gateway.store.write_token import WriteToken, read_token
 
@@ -81,37 +82,48 @@ class Store(Log, Look, Uploads, Handover, Listeners):
         job_deadline_seconds: float = 7 * 86_400,
         tombstone_seconds: float = 7 * 86_400,
     ) -> Self:
-        """Connect, check the server's version, and start the live feed.
+        """Connect, check what the servers are, and start the live feed.
 
-        Raises `Unavailable` if nobody answers and `ConfigurationError` for a server that can't be used.
+        Raises `Unavailable` if nobody answers and `ConfigurationError` for servers that can't be used.
         """
-        store = cls(open_client(url), url, prefix, durability)
+        store = cls(url, prefix, durability)
         store.lease_seconds = lease_seconds
         store.job_deadline_seconds = job_deadline_seconds
         store.tombstone_seconds = tombstone_seconds
-        store._blocking = open_client(url, blocking_seconds=60, max_connections=4)
         store._wanted = deque()
         store._wake = asyncio.Event()
+        store._tasks = []
         try:
-            await store.ping()
-            await store.info()
+            await store._meet()
         except BaseException:
-            await store._client.aclose()
-            await store._blocking.aclose()
+            await store.close()
             raise
-        store.feed = Feed(url, store._keys)
-        store._tasks = [
+        store._tasks += [
             asyncio.create_task(store._read_loop(), name="store reads the log"),
             asyncio.create_task(store.feed.run(), name="store keeps the live feed"),
         ]
+        if store._topology.period_seconds is not None:
+            store._tasks.append(asyncio.create_task(store._topology.run(), name="store asks where the masters are"))
         return store
 
-    feed: Feed
     _tasks: list[asyncio.Task[None]]
+
+    async def _meet(self) -> None:
+        """Find the servers, and see whether they are what they should be."""
+        async with translated():
+            if isinstance(self._topology, ClusterSlots):
+                await self._topology.check_seeds()
+            await self._topology.refresh()
+            # Two connections: where two servers answer in turn, they show here.
+            await asyncio.gather(*(server.ping() for server in self._client.servers()))
+            await asyncio.gather(*(server.ping() for server in self._blocking.servers()))
+        await self.info()
+        if self._identity.conflict:
+            raise ConfigurationError(f"OUTLAST_REDIS_URL: {self._identity.conflict}")
 
     def renewer(self, worker: str) -> Renewer:
         """A renewer for a worker's thread, with a connection of its own."""
-        return Renewer(self._url, prefix=self._keys.prefix, lease_seconds=self.lease_seconds, worker=worker)
+        return Renewer(self._deployment, prefix=self._keys.prefix, lease_seconds=self.lease_seconds, worker=worker)
 
     @classmethod
     async def connect_when_up(cls, settings: Settings) -> Self:
@@ -143,3 +155,4 @@ class Store(Log, Look, Uploads, Handover, Listeners):
             async with translated():
                 await self._client.aclose()
                 await self._blocking.aclose()
+                await self._topology.close()

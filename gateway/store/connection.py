@@ -1,4 +1,4 @@
-"""The way to Redis: one bounded pool for commands and scripts, and the only place where Redis's errors become ours."""
+"""The way to Redis: running scripts and asking servers, and the only place where Redis's errors become ours."""
 
 from __future__ import annotations
 
@@ -9,104 +9,69 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, TypeVar
 
-import redis.asyncio as redis
-from redis.asyncio.connection import AbstractConnection, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
     AuthenticationError,
-    BusyLoadingError,
     ClusterDownError,
     MasterDownError,
+    MovedError,
     NoScriptError,
     OutOfMemoryError,
-    ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 
 from gateway.errors import ConfigurationError, Unavailable
+from gateway.store.clients import SOCKET_TIMEOUT_SECONDS, Identity, Passing, Server, check_master, open_server
+from gateway.store.cluster import Cluster
+from gateway.store.deployment import Deployment
+from gateway.store.feed import Feed
 from gateway.store.halt import Halt
 from gateway.store.scripts import Keys, load
+from gateway.store.topology import ClusterSlots, SentinelMaster, Topology, open_topology
 
 logger = logging.getLogger(__name__)
 
-# Commands take milliseconds: one that waits 3 s has met a dead connection, and is sent again on another.
-SOCKET_TIMEOUT_SECONDS: Final = 3.0
-MAX_CONNECTIONS: Final = 16
+# As often as a caller can wait for: with the pauses between them about 2 s.
+_RETRIES: Final = 5
+# Errors of a server in a state that passes; of all others the command is the cause.
+_PASSING: Final = (Passing, MasterDownError, ClusterDownError, TryAgainError, MovedError)
 T = TypeVar("T")
 Durability = Literal["redis", "disk", "replica"]
 
 
-class _Cancellable(AbstractConnection):
-    """A connection on which cancelling a command ends it.
+def open_client(
+    topology: Topology, identity: Identity, *, blocking_seconds: float = 0, max_connections: int = 16
+) -> Server | Cluster:
+    """A client for all commands, wherever their keys are. `blocking_seconds` is how long its blocking reads last."""
+    if isinstance(topology, ClusterSlots):
+        return Cluster(topology, blocking_seconds=blocking_seconds, max_connections=max_connections)
+    if isinstance(topology, SentinelMaster):
 
-    redis-py sends with `wait_for`, which on Python 3.11 returns normally where a cancel meets the end of the sending:
-    the task would go on as if nobody had asked it to stop. Without it a command also costs no task of its own.
-    """
+        async def greet(connection: Any) -> None:
+            await check_master(connection)
+            await identity.greet(connection)
 
-    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
-        if not self.is_connected:
-            await self.connect_check_health(check_health=False)
-        if check_health:
-            await self.check_health()  # type: ignore[no-untyped-call]
-        if isinstance(command, str):
-            command = command.encode()
-        try:
-            async with asyncio.timeout(self.socket_timeout):
-                await self._send_packed_command([command] if isinstance(command, bytes) else command)
-        except TimeoutError:
-            await self.disconnect(nowait=True)
-            raise redis.TimeoutError("Timeout writing to socket") from None
-        except (OSError, RuntimeError) as error:
-            # uvloop says RuntimeError where the transport was closed since the last command.
-            await self.disconnect(nowait=True)
-            raise redis.ConnectionError(f"Error while writing to socket: {error}") from error
-        except BaseException:
-            # What was sent of the command can't be taken back: nobody may use this connection again.
-            await self.disconnect(nowait=True)
-            raise
-
-
-class _Plain(_Cancellable, redis.Connection):
-    pass
-
-
-class _Secure(_Cancellable, SSLConnection):
-    pass
-
-
-class _Unix(_Cancellable, UnixDomainSocketConnection):
-    pass
-
-
-_CONNECTIONS: Final = {redis.Connection: _Plain, SSLConnection: _Secure, UnixDomainSocketConnection: _Unix}
-
-
-def open_client(url: str, *, blocking_seconds: float = 0, max_connections: int = MAX_CONNECTIONS) -> redis.Redis:
-    """A client of redis-py for one server.
-
-    `blocking_seconds` is how long its blocking reads last; redis-py's own time-out of 5 s would end them.
-    Raises `ConfigurationError` for a URL that redis-py can't read.
-    """
-    try:
-        pool = redis.BlockingConnectionPool.from_url(
-            url,
+        server = open_server(
+            topology.deployment,
+            None,
+            retries=_RETRIES,
+            find=topology.find,
+            greet=greet,
+            blocking_seconds=blocking_seconds,
             max_connections=max_connections,
-            timeout=10,
-            socket_timeout=SOCKET_TIMEOUT_SECONDS + blocking_seconds,
-            socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.5), 5),
-            retry_on_error=[BusyLoadingError],
-            protocol=2,
-            health_check_interval=0,
         )
-    except ValueError as error:
-        raise ConfigurationError(
-            f"OUTLAST_REDIS_URL: {error}; use redis://host:6379/0, rediss://... or unix:///path/to/socket"
-        ) from None
-    pool.connection_class = _CONNECTIONS[pool.connection_class]
-    return redis.Redis.from_pool(pool)
+        # Where the old master hangs or comes back, its connections would be used on.
+        topology.on_change.append(server.leave_connections)
+        return server
+    return open_server(
+        topology.deployment,
+        topology.masters[0],
+        retries=_RETRIES,
+        greet=identity.greet,
+        blocking_seconds=blocking_seconds,
+        max_connections=max_connections,
+    )
 
 
 @asynccontextmanager
@@ -122,9 +87,7 @@ async def translated() -> AsyncIterator[None]:
     except AuthenticationError as error:
         raise ConfigurationError(f"OUTLAST_REDIS_URL: Redis refuses the credentials ({error})") from None
     except (RedisError, OSError) as error:
-        if isinstance(error, ResponseError) and not isinstance(
-            error, BusyLoadingError | ReadOnlyError | MasterDownError | ClusterDownError
-        ):
+        if isinstance(error, ResponseError) and not isinstance(error, _PASSING):
             raise  # A wrong command or script is a defect of ours, not an outage.
         logger.warning("Redis does not answer: %s: %s", type(error).__name__, error)
         raise Unavailable(
@@ -144,14 +107,19 @@ async def until_available(work: Callable[[], Awaitable[T]], what: str) -> T:
 
 
 class Connection:
-    """What every part of the store is built on: the client, the names of the keys, and running scripts."""
+    """What every part of the store is built on: clients, the live feed, the names of the keys, and running scripts."""
 
-    def __init__(self, client: redis.Redis, url: str, prefix: str, durability: Durability) -> None:
-        # redis-py types each reply as the union over its decoding modes; ours are always bytes.
-        self._client: Any = client
+    def __init__(self, url: str, prefix: str, durability: Durability) -> None:
         self._url = url
+        self._deployment = Deployment.parse(url)
+        self._topology = topology = open_topology(self._deployment)
         self._keys = Keys(prefix)
         self._durability = durability
+        self._identity = Identity(self._keys.mark, lambda: self.feed.connected)
+        self.feed = Feed(topology, self._keys, self._identity)
+        # redis-py types each reply as the union over its decoding modes; ours are always bytes.
+        self._client: Any = open_client(topology, self._identity)
+        self._blocking: Any = open_client(topology, self._identity, blocking_seconds=60, max_connections=8)
         self._halt = Halt.from_environment()
 
     async def _run(self, name: str, keys: Sequence[str], args: Iterable[Any]) -> Any:
@@ -180,52 +148,32 @@ class Connection:
             return await self._run(name, keys, args)
         script = load(name)
         arguments = [*keys, *args]
-        async with translated(), self._client.client() as one:
-            try:
-                answer = await one.evalsha(script.sha, len(keys), *arguments)
-            except NoScriptError:
-                answer = await one.eval(script.text, len(keys), *arguments)
-            self._called(name, arguments)
-            timeout_ms = int(SOCKET_TIMEOUT_SECONDS * 1000) - 500
-            if self._durability == "disk":
-                reached = (await one.execute_command("WAITAOF", 1, 0, timeout_ms))[0]
-            else:
-                reached = await one.execute_command("WAIT", 1, timeout_ms)
-            if not reached:
-                where = "on disk" if self._durability == "disk" else "on a replica"
-                raise Unavailable(
-                    f"The job store could not confirm the write {where} in time. Try again with the same key.",
-                    code="not_durable",
-                    retry_after_seconds=2,
-                )
-            self._called("durable")
-            return answer
+        timeout_ms = int(SOCKET_TIMEOUT_SECONDS * 1000) - 500
+
+        async def run(server: Any) -> Any:
+            async with server.client() as one:
+                try:
+                    answer = await one.execute_command("EVALSHA", script.sha, len(keys), *arguments)
+                except NoScriptError:
+                    answer = await one.execute_command("EVAL", script.text, len(keys), *arguments)
+                self._called(name, arguments)
+                if self._durability == "disk":
+                    return answer, (await one.execute_command("WAITAOF", 1, 0, timeout_ms))[0]
+                return answer, await one.execute_command("WAIT", 1, timeout_ms)
+
+        async with translated():
+            answer, reached = await self._client.at(keys[0], run)
+        if not reached:
+            where = "on disk" if self._durability == "disk" else "on a replica"
+            raise Unavailable(
+                f"The job store could not confirm the write {where} in time. Try again with the same key.",
+                code="not_durable",
+                retry_after_seconds=2,
+            )
+        self._called("durable")
+        return answer
 
     async def ping(self) -> None:
-        """Ask whether Redis answers. Raises `Unavailable`."""
+        """Ask whether every master of Redis answers. Raises `Unavailable`."""
         async with translated(), asyncio.timeout(SOCKET_TIMEOUT_SECONDS):
-            await self._client.ping()
-
-    async def info(self) -> dict[str, Any]:
-        """The server's name and version, and `warnings`: what about its settings breaks a promise."""
-        async with translated():
-            server = await self._client.info()
-            policy = server.get("maxmemory_policy", "noeviction")
-        warnings = []
-        if policy != "noeviction":
-            warnings.append(f"maxmemory-policy is {policy}: Redis may throw jobs away; set it to noeviction")
-        if not server.get("aof_enabled"):
-            warnings.append("appendonly is off: a restart of Redis loses jobs; set appendonly yes")
-        name = "valkey" if server.get("server_name") == "valkey" or "valkey_version" in server else "redis"
-        version = str(server.get("valkey_version") or server.get("redis_version"))
-        if tuple(int(part) for part in str(server.get("redis_version", "0")).split(".")[:2]) < (7, 0):
-            raise ConfigurationError(f"{name} {version} is too old: Outlast needs Redis 7.0 or Valkey 7.2, or newer")
-        return {
-            "server": name,
-            "version": version,
-            "run_id": server.get("run_id"),
-            "aof": bool(server.get("aof_enabled")),
-            "eviction": policy,
-            "used_memory": server.get("used_memory"),
-            "warnings": warnings,
-        }
+            await asyncio.gather(*(server.ping() for server in self._client.servers()))

@@ -1,8 +1,8 @@
-"""The live feed: one subscribing connection for the whole process, read without redis-py.
+"""The live feed: one subscribing connection per master for the whole process.
 
-redis-py's own reader needs six times the CPU per message, gives up after about 4 s without a server, and loses
-messages silently when it reconnects. Pub/sub is only the fast path here: after every reconnect each follower is told to
-read the log again, which is the truth.
+Redis-py's own reader gives up after about 4 s without a server, and loses messages silently when it reconnects.
+Pub/sub is only the fast path here: after every new subscription each follower is told to read the log again, which is
+the truth.
 """
 
 from __future__ import annotations
@@ -10,21 +10,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import ssl
-from typing import Any, Final, Protocol, cast
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 import hiredis
-from redis.asyncio.connection import SSLConnection, parse_url
+from redis.crc import key_slot
+from redis.exceptions import RedisError
 
 from gateway.errors import Unavailable
+from gateway.store.clients import Identity
+from gateway.store.deployment import Address
 from gateway.store.scripts import Keys
+from gateway.store.topology import SentinelMaster, Topology
+from gateway.store.wire import Wire
 
 logger = logging.getLogger(__name__)
 
 # A quiet connection is asked for a sign of life; one that gives none is dead, whatever TCP says.
 _PING_SECONDS: Final = 5.0
 _SILENCE_SECONDS: Final = 12.0
+_CONNECT_SECONDS: Final = 3.0
 _MAX_BACKOFF_SECONDS: Final = 1.0
+# A channel that its master sent elsewhere is subscribed to again after this, if nobody has found its new master sooner.
+_HOMELESS_SECONDS: Final = 1.0
 
 
 class Follower(Protocol):
@@ -37,59 +45,36 @@ class Follower(Protocol):
         """Messages may have been lost: read the log again."""
 
 
-class _Wire(asyncio.Protocol):
-    """Parses what Redis sends and hands it on; knows nothing of jobs."""
-
-    def __init__(self, feed: Feed) -> None:
-        self._feed = feed
-        self._reader = hiredis.Reader()
-        self.transport: asyncio.Transport | None = None
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.heard_at = asyncio.get_running_loop().time()
-        self.refused = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are not instances of asyncio's.
-        self.transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self.heard_at = self._feed.clock()
-        self._reader.feed(data)
-        try:
-            while (reply := self._reader.gets()) is not False:
-                self._feed.receive(reply)
-        except (ConnectionError, hiredis.HiredisError) as error:
-            # LOADING after a restart, a wrong password, a slot that has moved: start anew, with a pause.
-            logger.warning("live feed: %s; reconnecting", error)
-            self.refused = True
-            assert self.transport is not None
-            self.transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.lost.done():
-            self.lost.set_result(None)
-
-    def send(self, *words: bytes) -> None:
-        assert self.transport is not None
-        self.transport.write(hiredis.pack_command(tuple(words)))  # type: ignore[arg-type] # the stub means one word
+@dataclass(slots=True, eq=False)
+class _Following:
+    follower: Follower
+    confirmed: asyncio.Future[None]
+    """Done since the first subscription."""
+    reader: _Reader | None = None
+    """Where it is subscribed, or will be once that connection stands."""
 
 
 class Feed:
     """Follows the live channels of the jobs that this process serves, and no others."""
 
-    def __init__(self, url: str, keys: Keys) -> None:
-        self._url = url
+    def __init__(self, topology: Topology, keys: Keys, identity: Identity) -> None:
+        self.topology = topology
+        self.identity = identity
         self._keys = keys
-        self._followers: dict[bytes, Follower] = {}
-        self._confirmations: dict[bytes, asyncio.Future[None]] = {}
-        self._wire: _Wire | None = None
+        self.followings: dict[bytes, _Following] = {}
+        self._readers: dict[Address, _Reader] = {}
+        self._changed = asyncio.Event()
+        self._homeless = False
+        self.connects = 0
+        """How many connections it has opened: a new one may have led to a new server."""
         self.reconnects = 0
-        self.clock = asyncio.get_running_loop().time
+        """How many of them had followers waiting."""
+        topology.on_change.append(self._changed.set)
 
     @property
     def connected(self) -> bool:
-        """Whether the subscribing connection stands."""
-        return self._wire is not None
+        """Whether the subscribing connections to all masters stand."""
+        return bool(self._readers) and all(reader.connected for reader in self._readers.values())
 
     async def follow(self, job: str, follower: Follower) -> None:
         """Subscribe to a job's live channel; returns when Redis has confirmed, so that nothing after it is missed.
@@ -98,117 +83,186 @@ class Feed:
         stays registered and hears `on_gap` when it is back.
         """
         channel = self._keys.live(job).encode()
-        self._followers[channel] = follower
-        confirmed = self._confirmations.get(channel)
-        if confirmed is None:
-            confirmed = self._confirmations[channel] = asyncio.get_running_loop().create_future()
-            if self._wire is not None:
-                self._wire.send(b"SSUBSCRIBE", channel)
+        following = self.followings.get(channel)
+        if following is None:
+            confirmed = asyncio.get_running_loop().create_future()
+            following = self.followings[channel] = _Following(follower, confirmed)
+            self._place(channel, following)
+        following.follower = follower
         try:
             async with asyncio.timeout(5):
-                await asyncio.shield(confirmed)
+                await asyncio.shield(following.confirmed)
         except TimeoutError:
             raise Unavailable("The live feed is down; come back in a moment.", retry_after_seconds=2) from None
 
     def unfollow(self, job: str) -> None:
         """Unsubscribe from a job's live channel."""
         channel = self._keys.live(job).encode()
-        if self._followers.pop(channel, None) is None:
+        following = self.followings.pop(channel, None)
+        if following is None:
             return
-        confirmed = self._confirmations.pop(channel, None)
-        if confirmed is not None and not confirmed.done():
-            confirmed.cancel()
+        if not following.confirmed.done():
+            following.confirmed.cancel()
+        if following.reader is not None:
+            following.reader.unsubscribe(channel)
+
+    def _place(self, channel: bytes, following: _Following) -> None:
+        """Subscribe where the channel's master is now."""
+        owner = self.topology.owner(channel)
+        reader = self._readers.get(owner) if owner is not None else None
+        if reader is following.reader:
+            return
+        if following.reader is not None:
+            following.reader.unsubscribe(channel)
+        following.reader = reader
+        if reader is not None:
+            reader.subscribe(channel)
+
+    def move(self, reader: _Reader, slot: int) -> None:
+        """A master says that it doesn't hold a slot any more."""
+        for channel, following in self.followings.items():
+            if following.reader is reader and key_slot(channel) == slot:
+                following.reader = None
+        self._homeless = True
+        self.topology.want_refresh()
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Keep a connection to each master up; never returns. Owned by the store."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._changed.clear()
+                if self._homeless:
+                    # Before that: the master that sent them away would do so again.
+                    await asyncio.sleep(_HOMELESS_SECONDS / 4)
+                self._homeless = False
+                self._arrange(group)
+                await self._changed.wait()
+
+    def _arrange(self, group: asyncio.TaskGroup) -> None:
+        """One reader for each master, and every channel at its own."""
+        for address in self._readers.keys() - set(self.topology.masters):
+            self._readers.pop(address).stop()
+        for address in self.topology.masters:
+            if address not in self._readers:
+                reader = self._readers[address] = _Reader(self, address)
+                reader.task = group.create_task(reader.run(), name=f"store keeps the live feed of {address}")
+        for channel, following in self.followings.items():
+            self._place(channel, following)
+
+
+class _Reader:
+    """The subscribing connection to one master."""
+
+    def __init__(self, feed: Feed, address: Address) -> None:
+        self._feed = feed
+        self._address = address
+        self._wire: Wire | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def connected(self) -> bool:
+        return self._wire is not None
+
+    def subscribe(self, channel: bytes) -> None:
+        if self._wire is not None:
+            # One by one: the channels of one command would have to share a slot.
+            self._wire.send(b"SSUBSCRIBE", channel)
+
+    def unsubscribe(self, channel: bytes) -> None:
         if self._wire is not None:
             self._wire.send(b"SUNSUBSCRIBE", channel)
 
+    def stop(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
     def receive(self, reply: Any) -> None:
         """Take one reply of the connection."""
-        if isinstance(reply, Exception):
-            raise ConnectionError(str(reply))
         if not isinstance(reply, list):
+            if isinstance(reply, hiredis.ReplyError):
+                self._refused(str(reply))
             return
         match reply:
             case [b"smessage", channel, payload]:
-                if (follower := self._followers.get(channel)) is not None:
-                    follower.on_message(payload)
+                if (following := self._feed.followings.get(channel)) is not None:
+                    following.follower.on_message(payload)
             case [b"ssubscribe", channel, _]:
-                confirmed = self._confirmations.get(channel)
-                if confirmed is not None and not confirmed.done():
-                    confirmed.set_result(None)
-                elif (follower := self._followers.get(channel)) is not None:
+                following = self._feed.followings.get(channel)
+                if following is None or following.reader is not self:
+                    return
+                if not following.confirmed.done():
+                    following.confirmed.set_result(None)
+                else:
                     # A channel that was followed before: between the two subscriptions messages were lost.
-                    follower.on_gap()
-            case [b"sunsubscribe", channel, _] if channel in self._followers and self._wire is not None:
-                # Not asked for (the slot moved to another node), or followed again meanwhile.
-                self._wire.send(b"SSUBSCRIBE", channel)
+                    following.follower.on_gap()
+            case [b"sunsubscribe", channel, _]:
+                following = self._feed.followings.get(channel)
+                if following is not None and following.reader is self:
+                    # Not asked for (the slot moved to another node), or followed again meanwhile.
+                    self.subscribe(channel)
+
+    def _refused(self, error: str) -> None:
+        word, _, rest = error.partition(" ")
+        if word != "MOVED":
+            raise ConnectionError(error)
+        self._feed.move(self, int(rest.partition(" ")[0]))
 
     async def run(self) -> None:
-        """Keep the connection up; never returns. Owned by the store."""
         failures = 0
         while True:
             try:
                 wire = await self._connect()
-            except (OSError, TimeoutError, ConnectionError) as error:
+            except (OSError, TimeoutError, RedisError) as error:
                 failures += 1
                 if failures == 1:
-                    logger.warning("live feed: can't connect (%s); trying on", type(error).__name__)
-                await self._pause(failures)
+                    logger.warning("live feed: can't connect to %s (%s); trying on", self._address, error)
+                self._feed.topology.want_refresh()
+                await _pause(failures)
                 continue
             self._wire = wire
-            if self._followers:
-                self.reconnects += 1
-            for channel in self._followers:
-                # One by one: in a cluster the channels of one command would have to share a slot.
-                wire.send(b"SSUBSCRIBE", channel)
+            mine = [channel for channel, following in self._feed.followings.items() if following.reader is self]
+            self._feed.connects += 1
+            self._feed.reconnects += bool(mine)
+            for channel in mine:
+                self.subscribe(channel)
             try:
                 await self._stay(wire)
             finally:
                 self._wire = None
-                if wire.transport is not None:
-                    wire.transport.abort()
-            if wire.refused:
-                failures += 1
-                await self._pause(failures)
-            else:
-                failures = 0
+                wire.abort()
+            self._feed.topology.want_refresh()
+            failures = failures + 1 if wire.refused else 0
+            if failures:
+                await _pause(failures)
 
-    @staticmethod
-    async def _pause(failures: int) -> None:
-        await asyncio.sleep(random.uniform(0.3, 1) * min(_MAX_BACKOFF_SECONDS, 0.02 * 2 ** min(failures, 10)))
+    async def _connect(self) -> Wire:
+        topology = self._feed.topology
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            wire = await Wire.open(topology.deployment, self._address, self.receive)
+            try:
+                if topology.deployment.topology != "cluster":
+                    await self._feed.identity.check(wire.ask)
+                if isinstance(topology, SentinelMaster) and (await wire.ask("ROLE"))[0] != b"master":
+                    raise ConnectionError("it is no master")
+            except BaseException:
+                wire.abort()
+                raise
+        wire.listen()
+        return wire
 
-    async def _stay(self, wire: _Wire) -> None:
+    async def _stay(self, wire: Wire) -> None:
+        clock = asyncio.get_running_loop().time
         while not wire.lost.done():
             # Not wait_for: on Python 3.11 it may swallow the cancellation that ends this loop.
             await asyncio.wait({wire.lost}, timeout=_PING_SECONDS)
-            silence = self.clock() - wire.heard_at
+            silence = clock() - wire.heard_at
             if silence > _SILENCE_SECONDS:
                 logger.warning("live feed: no sign of life for %.0f s; reconnecting", silence)
                 return
             if silence > _PING_SECONDS / 2 and not wire.lost.done():
                 wire.send(b"PING")
 
-    async def _connect(self) -> _Wire:
-        options: dict[str, Any] = dict(parse_url(self._url))
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(3):
-            if "path" in options:
-                _, wire = await loop.create_unix_connection(lambda: _Wire(self), options["path"])
-            else:
-                secure = options.get("connection_class") is SSLConnection
-                context = _tls_context(options) if secure else None
-                host, port = options.get("host", "localhost"), int(options.get("port", 6379))
-                _, wire = await loop.create_connection(lambda: _Wire(self), host, port, ssl=context)
-        if options.get("password"):
-            name = [options["username"].encode()] if options.get("username") else []
-            wire.send(b"AUTH", *name, options["password"].encode())
-        return wire
 
-
-def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
-    if options.get("ssl_certfile"):
-        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
-    if str(options.get("ssl_cert_reqs", "required")) in {"none", "0"}:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+async def _pause(failures: int) -> None:
+    await asyncio.sleep(random.uniform(0.3, 1) * min(_MAX_BACKOFF_SECONDS, 0.02 * 2 ** min(failures, 10)))

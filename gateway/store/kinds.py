@@ -36,6 +36,12 @@ def _estimate(position: int, turn_seconds: float | None) -> float | None:
     return None if turn_seconds is None else round(position * turn_seconds, 1)
 
 
+async def _time(server: Any) -> tuple[int, int]:
+    """A server's own clock."""
+    seconds, microseconds = await server.execute_command("TIME")
+    return int(seconds), int(microseconds)
+
+
 class Kinds(Connection):
     """Kinds are kept when no worker runs: a known kind without a worker takes jobs all the same."""
 
@@ -104,7 +110,7 @@ class Kinds(Connection):
         """Say that a worker lives; call it every few seconds."""
         member = to_json({"worker": worker, "kinds": sorted(kinds), "concurrency": concurrency})
         async with translated():
-            seconds, _ = await self._client.time()
+            seconds, _ = await self._client.at(self._keys.workers, _time)
             async with self._client.pipeline(transaction=False) as pipe:
                 pipe.zadd(self._keys.workers, {member: seconds})
                 pipe.zremrangebyscore(self._keys.workers, "-inf", seconds - 10 * PRESENCE_SECONDS)
@@ -119,7 +125,7 @@ class Kinds(Connection):
     async def workers(self) -> list[dict[str, Any]]:
         """The workers that showed themselves lately: `worker`, `kinds`, `concurrency`, `seen_seconds` ago."""
         async with translated():
-            seconds, _ = await self._client.time()
+            seconds, _ = await self._client.at(self._keys.workers, _time)
             rows = await self._client.zrangebyscore(
                 self._keys.workers, seconds - PRESENCE_SECONDS, "+inf", withscores=True
             )

@@ -16,6 +16,7 @@ from gateway.errors import Unavailable
 from gateway.protocol import OPEN, EventType, encode_event_tail
 from gateway.store.connection import translated
 from gateway.store.dead import Dead
+from gateway.store.health import Health
 from gateway.store.jobs import LONGEST_LOOK_MS, read_record
 from gateway.store.kinds import Kinds
 from gateway.store.queue import END_GRACE_MS, Queue
@@ -60,7 +61,7 @@ _TAILS: Final = (
 )
 
 
-class Look(Dead, Queue, Kinds):
+class Look(Dead, Queue, Kinds, Health):
     """One look is: take what is due, judge each in its own slot, settle its pointers in the kind's slot."""
 
     async def look(self, kinds: Iterable[str]) -> int:
@@ -102,13 +103,21 @@ class Look(Dead, Queue, Kinds):
         if record.dead:
             await self.bury(record, expires_after_ms)
 
-    async def sweep(self) -> int:
-        """Find open jobs without a due entry and give them one; returns how many. One process at a time does it."""
+    async def sweep(self, servers: Iterable[str] = ()) -> int:
+        """Find open jobs without a due entry and give them one; returns how many.
+
+        One process does it for each set of servers: a sweep of those before a failover tells nothing of those after it.
+        """
         found = 0
+        of_these = ",".join(sorted(servers))
         async with translated():
-            if not await self._client.set(self._keys.sweeper, "1", nx=True, px=60_000):
+            swept: bytes | None = await self._client.set(self._keys.sweeper, of_these, nx=True, get=True, px=60_000)
+            if swept is not None and swept.decode() == of_these:
                 return 0
-            names = [name async for name in self._client.scan_iter(f"{self._keys.prefix}:{{*}}:job", count=500)]
+            await self._client.set(self._keys.sweeper, of_these, px=60_000)
+            names = []
+            for server in self._client.servers():
+                names += [name async for name in server.scan_iter(f"{self._keys.prefix}:{{*}}:job", count=500)]
         for name in names:
             async with translated():
                 fields: dict[bytes, bytes] = await self._client.hgetall(name)
@@ -133,24 +142,24 @@ class Look(Dead, Queue, Kinds):
         """
         clock = asyncio.get_running_loop().time
         grace = min(5.0, self.lease_seconds)
-        run_id: str | None = None
+        run_ids: frozenset[str] | None = None
         swept_at = float("-inf")
-        lost = True
+        connects: int | None = None
         while True:
             await asyncio.sleep(LOOK_SECONDS * random.uniform(0.75, 1.25))
             try:
-                if lost:
-                    server = (await self.info())["run_id"]
-                    # Counted from its answer, not from its loss: only now can workers renew.
+                if connects != self.feed.connects:
+                    connects = self.feed.connects
+                    servers = (await self.info())["run_ids"]
+                    # Counted from their answer, not from their loss: only now can workers renew.
                     await asyncio.sleep(grace)
-                    if server != run_id:
-                        run_id, swept_at = server, float("-inf")
-                    lost = False
+                    if servers != run_ids:
+                        run_ids, swept_at = servers, float("-inf")
                 if clock() - swept_at > SWEEP_SECONDS:
-                    found = await self.sweep()
+                    found = await self.sweep(run_ids or ())
                     swept_at = clock()
                     if found:
                         logger.warning("sweep: %d open jobs had no due entry", found)
                 await self.look(await self.kinds())
             except Unavailable:
-                lost = True
+                connects = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 import secrets
@@ -26,7 +27,6 @@ class Queue(Connection):
     """A worker claims what it can begin now, begins it, holds it while it runs, and leaves it when it is over."""
 
     lease_seconds: float
-    _blocking: Any
     _claims = itertools.count(time.time_ns())
 
     async def claim(self, kind: str, worker: str, limit: int) -> list[Claim]:
@@ -38,8 +38,18 @@ class Queue(Connection):
 
     async def wait_for_work(self, kinds: list[str], timeout_seconds: float) -> None:
         """Wait until a kind's bell rings, or the time is over. Cancelling it may lose a ring, which is harmless."""
-        async with translated():
-            await self._blocking.blpop([self._keys.bell(kind) for kind in kinds[:MAX_BELLS]], timeout=timeout_seconds)
+        # In a cluster the bells of several kinds can't be waited for by one command, but by one for each.
+        groups = self._blocking.together([self._keys.bell(kind) for kind in kinds[:MAX_BELLS]])
+        waits = [asyncio.ensure_future(self._blocking.blpop(group, timeout=timeout_seconds)) for group in groups]
+        try:
+            async with translated():
+                done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                for wait in done:
+                    wait.result()
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     async def begin(self, claim: Claim, worker: str) -> Begun:
         """Begin an attempt at a claimed job: its lease, its record and the event `started`; or why not."""

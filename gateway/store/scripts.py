@@ -100,6 +100,11 @@ class Keys:
         return f"{self.prefix}:secret"
 
     @property
+    def mark(self) -> str:
+        """A random text: all connections that read the same one meet the same data."""
+        return f"{self.prefix}:mark"
+
+    @property
     def place(self) -> str:
         """The id of the blob store in which the jobs' files are."""
         return f"{self.prefix}:place"

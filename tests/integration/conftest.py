@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-import redis
 
 from gateway.protocol import TERMINAL
+from gateway.store.deployment import Deployment
+from gateway.store.masters import Masters
 from tests.faults import wait_until
 
 _ENDED = {state.value.encode() for state in TERMINAL}
@@ -21,8 +22,9 @@ async def _nothing_left_behind(request: pytest.FixtureRequest) -> AsyncIterator[
     As an autouse fixture it is set up before all others, and so looks after all others are gone.
     """
     names = request.fixturenames
-    watched = "prefix" in names and "valkey" in names
-    url, prefix = (request.getfixturevalue("valkey"), request.getfixturevalue("prefix")) if watched else ("", "")
+    server = next((name for name in ("redis_url", "valkey") if name in names), "")
+    watched = bool(server) and "prefix" in names
+    url, prefix = (request.getfixturevalue(server), request.getfixturevalue("prefix")) if watched else ("", "")
     yield
     try:
         await wait_until(lambda: not _other_tasks(), 1, what="the end of all tasks")
@@ -38,11 +40,19 @@ def _other_tasks() -> set[asyncio.Task[object]]:
 
 def _keys_kept_for_ever(url: str, prefix: str) -> list[str]:
     """The keys of ended jobs that would stay in Redis for ever."""
-    with redis.Redis.from_url(url, socket_timeout=10) as client:
-        kept = []
-        for job in client.scan_iter(match=f"{prefix}:{{*}}:job", count=1000):
-            if client.hget(job, "state") not in _ENDED:
-                continue
-            tag = job.rsplit(b":", 1)[0].decode()
-            kept += [key.decode() for key in client.scan_iter(match=f"{tag}:*", count=1000) if client.ttl(key) == -1]
-        return sorted(kept)
+    kept: list[str] = []
+    masters = Masters(Deployment.parse(url), 10)
+    try:
+        for address in masters.all():
+            client = masters.client(address)
+            for job in client.scan_iter(match=f"{prefix}:{{*}}:job", count=1000):
+                if client.hget(job, "state") not in _ENDED:
+                    continue
+                tag = job.rsplit(b":", 1)[0].decode()
+                # All keys of a job are in one slot, and so at one master.
+                kept += [
+                    key.decode() for key in client.scan_iter(match=f"{tag}:*", count=1000) if client.ttl(key) == -1
+                ]
+    finally:
+        masters.close()
+    return sorted(kept)

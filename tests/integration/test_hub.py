@@ -17,6 +17,7 @@ from gateway.store import JobRecord, Store
 from tests.faults import wait_until
 from tests.jobs import begin, end, event, submit
 
+pytestmark = pytest.mark.parametrize("redis_url", ["valkey", "cluster"], indirect=True)
 KIND = KindDocument(kind="echo")
 
 
@@ -201,7 +202,8 @@ async def test_a_killed_feed_connection_loses_nothing(hub: Hub, store: Store) ->
 
     for batch in range(1, 121):
         if batch % 40 == 0:
-            await store._client.execute_command("CLIENT", "KILL", "TYPE", "PUBSUB")
+            for server in store._client.servers():
+                await server.execute_command("CLIENT", "KILL", "TYPE", "PUBSUB")
         await store.append(lease, batch, [event("log", {"message": str(batch)})])
     await end(store, lease, batch=121)
 
@@ -336,13 +338,17 @@ async def test_a_thousand_listeners_share_one_redis_connection(hub: Hub, store: 
     """Listeners cost sockets to clients, not to Redis."""
     record = await submit(store, KIND)
     lease = await begin(store, "echo")
-    before = (await store._client.info("clients"))["connected_clients"]
 
+    async def connections() -> int:
+        clients = [await server.info("clients") for server in store._client.servers()]
+        return sum(int(one["connected_clients"]) for one in clients)
+
+    before = await connections()
     collectors = await asyncio.gather(*(listen(hub, record) for _ in range(1000)))
     await store.append(lease, 1, [event("log", {"message": "hello"})])
     await asyncio.gather(*(until(hub, collector, 3) for collector in collectors))
 
-    assert (await store._client.info("clients"))["connected_clients"] - before <= 16
+    assert await connections() - before <= 16
     assert all(collector.numbers == [1, 2, 3] for collector in collectors)
 
 
@@ -366,7 +372,8 @@ async def test_the_last_listener_to_go_ends_the_jobs_feed(hub: Hub, store: Store
     channel = store._keys.live(record.id)
 
     async def subscribers() -> int:
-        return int((await store._client.execute_command("PUBSUB", "SHARDNUMSUB", channel))[1])
+        counts = [await server.execute_command("PUBSUB", "SHARDNUMSUB", channel) for server in store._client.servers()]
+        return sum(int(count[1]) for count in counts)
 
     async def nobody() -> bool:
         return await subscribers() == 0

@@ -8,10 +8,12 @@ import pytest
 import redis.asyncio as redis
 
 from gateway.store import Store
-from gateway.store.connection import open_client
+from gateway.store.clients import open_server
+from gateway.store.deployment import Deployment
 from tests.faults import wait_until
 
 
+@pytest.mark.parametrize("redis_url", ["valkey", "cluster", "sentinel"], indirect=True)
 async def test_a_cancelled_command_always_ends_its_caller(store: Store) -> None:
     """At whatever point of a command the cancel comes, it is not taken for an answer."""
 
@@ -35,7 +37,8 @@ def test_a_connection_that_was_lost_under_uvloop_is_an_outage_and_no_defect(valk
     uvloop = pytest.importorskip("uvloop")
 
     async def ask_over_a_lost_connection() -> None:
-        connection = open_client(valkey).connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        deployment = Deployment.parse(valkey)
+        connection = open_server(deployment, deployment.seeds[0], retries=0).connection_pool.make_connection()  # type: ignore[no-untyped-call]
         await connection.connect()
         connection._writer.transport.abort()
         await wait_until(connection._reader.at_eof)

@@ -13,6 +13,7 @@ from gateway.requests import JobOptions
 from gateway.store import Store
 from tests.jobs import begin, end, new_job, submit
 
+pytestmark = pytest.mark.parametrize("redis_url", ["valkey", "cluster"], indirect=True)
 KIND = KindDocument(kind="echo")
 
 

@@ -11,6 +11,7 @@ from gateway.protocol import START, Cursor, State
 from gateway.store import LogEntry, Store
 from tests.jobs import begin, end, event, submit
 
+pytestmark = pytest.mark.parametrize("redis_url", ["valkey", "cluster"], indirect=True)
 KIND = KindDocument(kind="echo")
 
 

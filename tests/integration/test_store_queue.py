@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from pydantic_core import from_json
 
 from gateway.documents import KindDocument
@@ -13,6 +14,7 @@ from gateway.requests import JobOptions
 from gateway.store import JobRecord, Store
 from tests.jobs import begin, end, event, look_later, submit
 
+pytestmark = pytest.mark.parametrize("redis_url", ["valkey", "cluster"], indirect=True)
 KIND = KindDocument(kind="echo")
 
 

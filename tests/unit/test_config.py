@@ -140,7 +140,18 @@ def test_secrets_are_neither_shown_nor_told() -> None:
     assert "hunter2" not in str(refused.value)
 
 
-@pytest.mark.parametrize("url", ["redis://localhost", "rediss://:x@host:6380/1", "unix:///run/valkey.sock"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "rediss://:x@host:6380/1",
+        "unix:///run/valkey.sock",
+        "redis+cluster://a:7000,b:7001",
+        "rediss+cluster://a:7000",
+        "redis+sentinel://a:26379,b/main/0",
+        "rediss+sentinel://a/main",
+    ],
+)
 def test_redis_urls_are_accepted(url: str) -> None:
     """One server over TCP, TLS or a socket."""
     assert load_settings(redis_url=url).redis_url == url

@@ -1,0 +1,80 @@
+"""What Redis says of itself: whether it can be used at all, and what about its settings breaks a promise."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+from gateway.errors import ConfigurationError
+from gateway.store.connection import Connection, translated
+from gateway.store.deployment import Deployment
+
+# Streams and scripts are older; sharded pub/sub and scripts that may run out of memory came with these.
+_OLDEST: Final[Mapping[str, tuple[int, int]]] = {"valkey": (7, 2), "redis": (7, 0)}
+
+
+class Health(Connection):
+    """Asks every master, and puts together what they say."""
+
+    async def info(self) -> dict[str, Any]:
+        """The servers' name, version and run ids, and `warnings`: what about their settings breaks a promise.
+
+        Raises `ConfigurationError` for servers that can't be used, and `Unavailable`.
+        """
+        async with translated():
+            servers: list[dict[str, Any]] = await asyncio.gather(*(one.info() for one in self._client.servers()))
+        for server in servers:
+            _check_usable(server, self._deployment)
+        # In a cluster all nodes should be set alike: what holds for one is said once.
+        warnings = dict.fromkeys(warning for server in servers for warning in _warnings(server, self._durability))
+        if conflict := self._identity.conflict or getattr(self._topology, "conflict", None):
+            warnings[conflict] = None
+        first = servers[0]
+        return {
+            "server": _name(first),
+            "version": _version(first),
+            "topology": self._deployment.topology,
+            "masters": len(servers),
+            "run_ids": frozenset(server.get("run_id") for server in servers),
+            "aof": all(server.get("aof_enabled") for server in servers),
+            "eviction": first.get("maxmemory_policy", "noeviction"),
+            "used_memory": sum(server.get("used_memory", 0) for server in servers),
+            "warnings": list(warnings),
+        }
+
+
+def _name(server: dict[str, Any]) -> str:
+    return "valkey" if server.get("server_name") == "valkey" or "valkey_version" in server else "redis"
+
+
+def _version(server: dict[str, Any]) -> str:
+    return str(server.get("valkey_version") or server.get("redis_version"))
+
+
+def _check_usable(server: dict[str, Any], deployment: Deployment) -> None:
+    name, version = _name(server), _version(server)
+    # redis-py makes a number of a version such as "7.2".
+    numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
+    if tuple(numbers) < _OLDEST[name]:
+        raise ConfigurationError(
+            f"OUTLAST_REDIS_URL: {name} {version} is too old: Outlast needs Redis 7.0 or Valkey 7.2, or newer"
+        )
+    if server.get("cluster_enabled") and deployment.topology != "cluster":
+        raise ConfigurationError(
+            "OUTLAST_REDIS_URL: the server is a node of a cluster, which holds a part of the keys; use redis+cluster://"
+        )
+
+
+def _warnings(server: dict[str, Any], durability: str) -> list[str]:
+    warnings = []
+    policy = server.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        warnings.append(f"maxmemory-policy is {policy}: Redis may throw jobs away; set it to noeviction")
+    if not server.get("aof_enabled"):
+        warnings.append("appendonly is off: a restart of Redis loses jobs; set appendonly yes")
+    elif server.get("aof_last_write_status", "ok") != "ok":
+        warnings.append("the last write to the append-only file failed: Redis's disk may be full")
+    if durability == "replica" and not server.get("connected_slaves"):
+        warnings.append("OUTLAST_DURABILITY is replica, and a master has none: submits are refused until it has one")
+    return warnings
