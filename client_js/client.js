@@ -13,6 +13,8 @@
  * @property {TransportName} [transport]
  * @property {number} [silenceSeconds] a connection that brings nothing for this long is taken for dead; the gateway's
  *   heartbeat comes every 15 s
+ * @property {number} [partBytes] the largest part of an upload, and the largest body that goes in one request: 8 MiB;
+ *   keep it below what your edge takes (Cloudflare 100 MB)
  * @property {typeof fetch} [fetch]
  * @property {typeof WebSocket} [WebSocket]
  *
@@ -21,9 +23,9 @@
  * @property {(File | {name: string, blob: Blob})[]} [files]
  * @property {Record<string, unknown>} [options] priority, tags, run_timeout_seconds, ...
  * @property {string} [idempotencyKey] a random one by default, so that a lost answer never submits twice
- * @property {number} [retries]
+ * @property {number} [retries] how often in a row a request may fail without anything coming through: 5
  * @property {AbortSignal} [signal]
- * @property {(progress: UploadProgress) => void} [onUploadProgress]
+ * @property {(progress: UploadProgress) => void} [onUploadProgress] bytes of the files, never fewer than before
  *
  * @typedef {object} EventsOptions
  * @property {string} [after] the cursor of the last event that you have
@@ -35,8 +37,8 @@
  * @property {(subscription: Subscription) => void} [onconnection]
  */
 
-import { Backoff, pause } from "./backoff.js";
-import { answerError, connectionError, GatewayError } from "./errors.js";
+import { answerError, connectionError } from "./errors.js";
+import { submitJob } from "./submitting.js";
 import { Subscription } from "./subscription.js";
 import { authorization, openSse, openWebSocket } from "./transports.js";
 import { send } from "./upload.js";
@@ -47,6 +49,7 @@ export const TRANSPORTS = { sse: openSse, websocket: openWebSocket };
 export class GatewayClient {
   #apiKey;
   #silenceMs;
+  #partBytes;
   #transport;
   #fetch;
   #WebSocket;
@@ -59,6 +62,7 @@ export class GatewayClient {
     this.base = base;
     this.#apiKey = options.apiKey ?? null;
     this.#silenceMs = (options.silenceSeconds ?? 45) * 1000;
+    this.#partBytes = options.partBytes ?? 8 * 1024 * 1024;
     this.#transport = options.transport ?? "sse";
     // A bare reference: the platform's fetch refuses to be called as another object's method.
     const chosen = options.fetch ?? globalThis.fetch;
@@ -68,36 +72,26 @@ export class GatewayClient {
 
   /**
    * Submit a job. Answers that say nothing about the job (a lost connection, an edge's 524) are tried again under the
-   * same Idempotency-Key, so the job runs once whatever happened to the answers.
+   * same Idempotency-Key, so the job runs once whatever happened to the answers. Large files go in parts, and so do
+   * those that an edge refuses or a cut breaks off.
    * @param {string} kind
    * @param {SubmitOptions} [submit]
    * @returns {Promise<JobDocument>}
    */
   async submit(kind, { input = {}, files = [], options = {}, idempotencyKey, retries = 5, signal, onUploadProgress } = {}) {
-    const key = idempotencyKey ?? randomKey();
-    const backoff = new Backoff();
-    for (let attempt = 0; ; attempt += 1) {
-      try {
-        const answer = await send({
-          url: this.url(`/v1/kinds/${encodeURIComponent(kind)}/jobs`),
-          headers: {
-            Accept: "application/json",
-            "Idempotency-Key": key,
-            ...(files.length === 0 && { "Content-Type": "application/json" }),
-            ...authorization(await this.#key()),
-          },
-          body: files.length === 0 ? JSON.stringify({ ...options, input }) : form(input, options, files),
-          signal,
-          onprogress: onUploadProgress,
-          fetch: this.#fetch,
-        });
-        if (answer.status >= 200 && answer.status < 300) return JSON.parse(answer.body);
-        throw answerError(answer.status, answer.body, answer.header("Retry-After"));
-      } catch (error) {
-        if (!(error instanceof GatewayError) || !error.mayPass || attempt >= retries) throw error;
-        await pause(backoff.nextMs(error.retryAfterMs), signal);
-      }
-    }
+    const answer = await submitJob((request) => this.#ask(request), {
+      kind,
+      key: idempotencyKey ?? randomKey(),
+      input,
+      options,
+      files: files.map((file) => ("blob" in file ? file : { name: file.name, blob: file })),
+      partBytes: this.#partBytes,
+      retries,
+      silenceMs: this.#silenceMs,
+      signal,
+      onprogress: onUploadProgress,
+    });
+    return JSON.parse(answer.body);
   }
 
   /**
@@ -228,24 +222,17 @@ export class GatewayClient {
     return response.json();
   }
 
+  /** One request with the key; throws `GatewayError` unless 2xx. @type {import("./parts.js").Ask} */
+  async #ask({ path, headers, ...request }) {
+    const all = { Accept: "application/json", ...headers, ...authorization(await this.#key()) };
+    const answer = await send({ ...request, url: this.url(path), headers: all, fetch: this.#fetch });
+    if (answer.status >= 200 && answer.status < 300) return answer;
+    throw answerError(answer.status, answer.body, answer.header("Retry-After"));
+  }
+
   async #key() {
     return typeof this.#apiKey === "function" ? await this.#apiKey() : this.#apiKey;
   }
-}
-
-/**
- * @param {Record<string, unknown>} input
- * @param {Record<string, unknown>} options
- * @param {(File | {name: string, blob: Blob})[]} files
- */
-function form(input, options, files) {
-  const body = new FormData();
-  body.append("input", JSON.stringify(input));
-  for (const [name, value] of Object.entries(options)) {
-    body.append(name, typeof value === "string" ? value : JSON.stringify(value));
-  }
-  for (const file of files) body.append("file", "blob" in file ? file.blob : file, file.name);
-  return body;
 }
 
 /** @param {Response} response */

@@ -6,11 +6,13 @@
  * @typedef {{status: number, body: string, header: (name: string) => string | null}} Answer
  *
  * @typedef {object} Upload
+ * @property {"POST" | "PATCH" | "GET" | "DELETE"} [method]
  * @property {string} url
  * @property {Record<string, string>} headers
- * @property {FormData | string} body
+ * @property {FormData | Blob | string} [body]
  * @property {AbortSignal} [signal]
  * @property {(progress: UploadProgress) => void} [onprogress]
+ * @property {number} [silenceMs] a watched upload that doesn't move for so long is taken for cut
  * @property {typeof fetch} fetch
  */
 
@@ -20,9 +22,9 @@ import { connectionError } from "./errors.js";
 export async function send(upload) {
   upload.signal?.throwIfAborted();
   if (upload.onprogress && typeof XMLHttpRequest !== "undefined") return sendWatched(upload);
-  const { url, headers, body, signal, fetch } = upload;
+  const { method = "POST", url, headers, body, signal, fetch } = upload;
   try {
-    const response = await fetch(url, { method: "POST", headers, body, signal, cache: "no-store" });
+    const response = await fetch(url, { method, headers, body, signal, cache: "no-store" });
     return { status: response.status, body: await response.text(), header: (name) => response.headers.get(name) };
   } catch (error) {
     throw signal?.aborted ? signal.reason : connectionError(error);
@@ -30,14 +32,26 @@ export async function send(upload) {
 }
 
 /** @param {Upload} upload @returns {Promise<Answer>} */
-function sendWatched({ url, headers, body, signal, onprogress }) {
+function sendWatched({ method = "POST", url, headers, body, signal, onprogress, silenceMs }) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     const onAbort = () => request.abort();
-    const settle = () => signal?.removeEventListener("abort", onAbort);
-    request.open("POST", url);
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    let timer;
+    const moved = () => {
+      clearTimeout(timer);
+      if (silenceMs !== undefined) timer = setTimeout(onAbort, silenceMs);
+    };
+    const settle = () => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", onAbort);
+    };
+    request.open(method, url);
     for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
-    request.upload.onprogress = ({ loaded, total }) => onprogress?.({ loaded, total });
+    request.upload.onprogress = ({ loaded, total }) => {
+      moved();
+      onprogress?.({ loaded, total });
+    };
     request.onload = () => {
       settle();
       resolve({ status: request.status, body: request.responseText, header: (name) => request.getResponseHeader(name) });
@@ -48,9 +62,10 @@ function sendWatched({ url, headers, body, signal, onprogress }) {
     };
     request.onabort = () => {
       settle();
-      reject(signal?.reason);
+      reject(signal?.aborted ? signal.reason : connectionError(new Error("the upload did not move any more")));
     };
     signal?.addEventListener("abort", onAbort);
+    moved();
     request.send(body);
   });
 }

@@ -47,6 +47,10 @@ export class FakeGateway {
   /** Routes beside the streams. @type {Record<string, any>} */
   routes = {};
   base = "";
+  /** Resumable uploads by their ids. @type {Map<string, {length: number, bytes: string, metadata: string}>} */
+  uploads = new Map();
+  /** @type {string[]} */
+  deleted = [];
   refusesSockets = false;
   /** Whether sockets answer probes. */
   answersProbes = false;
@@ -121,10 +125,36 @@ export class FakeGateway {
       return response.end(typeof refusal.body === "string" ? refusal.body : JSON.stringify(refusal.body ?? {}));
     }
     if (url.pathname.endsWith("/events")) return this.#stream(url, response);
+    if (url.pathname.startsWith("/v1/uploads") && this.#upload(request, url, body, response)) return;
     const route = this.routes[`${request.method} ${url.pathname}`];
     const answer = typeof route === "function" ? route(url) : route;
     response.writeHead(answer === undefined ? 404 : 200, { "Content-Type": "application/json" });
     return response.end(JSON.stringify(answer ?? { code: "not_found", detail: "no such thing" }));
+  }
+
+  /** Uploads, as far as the client needs them; bodies are ASCII. @param {import("node:http").IncomingMessage} request @param {URL} url @param {string} body @param {import("node:http").ServerResponse} response */
+  #upload(request, url, body, response) {
+    const id = url.pathname.split("/")[3] ?? "";
+    const upload = this.uploads.get(id);
+    /** @param {number} status @param {any} [answer] */
+    const answer = (status, answer) => {
+      response.writeHead(status, { "Content-Type": "application/json" });
+      response.end(answer && JSON.stringify(answer));
+      return true;
+    };
+    if (request.method === "POST" && !id) {
+      const next = `upload${this.uploads.size}`;
+      this.uploads.set(next, { length: Number(request.headers["upload-length"]), bytes: "", metadata: String(request.headers["upload-metadata"]) });
+      return answer(201, { id: next, offset: 0 });
+    }
+    if (!upload) return answer(404, { code: "upload_not_found", detail: "no such upload" });
+    if (request.method === "GET") return answer(200, { id, offset: upload.bytes.length });
+    if (request.method === "DELETE") return this.deleted.push(id), answer(204);
+    if (Number(request.headers["upload-offset"]) !== upload.bytes.length) {
+      return answer(409, { code: "wrong_offset", detail: "not here", offset: upload.bytes.length });
+    }
+    upload.bytes += body;
+    return answer(204);
   }
 
   /** @param {URL} url @param {import("node:http").ServerResponse} response */
