@@ -27,6 +27,7 @@ class Exit(IntEnum):
     USAGE = 2
     CANCELLED = 3
     UNREACHABLE = 4
+    UNDECIDED = 5
     INTERRUPTED = 130
 
 
@@ -37,6 +38,7 @@ exit codes:
   2    the request can't be served as it is: wrong options, input or key, no such job
   3    the job was cancelled
   4    the gateway can't be reached, or is not ready
+  5    the doctor saw nothing wrong, but could not measure everything
   130  interrupted with Ctrl-C (the job goes on)
 """
 
@@ -79,7 +81,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all sub-commands."""
-    from gateway.cli import edge, jobs, operate, serve
+    from gateway.cli import doctor, edge, jobs, operate, serve
 
     parser = argparse.ArgumentParser(
         prog="outlast",
@@ -93,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     jobs.add_commands(subparsers)
     operate.add_commands(subparsers)
     edge.add_commands(subparsers)
+    doctor.add_commands(subparsers)
     return parser
 
 

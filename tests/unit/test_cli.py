@@ -65,6 +65,7 @@ def test_the_exit_codes_are_what_the_help_says() -> None:
         "USAGE": 2,
         "CANCELLED": 3,
         "UNREACHABLE": 4,
+        "UNDECIDED": 5,
         "INTERRUPTED": 130,
     }
     help_ = build_parser().format_help()

@@ -1,0 +1,274 @@
+"""One HTTP/1.1 exchange over a raw connection, with a clock on everything that comes.
+
+Redirects are not followed, cookies not kept, and a failure is a result, not an exception: how it failed is what the
+doctor wants to know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import pairwise
+from typing import Final
+from urllib.parse import urlsplit
+
+from gateway.doctor.response import Framing, Garbled, Head, Response
+
+# What is kept of a body: an error page or the frames of a probe are far smaller.
+MOST_BODY_BYTES: Final = 4 * 1024 * 1024
+_READ_BYTES: Final = 64 * 1024
+_UPLOAD_BYTES: Final = 16 * 1024
+
+
+class Ended(StrEnum):
+    """How an exchange ended."""
+
+    WHOLE = "whole"
+    CUT = "cut"
+    """Closed or reset before the answer was whole."""
+    PATIENCE = "patience"
+    """Nothing more came within the time that was allowed."""
+    GARBLED = "garbled"
+    NO_NAME = "no_name"
+    REFUSED = "refused"
+    UNREACHABLE = "unreachable"
+    TLS = "tls"
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What was agreed on with the peer."""
+
+    version: str
+    issuer: str
+    alpn: str
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What happened. Times are seconds since the request began, before the name was looked up."""
+
+    method: str
+    url: str
+    ended: Ended = Ended.PATIENCE
+    detail: str = ""
+    addresses: tuple[str, ...] = ()
+    tls: Tls | None = None
+    interim: list[tuple[float, Head]] = field(default_factory=list)
+    head: Head | None = None
+    framing: Framing = "none"
+    pieces: list[tuple[float, bytes]] = field(default_factory=list)
+    size: int = 0
+    connected_seconds: float | None = None
+    sent_seconds: float | None = None
+    """When the whole request had been written."""
+    head_seconds: float | None = None
+    ended_seconds: float = 0.0
+
+    @property
+    def status(self) -> int | None:
+        """The final status, None where no answer came."""
+        return self.head.status if self.head else None
+
+    @property
+    def body(self) -> bytes:
+        """What was kept of the body."""
+        return b"".join(piece for _, piece in self.pieces)
+
+    @property
+    def first_byte_seconds(self) -> float | None:
+        """When the first byte of the body came."""
+        return self.pieces[0][0] if self.pieces else None
+
+    @property
+    def largest_gap_seconds(self) -> float:
+        """The longest time between two signs of life, the last of them the end."""
+        times = [self.sent_seconds or 0.0, *([self.head_seconds] if self.head_seconds else [])]
+        times += [*(at for at, _ in self.pieces), self.ended_seconds]
+        return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
+
+    @property
+    def last_gap_seconds(self) -> float:
+        """The silence before the end."""
+        before = self.pieces[-1][0] if self.pieces else self.head_seconds
+        return self.ended_seconds - (before if before is not None else self.sent_seconds or 0.0)
+
+
+async def exchange(
+    method: str,
+    url: str,
+    headers: Mapping[str, str] | None = None,
+    body: bytes = b"",
+    *,
+    patience_seconds: float,
+    connect_seconds: float = 10.0,
+    announce_bytes: int | None = None,
+    bytes_per_second: float | None = None,
+    trust: bool = False,
+) -> Exchange:
+    """Send one request and take its answer to the end, or until `patience_seconds` after the connection was made.
+
+    Args:
+        announce_bytes: a `Content-Length` to announce without sending a body.
+        bytes_per_second: how fast the body is sent; as fast as it goes where it is None.
+        trust: take any certificate; else those of private addresses only, whose names no authority signs.
+    """
+    result = Exchange(method, url)
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    connection = None
+    try:
+        async with asyncio.timeout(connect_seconds):
+            connection = await _connect(result, url, trust=trust)
+    except TimeoutError:
+        result.ended, result.detail = Ended.UNREACHABLE, f"no connection within {connect_seconds:g} s"
+    result.ended_seconds = clock() - began
+    if connection is None:
+        return result
+    reader, writer = connection
+    result.connected_seconds = result.ended_seconds
+    head = _request_head(method, url, dict(headers or {}), len(body) if announce_bytes is None else announce_bytes)
+    sending = asyncio.create_task(_send(writer, head, body, bytes_per_second), name="doctor's request")
+    try:
+        async with asyncio.timeout(patience_seconds):
+            await _receive(result, reader, began)
+    except TimeoutError:
+        result.ended = Ended.PATIENCE
+    except OSError as error:
+        result.ended, result.detail = Ended.CUT, error.strerror or type(error).__name__
+    except Garbled as error:
+        result.ended, result.detail = Ended.GARBLED, str(error)
+    finally:
+        result.ended_seconds = clock() - began
+        if sending.done() and (sent := sending.result()) is not None:
+            result.sent_seconds = sent - began
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        writer.transport.abort()
+    return result
+
+
+async def _connect(
+    result: Exchange, url: str, *, trust: bool
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    """Open the connection. A failure is noted in the result."""
+    parts = urlsplit(url)
+    host, secure = parts.hostname or "", parts.scheme == "https"
+    port = parts.port or (443 if secure else 80)
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        result.ended, result.detail = Ended.NO_NAME, f"{host}: {getattr(error, 'strerror', None) or error}"
+        return None
+    result.addresses = tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
+    context = _tls_context(trust=trust or is_private(host)) if secure else None
+    try:
+        reader, writer = await asyncio.open_connection(
+            host, port, ssl=context, server_hostname=host if secure else None, happy_eyeballs_delay=0.25
+        )
+    except ssl.SSLError as error:
+        verify = getattr(error, "verify_message", "")
+        result.ended, result.detail = Ended.TLS, verify or error.reason or "the handshake failed"
+    except ConnectionRefusedError:
+        result.ended, result.detail = Ended.REFUSED, f"nothing listens on port {port}"
+    except ConnectionResetError:
+        ended = Ended.TLS if secure else Ended.CUT
+        result.ended, result.detail = ended, "the connection was reset while it was opened"
+    except OSError as error:
+        result.ended, result.detail = Ended.UNREACHABLE, error.strerror or str(error)
+    else:
+        if secure:
+            result.tls = _tls_facts(writer)
+        return reader, writer
+    return None
+
+
+def is_private(host: str) -> bool:
+    """Whether a host is this machine or has a private address as its name."""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _tls_context(*, trust: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if trust:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _tls_facts(writer: asyncio.StreamWriter) -> Tls | None:
+    facts = writer.get_extra_info("ssl_object")
+    if facts is None:
+        return None
+    issuer = {name: value for part in (facts.getpeercert() or {}).get("issuer", ()) for name, value in part}
+    named = issuer.get("organizationName") or issuer.get("commonName") or "not verified"
+    return Tls(facts.version() or "", named, facts.selected_alpn_protocol() or "")
+
+
+def _request_head(method: str, url: str, headers: dict[str, str], length: int) -> bytes:
+    parts = urlsplit(url)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    given = {name.lower() for name in headers}
+    lines = [f"{method} {target} HTTP/1.1"]
+    defaults = {
+        "Host": parts.netloc.rpartition("@")[2],
+        "User-Agent": "outlast-doctor",
+        "Accept": "*/*",
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+    }
+    lines += [f"{name}: {value}" for name, value in defaults.items() if name.lower() not in given]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if (length or method in {"POST", "PUT", "PATCH"}) and "content-length" not in given:
+        lines.append(f"Content-Length: {length}")
+    return "".join(line.replace("\r", "").replace("\n", "") + "\r\n" for line in lines).encode("latin-1") + b"\r\n"
+
+
+async def _send(writer: asyncio.StreamWriter, head: bytes, body: bytes, bytes_per_second: float | None) -> float | None:
+    """Send a request; returns when it was out, None where the peer wanted no more of it."""
+    try:
+        writer.write(head)
+        for start in range(0, len(body), _UPLOAD_BYTES):
+            piece = body[start : start + _UPLOAD_BYTES]
+            writer.write(piece)
+            await writer.drain()
+            if bytes_per_second is not None:
+                await asyncio.sleep(len(piece) / bytes_per_second)
+        await writer.drain()
+    except OSError:
+        # Who answers before the body is over, such as with 413, may close: the answer says why.
+        return None
+    return asyncio.get_running_loop().time()
+
+
+async def _receive(result: Exchange, reader: asyncio.StreamReader, began: float) -> None:
+    response = Response(result.method)
+    clock = asyncio.get_running_loop().time
+    while not response.done:
+        data = await reader.read(_READ_BYTES)
+        now = clock() - began
+        if not data:
+            result.ended = Ended.WHOLE if response.end() else Ended.CUT
+            if result.ended is Ended.CUT:
+                result.detail = "closed before the answer was whole" if result.head else "closed without an answer"
+            return
+        for part in response.feed(data):
+            if isinstance(part, bytes):
+                result.size += len(part)
+                if result.size <= MOST_BODY_BYTES:
+                    result.pieces.append((now, part))
+            elif part.interim:
+                result.interim.append((now, part))
+            else:
+                result.head, result.head_seconds = part, now
+        result.framing = response.framing
+    result.ended = Ended.WHOLE

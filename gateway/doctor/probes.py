@@ -1,0 +1,439 @@
+"""The measurements: what a chain does to streams, upgrades, errors, headers and uploads. All of the doctor's I/O.
+
+Everything that is measured by a clock is measured twice before it counts against the chain: a busy machine or a lost
+packet looks like a buffer once, a buffer does so always.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import secrets
+from collections.abc import Awaitable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from gateway.doctor.drip import Shape, lags_of, read_frames, shape_of
+from gateway.doctor.exchange import Ended, Exchange, exchange
+from gateway.doctor.hops import hops_of_answer, hops_of_request
+from gateway.doctor.measured import Answered, Chain, Drip, Silence, Socket
+from gateway.doctor.observation import observed
+from gateway.doctor.redact import redact_url
+from gateway.doctor.signatures import ray_and_colo
+
+T = TypeVar("T")
+
+TOKEN_HEADER: Final = "X-Outlast-Probe"
+FRAMES: Final = 6
+_PATHS: Final[dict[Literal["sse", "ndjson", "json", "text"], str]] = {
+    "sse": "sse",
+    "ndjson": "ndjson",
+    "json": "json",
+    "text": "drip",
+}
+_METHODS: Final[tuple[Literal["GET", "POST"], ...]] = ("GET", "POST")
+_ENCODINGS: Final[tuple[Literal["identity", "gzip"], ...]] = ("identity", "gzip")
+_CHECKED_STATUSES: Final = (500, 502, 503, 504)
+# Our protocol hangs on these: resuming, not paying twice, waiting, choosing a format.
+_SENT_HEADERS: Final = {
+    "Last-Event-ID": "17-1764000000000",
+    "Idempotency-Key": "doctor-idempotency-key",
+    "Prefer": "wait=5",
+    "Accept": "text/event-stream",
+}
+# The usual limits: nginx 1 MB, API Gateway 10 MB, Cloudflare 100 MB (of 2^20 bytes or 10^6). Announced, not sent.
+_ANNOUNCED_BYTES: Final = (2_000_000, 11_000_000, 106_000_000)
+_SMALL_UPLOAD: Final = b"u" * 65_536
+_LARGE_FRAME: Final = "f" * 65_536
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long the doctor waits; a scale below 1 is for chains whose own limits are scaled as well."""
+
+    scale: float = 1.0
+
+    def __call__(self, seconds: float) -> float:
+        return seconds * self.scale
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An address to measure, and what every request to it carries."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    token: str = ""
+
+    def probe(self, path: str) -> str:
+        """The URL of a probe route: at the root of the address's host."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}/_probe/{path}"
+
+
+class Probes:
+    """The measurements of one target."""
+
+    def __init__(self, target: Target, pace: Pace) -> None:
+        self._target = target
+        self._pace = pace
+
+    # --- who answers ------------------------------------------------------------------------------------------------
+
+    async def own(self, patience_seconds: float) -> Exchange:
+        """Ask for the address itself, by GET."""
+        return await exchange(
+            "GET", self._target.url, self._target.headers, patience_seconds=self._pace(patience_seconds)
+        )
+
+    async def first(self) -> tuple[Exchange, Literal["ready", "off", "refused", "unreachable"]]:
+        """Ask for a probe route: who answers, and whether the gateway's probes can be used."""
+        result = await self._ask("GET", "status?code=200", patience_seconds=10)
+        if result.status == 200 and _json(result).get("probe") == "status":
+            return result, "ready"
+        if result.status is None:
+            return result, "unreachable"
+        return result, "refused" if result.status == 401 and _json(result).get("code") == "unauthorized" else "off"
+
+    # --- streams ----------------------------------------------------------------------------------------------------
+
+    async def matrix(self) -> tuple[Drip, ...]:
+        """All drips at once: each method, content type and encoding. What is not paced is measured again."""
+        cells = [(method, format_, encoding) for method in _METHODS for format_ in _PATHS for encoding in _ENCODINGS]
+        return await self._drips(cells)
+
+    async def few(self) -> tuple[Drip, ...]:
+        """What tells whether an origin sends in time."""
+        return await self._drips([("GET", "sse", "identity"), ("POST", "sse", "identity"), ("GET", "json", "identity")])
+
+    async def again(self, drips: Iterable[Drip]) -> tuple[Drip, ...]:
+        """The same cells once more."""
+        return await self._drips([(drip.method, drip.format, drip.encoding) for drip in drips])
+
+    async def _drips(self, cells: list[tuple[Any, Any, Any]]) -> tuple[Drip, ...]:
+        drips = await gather(self._drip(*cell) for cell in cells)
+        for _ in range(2):
+            doubtful = [index for index, drip in enumerate(drips) if drip.shape is not Shape.PACED]
+            if not doubtful:
+                break
+            second = await gather(self._drip(*cells[index]) for index in doubtful)
+            settled = True
+            for index, drip in zip(doubtful, second, strict=True):
+                # Twice the same is believed; twice something else is measured a third time.
+                settled = settled and drip.shape in {Shape.PACED, drips[index].shape}
+                drips[index] = drip
+            if settled:
+                break
+        return tuple(drips)
+
+    async def _drip(
+        self,
+        method: Literal["GET", "POST"],
+        format_: Literal["sse", "ndjson", "json", "text"],
+        encoding: Literal["identity", "gzip"],
+    ) -> Drip:
+        every = self._pace(1)
+        path = f"{_PATHS[format_]}?frames={FRAMES}&every={every:g}"
+        result = await self._ask(method, path, {"Accept-Encoding": encoding}, patience_seconds=FRAMES + 8)
+        content_encoding = result.head.get("content-encoding") if result.head else ""
+        facts: dict[str, Any] = {
+            "method": method,
+            "format": format_,
+            "encoding": encoding,
+            "status": result.status,
+            "content_encoding": content_encoding,
+            "framing": result.framing,
+            "head_seconds": _rounded(result.head_seconds),
+            "first_byte_seconds": _rounded(result.first_byte_seconds),
+            "ended_seconds": _rounded(result.ended_seconds),
+            "size": result.size,
+        }
+        if result.status != 200:
+            return Drip(shape=Shape.CUT if result.status is None else Shape.FAILED, **facts)
+        frames = read_frames(result.pieces, content_encoding)
+        return Drip(
+            shape=shape_of(frames, FRAMES, every, whole=result.ended is Ended.WHOLE),
+            sent_seconds=round(frames[-1].sent - frames[0].sent, 3) if frames else 0,
+            came_seconds=round(frames[-1].came - frames[0].came, 3) if frames else 0,
+            largest_lag_seconds=round(max(lags_of(frames), default=0), 3),
+            **facts,
+        )
+
+    async def headers_held(self) -> bool | None:
+        """Whether headers come only with the first byte of the body."""
+        hold = self._pace(3)
+        result = await self._ask("GET", f"sse?frames=2&every=0.01&hold={hold:g}", patience_seconds=10)
+        if result.head_seconds is None or result.sent_seconds is None or result.status != 200:
+            return None
+        return result.head_seconds - result.sent_seconds > 0.7 * hold
+
+    # --- the WebSocket ----------------------------------------------------------------------------------------------
+
+    async def socket(self, idle_seconds: float = 2) -> Socket:
+        """A handshake byte by byte, then a hello, echoes small and large, and one after a pause."""
+        key = base64.b64encode(secrets.token_bytes(16)).decode()
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        result = await self._ask("GET", "ws", upgrade | {"Sec-WebSocket-Key": key}, patience_seconds=10)
+        hops = tuple(hops_of_answer(result.head.headers)) if result.head else ()
+        facts: dict[str, Any] = {"status": result.status, "hops": hops}
+        if result.head is None:
+            return Socket(outcome="unreachable", **facts)
+        if result.head.get("cf-mitigated"):
+            return Socket(outcome="challenged", **facts)
+        if result.status != 101:
+            stripped = _json(result).get("code") == "websocket_expected"
+            return Socket(outcome="stripped" if stripped else "refused", **facts)
+        digest = hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()
+        if result.head.get("sec-websocket-accept") != base64.b64encode(digest).decode():
+            return Socket(outcome="mute", **facts)
+        outcome, seconds = await self._talk(idle_seconds)
+        return Socket(outcome=outcome, seconds=round(seconds, 2), **facts)
+
+    async def _talk(
+        self, idle_seconds: float
+    ) -> tuple[Literal["works", "mute", "closed", "altered", "idle_cut"], float]:
+        clock = asyncio.get_running_loop().time
+        timeout = aiohttp.ClientTimeout(total=None, connect=self._pace(10) + 2)
+        headers = {**self._target.headers, TOKEN_HEADER: self._target.token}
+        stage: Literal["mute", "closed", "altered", "idle_cut"] = "mute"
+        began = clock()
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout) as session,
+                session.ws_connect(self._target.probe("ws"), headers=headers, max_msg_size=1 << 20) as socket,
+            ):
+                patience = self._pace(5) + 1
+                began = clock()
+                if (await socket.receive_json(timeout=patience)).get("probe") != "ws":
+                    return "mute", clock() - began
+                await socket.send_str("small")
+                stage = "closed"
+                await socket.receive_json(timeout=patience)
+                stage = "altered"
+                await socket.send_str(_LARGE_FRAME)
+                if (await socket.receive_json(timeout=patience)).get("echo") != _LARGE_FRAME:
+                    return "altered", clock() - began
+                stage = "idle_cut" if idle_seconds > 5 else "closed"
+                with suppress(TimeoutError):
+                    # Nothing is to come; what ends the waiting early is a close.
+                    await socket.receive_json(timeout=self._pace(idle_seconds))
+                await socket.send_str("after a pause")
+                await socket.receive_json(timeout=patience)
+        except TimeoutError:
+            return ("mute" if stage == "closed" else stage), clock() - began
+        except (aiohttp.ClientError, TypeError, ValueError, OSError):
+            # TypeError is aiohttp's word for a close in the place of a text.
+            return ("closed" if stage == "mute" else stage), clock() - began
+        return "works", clock() - began
+
+    # --- statuses, headers, uploads ---------------------------------------------------------------------------------
+
+    async def bodies(self) -> dict[str, Literal["whole", "replaced"]]:
+        """Which errors of the gateway come through as they are."""
+        results = await gather(
+            self._ask("GET", f"status?code={code}", {"Accept": "application/json"}, patience_seconds=10)
+            for code in _CHECKED_STATUSES
+        )
+        return {
+            str(code): "whole" if result.status == code and _json(result).get("probe") == "status" else "replaced"
+            for code, result in zip(_CHECKED_STATUSES, results, strict=True)
+            if result.status is not None
+        }
+
+    async def interim(self) -> Literal["passed", "dropped"] | None:
+        """Whether an interim answer comes through."""
+        result = await self._ask("GET", "status?code=200&interim=103", patience_seconds=10)
+        if result.status != 200:
+            return None
+        return "passed" if any(head.status == 103 for _, head in result.interim) else "dropped"
+
+    async def headers(self) -> dict[str, Any]:
+        """What the gateway saw of a request, and whether it saw each of two."""
+        first, second = await gather(
+            self._ask("GET", "echo-headers", _SENT_HEADERS, patience_seconds=10) for _ in range(2)
+        )
+        document = _json(first)
+        if document.get("probe") != "echo-headers":
+            return {}
+        arrived = [(str(name), str(value)) for name, value in document.get("headers", [])]
+        names = {name.lower() for name, _ in arrived}
+        values = {name.lower(): value for name, value in arrived}
+        return {
+            "missing_headers": tuple(name for name in _SENT_HEADERS if name.lower() not in names),
+            "inner_hops": tuple(hops_of_request(arrived)),
+            "accept_encoding": values.get("accept-encoding", ""),
+            "cached": document.get("time_ns") == _json(second).get("time_ns"),
+        }
+
+    async def upload(self) -> dict[str, Any]:
+        """A small upload: whether it comes whole, and how often."""
+        id_ = secrets.token_hex(8)
+        result = await self._ask("POST", f"upload?id={id_}", body=_SMALL_UPLOAD, patience_seconds=15)
+        document = _json(result)
+        if document.get("probe") != "upload":
+            return {"upload": f"{result.status or result.ended} in the place of the gateway's answer"}
+        seen = _json(await self._ask("GET", f"upload?id={id_}", patience_seconds=10)).get("visits")
+        arrived = document.get("bytes")
+        lost = "" if arrived == len(_SMALL_UPLOAD) else f"{arrived} of {len(_SMALL_UPLOAD)} bytes arrived"
+        # Several gateways behind one name count each for itself: the larger number is the truer one.
+        return {"upload": lost, "visits": max(int(document.get("visits", 1)), int(seen or 0))}
+
+    async def refused_bytes(self) -> int | None:
+        """The smallest of the usual body sizes that is refused before the gateway; none of them is sent."""
+        results = await gather(
+            self._ask("POST", f"upload?id={secrets.token_hex(8)}", patience_seconds=3, announce_bytes=size, grace=0.2)
+            for size in _ANNOUNCED_BYTES
+        )
+        refused = [
+            size
+            for size, result in zip(_ANNOUNCED_BYTES, results, strict=True)
+            if result.status == 413 and _json(result).get("code") != "too_large"
+        ]
+        return min(refused, default=None)
+
+    # --- the long silence -------------------------------------------------------------------------------------------
+
+    async def silence(self, seconds: float = 130) -> Silence:
+        """How long nothing may come, before the first byte and between two; then whether a heartbeat outlives it."""
+        asked = self._pace(seconds)
+        first, gap = await gather(
+            [
+                self._ask("GET", f"silent?seconds={asked:g}", patience_seconds=seconds + 20),
+                self._ask("GET", f"sse?frames=2&every={asked:g}", patience_seconds=seconds + 20),
+            ]
+        )
+        waited = first.ended_seconds - (first.sent_seconds or 0)
+        first_cut = None if _json(first).get("probe") == "silent" else waited
+        gap_cut = gap.last_gap_seconds if gap.ended is not Ended.WHOLE or gap.status != 200 else None
+        paced_cut = None
+        shortest = min((cut for cut in (first_cut, gap_cut) if cut is not None), default=None)
+        if shortest is not None:
+            every = shortest / 2
+            paced = await self._ask(
+                "GET", f"sse?frames=5&every={every:g}", patience_seconds=(5 * every) / self._pace.scale + 10
+            )
+            paced_cut = None if paced.ended is Ended.WHOLE and paced.status == 200 else paced.ended_seconds
+        return Silence(
+            asked_seconds=asked,
+            first_byte_cut_seconds=_rounded(first_cut),
+            first_byte_status=first.status,
+            gap_cut_seconds=_rounded(gap_cut),
+            paced_cut_seconds=_rounded(paced_cut),
+        )
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        *,
+        patience_seconds: float,
+        announce_bytes: int | None = None,
+        grace: float = 1,
+    ) -> Exchange:
+        return await exchange(
+            method,
+            self._target.probe(path),
+            {**self._target.headers, TOKEN_HEADER: self._target.token, **(headers or {})},
+            body,
+            # A scaled chain answers no sooner than the machine lets it: some time is always allowed.
+            patience_seconds=self._pace(patience_seconds) + grace,
+            announce_bytes=announce_bytes,
+        )
+
+
+async def gather(work: Iterable[Awaitable[T]]) -> list[T]:
+    """All results, in order; one that fails ends the others, and so does a cancel."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_awaited(each)) for each in work]
+    return [task.result() for task in tasks]
+
+
+async def _awaited(work: Awaitable[T]) -> T:
+    return await work
+
+
+def answered(result: Exchange) -> Answered:
+    """An exchange as it is told, saved and compared."""
+    seen = observed(result)
+    ray, colo = ray_and_colo(seen)
+    tls = result.tls
+    return Answered(
+        url=redact_url(result.url),
+        method=result.method,
+        ended=result.ended,
+        detail=result.detail,
+        status=result.status,
+        hops=tuple(hops_of_answer(seen.headers)),
+        ray=ray,
+        colo=colo,
+        addresses=result.addresses,
+        tls=", ".join(part for part in (tls.version, tls.alpn, tls.issuer) if part) if tls else "",
+        framing=result.framing,
+        content_encoding=seen.get("content-encoding"),
+        connected_seconds=_rounded(result.connected_seconds),
+        head_seconds=_rounded(result.head_seconds),
+        first_byte_seconds=_rounded(result.first_byte_seconds),
+        largest_gap_seconds=round(result.largest_gap_seconds, 3),
+        ended_seconds=round(result.ended_seconds, 3),
+    )
+
+
+async def measure(target: Target, pace: Pace, *, deep: bool) -> tuple[Chain, Exchange]:
+    """Measure a chain with everything; returns what was measured, and the first exchange for its signature."""
+    probes = Probes(target, pace)
+    first, state = await probes.first()
+    if state != "ready":
+        return Chain(probe=state, answered=answered(first)), first
+    async with asyncio.TaskGroup() as group:
+        drips = group.create_task(probes.matrix())
+        held = group.create_task(probes.headers_held())
+        socket = group.create_task(probes.socket(110 if deep else 2))
+        bodies = group.create_task(probes.bodies())
+        interim = group.create_task(probes.interim())
+        headers = group.create_task(probes.headers())
+        upload = group.create_task(probes.upload())
+        refused = group.create_task(probes.refused_bytes())
+        silence = group.create_task(probes.silence()) if deep else None
+    chain = Chain(
+        probe="ready",
+        answered=answered(first),
+        drips=drips.result(),
+        headers_held=held.result(),
+        socket=socket.result(),
+        bodies=bodies.result(),
+        interim=interim.result(),
+        refused_bytes=refused.result(),
+        silence=silence.result() if silence else None,
+        **headers.result(),
+        **upload.result(),
+    )
+    return chain, first
+
+
+async def measure_origin(target: Target, pace: Pace) -> tuple[Chain, Exchange]:
+    """Measure only what tells whether an origin sends in time."""
+    probes = Probes(target, pace)
+    first, state = await probes.first()
+    drips = await probes.few() if state == "ready" else ()
+    return Chain(probe=state, answered=answered(first), drips=drips), first
+
+
+def _json(result: Exchange) -> dict[str, Any]:
+    try:
+        document = json.loads(result.body)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)

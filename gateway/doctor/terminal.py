@@ -1,0 +1,128 @@
+"""The doctor in a terminal: each step as it is done, then the one change. To stdout; in a pipe it is plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from gateway.doctor.compare import Difference
+from gateway.doctor.drip import Shape
+from gateway.doctor.measured import Chain
+from gateway.doctor.report import Outcome, Report, Step, Told
+
+_STEP_WIDTH: Final = 9
+_STYLES: Final = {
+    Outcome.HEALTHY: ("green", "Nothing is wrong with this chain"),
+    Outcome.FIXED: ("green", "Fixed"),
+    Outcome.UNDECIDED: ("yellow", "Undecided"),
+}
+_ENCODINGS: Final = ("identity", "gzip")
+
+
+class Terminal:
+    """Prints a walk."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def begin(self, budget_seconds: float) -> None:
+        """Say how long it may take."""
+        self._console.print(Text(f"outlast doctor: takes at most {_duration(budget_seconds)}", style="dim"))
+
+    def step(self, step: Step) -> None:
+        """A step that has been done."""
+        line = Table.grid(padding=(0, 1))
+        line.add_column(width=_STEP_WIDTH, style="cyan")
+        line.add_column(overflow="fold")
+        if step.name != "change":
+            line.add_row(step.name, Text(step.text))
+            self._console.print(line)
+
+    def report(self, report: Report) -> None:
+        """What it came to."""
+        self._console.print()
+        if report.chain is not None and any(drip.shape is not Shape.PACED for drip in report.chain.drips):
+            self._console.print(Padding(_matrix(report.chain), (0, 0, 1, _STEP_WIDTH + 1)))
+        if report.differences:
+            self._console.print(Padding(_differences(report.differences), (0, 0, 1, _STEP_WIDTH + 1)))
+        if report.verdict is not None:
+            self._console.print(_verdict(report, report.verdict))
+        else:
+            style, text = _STYLES[report.outcome]
+            self._console.print(Text(text + ".", style=f"bold {style}"))
+            if report.outcome is Outcome.UNDECIDED:
+                self._console.print(Text(_undecided(report)))
+        if report.more:
+            self._console.print()
+            self._console.print(Text("more", style="cyan"))
+            for one in report.more:
+                self._console.print(Padding(_short(one), (0, 0, 0, 2)))
+        self._console.print(Text(f"\n{report.outcome}, {report.seconds:.1f} s", style="dim"))
+
+
+def _verdict(report: Report, verdict: Told) -> RenderableType:
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="cyan", no_wrap=True)
+    rows.add_column(overflow="fold")
+    rows.add_row("seen", Text("\n".join(verdict.evidence)))
+    rows.add_row("change", Text(verdict.change, style="bold"))
+    rows.add_row("why", Text(verdict.why))
+    if report.verify:
+        rows.add_row("verify", Text(report.verify, style="green"))
+    head = Text(verdict.title, style="bold red")
+    if report.outcome is Outcome.NOT_FIXED:
+        head = Text("Not fixed: ", style="bold red") + head
+    place = Text(f"{verdict.place} · {verdict.code}", style="dim")
+    return Panel(Group(head, place, Text(), rows), border_style="red", padding=(0, 1))
+
+
+def _short(one: Told) -> Text:
+    text = Text("note: " if one.note else "also: ", style="dim" if one.note else "yellow")
+    text.append(f"{one.title}. ", style="default")
+    text.append(one.change, style="dim")
+    return text
+
+
+def _matrix(chain: Chain) -> Table:
+    table = Table("stream", *(f"takes {encoding}" for encoding in _ENCODINGS), box=None, pad_edge=False)
+    shapes = {(drip.method, drip.format, drip.encoding): drip for drip in chain.drips}
+    for method, format_ in dict.fromkeys((drip.method, drip.format) for drip in chain.drips):
+        cells = []
+        for encoding in _ENCODINGS:
+            drip = shapes.get((method, format_, encoding))
+            if drip is None:
+                cells.append(Text("-", style="dim"))
+            elif drip.shape is Shape.PACED:
+                cells.append(Text("in time", style="green"))
+            else:
+                cells.append(Text(f"{drip.shape} ({drip.sent_seconds:.1f} s came in {drip.came_seconds:.1f} s)", "red"))
+        table.add_row(f"{method} {format_}", *cells)
+    return table
+
+
+def _differences(differences: Sequence[Difference]) -> Table:
+    table = Table("differs", "there", "here", box=None, pad_edge=False)
+    for row in differences:
+        table.add_row(row.what, Text(row.before), Text(row.after, style="red" if row.worse else ""))
+    return table
+
+
+def _undecided(report: Report) -> str:
+    if report.chain is None:
+        return "Nothing in this text says what failed. Give the address, a curl command or a HAR file."
+    if report.chain.probe == "ready":
+        return "The answer did not come within the time that was allowed."
+    return (
+        "Nothing wrong was seen from outside, and what happens to a stream could not be measured: start the gateway"
+        " with OUTLAST_PROBE_TOKEN set, and give the same token to this command."
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

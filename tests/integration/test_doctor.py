@@ -1,0 +1,317 @@
+"""The doctor against hops that misbehave: each fault gets a verdict of its own, and a healthy chain none."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.doctor.capture import Captured
+from gateway.doctor.examine import Inquiry, examine
+from gateway.doctor.probes import Pace
+from gateway.doctor.report import Outcome, Report
+from gateway.edge import Edge, Profile, chain, load_profile
+from gateway.store import Store
+from tests.meddler import Meddler, page
+from tests.serving import Gateway, gateway_for
+
+TOKEN = "p" * 24
+SCALE = 0.06
+"""A frame every 60 ms; the limits of the simulated hops are scaled as well."""
+EVERYTHING = ("text/event-stream", "application/x-ndjson", "application/json", "text/plain")
+
+
+@pytest.fixture
+async def gateway(store: Store, tmp_path: Path) -> AsyncIterator[Gateway]:
+    """A gateway whose probes are open."""
+    async with gateway_for(store, tmp_path / "blobs", probe_token=TOKEN) as gateway:
+        yield gateway
+
+
+async def ask(url: str, *, path: str = "/", token: str = TOKEN, scale: float = SCALE, **more: Any) -> Report:
+    """A run of the doctor."""
+    captured = more.pop("captured", None) or Captured("url", url + path, url + path)
+    return await examine(Inquiry(captured, token=token, **more), pace=Pace(scale))
+
+
+def codes(report: Report) -> tuple[str, list[str]]:
+    """The verdict's code, empty without one, and those of all other faults."""
+    verdict = report.verdict.code if report.verdict else ""
+    return verdict, [one.code for one in report.more if not one.note]
+
+
+def direct(**changes: Any) -> Profile:
+    """A hop that does only this."""
+    return load_profile("direct").changed(**changes)
+
+
+def held(**but: Any) -> Profile:
+    """A hop that holds answers until they end, but for these."""
+    return direct(response__buffering="close", **{f"response__{name}": value for name, value in but.items()})
+
+
+# --- no fault, no verdict -------------------------------------------------------------------------------------------
+
+
+async def test_a_healthy_chain_gets_no_verdict(gateway: Gateway) -> None:
+    """Neither without a hop nor through a simulated Cloudflare with its own habits, marked or not, nor through two."""
+    async with (
+        Edge(load_profile("cloudflare"), gateway.url, time_scale=SCALE, marked=False) as cloudflare,
+        chain([load_profile("cloudflare"), direct()], gateway.url, time_scale=SCALE) as stacked,
+    ):
+        for url in (gateway.url, cloudflare.url, stacked[0].url):
+            report = await ask(url, origin=gateway.url)
+            assert (report.outcome, codes(report)) == (Outcome.HEALTHY, ("", [])), report.model_dump_json(indent=1)
+    # What is normal for the edge is told, and is no fault.
+    assert {one.code for one in report.more} >= {"headers_held", "gateway_errors_replaced", "body_limit"}
+
+
+# --- what a simulated hop does ----------------------------------------------------------------------------------------
+
+HOPS: dict[str, Profile] = {
+    "all_held": held(),
+    "get_held": held(streamed_methods=("POST",)),
+    "post_held": held(streamed_methods=("GET",)),
+    "only_sse": held(streamed_types=("text/event-stream",)),
+    "json_held": held(buffered_types=("application/json",)),
+    "some_held": held(buffered_types=("text/plain",)),
+    "one_behind": direct(response__buffering="message"),
+    "first_held": direct(response__inspect_bytes=100),
+    "batched": direct(response__buffering="size", response__buffer_bytes=260),
+    "upgrade_stripped": direct(websocket__enabled=False),
+    "socket_closed": direct(websocket__idle_seconds=1.2),
+    "stream_cut": direct(timers__total_seconds=3.5),
+    "uploads_refused": direct(request__max_body_bytes=1_000_000),
+}
+
+
+@pytest.mark.parametrize("code", HOPS)
+async def test_each_habit_of_a_hop_has_its_verdict(gateway: Gateway, code: str) -> None:
+    """One change, its reason, and the command that verifies it; nothing else is called a fault."""
+    async with Edge(HOPS[code], gateway.url, time_scale=SCALE) as edge:
+        report = await ask(edge.url, origin=gateway.url)
+
+    assert codes(report) == (code, [])
+    assert report.outcome is Outcome.FAULT
+    assert report.verdict is not None
+    assert report.verdict.change
+    assert report.verdict.why
+    assert report.verdict.evidence
+    assert not re.search(r"[{}]|\?$", report.verdict.change + report.verdict.title + report.verdict.why)
+    assert report.verify.startswith("outlast doctor ")
+
+
+@pytest.mark.parametrize("code", ["all_held", "get_held", "upgrade_stripped"])
+async def test_a_second_hop_hides_nothing(gateway: Gateway, code: str) -> None:
+    """The same behind a Cloudflare that leaves out what says that it is simulated."""
+    async with chain([load_profile("cloudflare"), HOPS[code]], gateway.url, time_scale=SCALE, marked=False) as hops:
+        report = await ask(hops[0].url, origin=gateway.url)
+
+    assert codes(report) == (code, [])
+    assert report.verdict is not None
+    assert report.verdict.place == "deployment or proxy configuration"
+
+
+# --- what an edge answers by itself -----------------------------------------------------------------------------------
+
+FAULTS = {
+    "520": "origin_closed",
+    "521": "origin_refused",
+    "522": "origin_unanswered",
+    "523": "origin_unroutable",
+    "524_now": "edge_read_timeout",
+    "525": "edge_tls_failed",
+    "526": "edge_certificate",
+    "1015": "edge_rate",
+    "1016": "edge_dns",
+    "1033": "tunnel_down",
+    "challenge": "challenge",
+}
+
+
+@pytest.mark.parametrize("marked", [True, False])
+async def test_each_error_of_an_edge_has_its_verdict(marked: bool) -> None:
+    """In each of the three formats in which it comes: page, JSON, one line; with and without the simulator's marks."""
+    async with (
+        Edge(load_profile("cloudflare"), "http://127.0.0.1:9", time_scale=SCALE, marked=marked) as edge,
+        aiohttp.ClientSession() as session,
+    ):
+        for fault, code in FAULTS.items():
+            asked = {"fault": fault, "times": 0}
+            assert (await session.post(f"{edge.url}/__edge/fault", json=asked)).status < 300
+            for accept in ("text/html", "application/json", "*/*"):
+                report = await ask(edge.url, path="/v1/kinds", headers={"Accept": accept})
+                assert codes(report) == (code, []), (fault, accept)
+                assert report.chain is not None
+                assert report.chain.answered.ray
+            await session.delete(f"{edge.url}/__edge/fault")
+
+
+async def test_a_post_that_arrives_twice_is_told(gateway: Gateway) -> None:
+    """The hop's own retry is what bills a job twice."""
+    async with Edge(direct(), gateway.url, time_scale=SCALE) as edge:
+        async with aiohttp.ClientSession() as session:
+            asked = {"fault": "duplicate_request", "times": 0, "method": "POST", "path": "/_probe/upload"}
+            await session.post(f"{edge.url}/__edge/fault", json=asked)
+        report = await ask(edge.url)
+
+    assert codes(report) == ("requests_repeated", [])
+    assert report.verdict is not None
+    assert "Idempotency-Key" in report.verdict.change
+
+
+# --- what other hops do -----------------------------------------------------------------------------------------------
+
+
+def without(*names: bytes) -> Any:
+    """Drop these headers of a request."""
+    pattern = re.compile(rb"(?im)^(?:%b):[^\r\n]*\r\n" % b"|".join(names))
+    return lambda head: pattern.sub(b"", head)
+
+
+def rewritten(request: bytes, answer: bytes) -> bytes | tuple[None, bytes]:
+    """A page of its own for every error."""
+    if re.match(rb"HTTP/1.1 (?:50\d)", answer):
+        return page("503 Service Unavailable", "<h1>We will be back soon</h1>")
+    return answer
+
+
+def frozen() -> Any:
+    """The first answer to echo-headers, again and again."""
+    return lambda head: (
+        page("200 OK", '{"probe":"echo-headers","headers":[["Last-Event-ID","x"],["Idempotency-Key","x"],'
+             '["Prefer","x"],["Accept","x"]],"time_ns":"1"}')
+        if b"/_probe/echo-headers" in head.split(b"\r\n")[0]
+        else head
+    )  # fmt: skip
+
+
+def instead(path: bytes, answer: tuple[None, bytes]) -> Any:
+    """Another answer for one path."""
+    return lambda head: answer if path in head.split(b"\r\n")[0] else head
+
+
+MUTE = (None, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+MEDDLERS: dict[str, dict[str, Any]] = {
+    "headers_stripped": {"on_request": without(b"Last-Event-ID", b"Idempotency-Key")},
+    "answers_cached": {"on_request": frozen()},
+    "errors_rewritten": {"on_answer": rewritten},
+    "upgrade_refused": {"on_request": instead(b"/_probe/ws", page("405 Method Not Allowed", "no"))},
+    "challenge": {"on_request": instead(b"/_probe/ws", page("403 Forbidden", "x", "cf-mitigated: challenge"))},
+    "socket_mute": {"on_request": instead(b"/_probe/ws", MUTE)},
+    "stream_altered": {"on_piece": lambda piece: piece.replace(b'"n":3', b'"n":4')},
+    "stream_replaced": {"on_request": instead(b"/_probe/ndjson", page("418 I'm a teapot", "no"))},
+    "upload_failed": {"on_request": instead(b"POST /_probe/upload", page("200 OK", "thank you"))},
+}
+
+
+@pytest.mark.parametrize("code", MEDDLERS)
+async def test_each_meddling_has_its_verdict(gateway: Gateway, code: str) -> None:
+    """Whatever hop it is."""
+    async with Meddler(gateway.url, **MEDDLERS[code]) as hop:
+        report = await ask(hop.url)
+
+    assert codes(report)[0] == code, report.model_dump_json(indent=1)
+
+
+async def test_only_compressed_streams_are_late(gateway: Gateway) -> None:
+    """A compressor that collects: clients that take no gzip are not harmed."""
+    async with Edge(held(), gateway.url, time_scale=SCALE) as collecting:
+
+        def by_encoding(head: bytes) -> str:
+            return collecting.url if b"accept-encoding: gzip" in head.lower() else gateway.url
+
+        async with Meddler(gateway.url, route=by_encoding) as hop:
+            report = await ask(hop.url)
+
+    assert codes(report) == ("compressed_held", [])
+
+
+# --- the origin first -------------------------------------------------------------------------------------------------
+
+
+async def test_a_late_origin_ends_the_search(gateway: Gateway) -> None:
+    """Nothing in front of it is measured, and no setting of a proxy is blamed."""
+    async with Edge(held(), gateway.url, time_scale=SCALE) as origin:
+        report = await ask("http://127.0.0.1:9", origin=origin.url)
+
+    assert codes(report) == ("origin_late", [])
+    assert report.chain is None
+    assert "nothing further" in report.steps[-2].text
+
+
+async def test_an_origin_that_is_down_ends_the_search(gateway: Gateway) -> None:
+    """The first thing to look at."""
+    report = await ask(gateway.url, origin="http://127.0.0.1:9")
+
+    assert codes(report) == ("origin_down", [])
+    assert report.chain is None
+
+
+async def test_any_origin_that_keeps_silent_ends_the_search() -> None:
+    """Also an application that is not ours, on its own slow route."""
+    async with _Talker(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", silent=b"/api/slow") as origin:
+        report = await ask("http://127.0.0.1:9", path="/api/slow", origin=origin.url, scale=0.02)
+
+    assert codes(report) == ("origin_silent", [])
+    assert report.chain is None
+
+
+# --- what can't be measured -------------------------------------------------------------------------------------------
+
+
+async def test_a_gateway_without_probes_is_undecided(store: Store, tmp_path: Path) -> None:
+    """Nothing is wrong that can be seen, and that is not called healthy."""
+    async with gateway_for(store, tmp_path / "blobs") as gateway:
+        report = await ask(gateway.url, path="/v1/kinds")
+
+    assert (report.outcome, codes(report)) == (Outcome.UNDECIDED, ("", []))
+
+
+async def test_a_wrong_token_is_told(gateway: Gateway) -> None:
+    """Not taken for a gateway without probes."""
+    report = await ask(gateway.url, token="q" * 24)
+
+    assert codes(report) == ("probe_token", [])
+    assert "q" * 24 not in report.model_dump_json()
+
+
+async def test_each_way_not_to_connect_has_its_verdict(unused_tcp_port: int) -> None:
+    """No name, nobody there, another protocol, no answer."""
+    async with _Talker(b"220 mail.example.com ESMTP\r\n") as mail, _Talker(b"") as closing:
+        found = {
+            address: codes(await ask(address))[0]
+            for address in ("http://nobody.invalid", f"http://127.0.0.2:{unused_tcp_port}", mail.url, closing.url)
+        }
+        secure = codes(await ask(mail.url.replace("http://", "https://")))[0]
+
+    assert list(found.values()) == ["no_name", "refused", "garbled", "closed_unanswered"]
+    assert secure == "tls"
+
+
+class _Talker:
+    """A server that says one thing and closes; on one path it says nothing."""
+
+    def __init__(self, says: bytes, silent: bytes = b"/-") -> None:
+        self._says, self._silent = says, silent
+
+    async def __aenter__(self) -> _Talker:
+        self._server = await asyncio.start_server(self._talk, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._says or self._says.startswith(b"HTTP"):
+            head = await reader.readuntil(b"\r\n\r\n")
+            if self._silent in head:
+                await reader.read()
+        writer.write(self._says)
+        writer.close()
