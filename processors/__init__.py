@@ -14,13 +14,18 @@
 `outlast worker its.module` serves it.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from gateway.errors import LeaseLost
 from processors.context import Context, SyncContext
 from processors.errors import ProcessorError, Rejected, Retry
 from processors.files import InputFile, SyncInputFile
 from processors.processor import Processor, load_processors, processor
-from processors.reporter import AsyncReporter, Reporter
-from processors.worker import run_worker
+
+if TYPE_CHECKING:
+    from processors.reporter import AsyncReporter, Reporter
+    from processors.worker import run_worker
 
 __all__ = [
     "AsyncReporter",
@@ -38,3 +43,18 @@ __all__ = [
     "processor",
     "run_worker",
 ]
+
+
+# The runtime, with Redis and all: a module of processors, and a child process that runs one, need none of it.
+_RUNTIME = {
+    "AsyncReporter": "processors.reporter",
+    "Reporter": "processors.reporter",
+    "run_worker": "processors.worker",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RUNTIME:
+        raise AttributeError(f"module 'processors' has no attribute {name!r}")
+
+    return getattr(import_module(_RUNTIME[name]), name)

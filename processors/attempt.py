@@ -36,6 +36,7 @@ from gateway.store import Claim, JobRecord, Lease, Store
 from processors.context import Context
 from processors.ending import Ending, after_error, cancelled, released, timed_out
 from processors.errors import ProcessorError, Rejected
+from processors.process import Processes
 from processors.processor import Processor, Style
 from processors.tasks import cancel_all
 from processors.thread import run_in_thread
@@ -65,6 +66,7 @@ class Place:
     store: Store
     blobs: Blobs
     max_inline_bytes: int
+    processes: Processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +163,11 @@ class Attempt:
         self._cancel = event.data
         self.stop(Stop.CANCELLED)
 
-    def _interrupt(self) -> None:
-        # A thread hears it from its context; cancelling the task that waits for it would only lose its result.
-        if self._function is not None and self.processor.style in (Style.ASYNC, Style.ASYNC_GENERATOR):
+    def _interrupt(self, *, again: bool = False) -> None:
+        # A thread hears it from its context; cancelling the task that waits for it would only lose its result. So does
+        # a child process at first; after its grace it is killed, which is what cancelling does to it.
+        by_cancel = self.processor.style in (Style.ASYNC, Style.ASYNC_GENERATOR)
+        if self._function is not None and (by_cancel or (again and self.processor.style is Style.PROCESS)):
             self._function.cancel()
 
     # --- begin, run, end ----------------------------------------------------------------------------------------
@@ -185,7 +189,7 @@ class Attempt:
             self.over.set()
             # It may still run; nothing of an attempt runs on in a place that is given to another one.
             while not function.done():
-                self._interrupt()
+                self._interrupt(again=True)
                 await asyncio.wait({function}, timeout=self.processor.cancel_grace_seconds + 1)
         finally:
             self._unfollow()
@@ -223,7 +227,7 @@ class Attempt:
         message += f"; {killed} of its child processes were killed." if killed else "."
         logger.warning("%s: %s", self, message)
         self._writer.log("warning", message)
-        self._interrupt()
+        self._interrupt(again=True)
 
     async def _end(self, function: asyncio.Task[_Result], writing: asyncio.Task[None]) -> Ending | None:
         """Write how the attempt ended; None if that isn't ours to say."""
@@ -326,6 +330,8 @@ class Attempt:
                 result = await run_in_thread(function, context.sync, *arguments, name=name)
                 if inspect.isawaitable(result):
                     raise TypeError(f"{self.processor} is no async function, but returned something to await")
+            case Style.PROCESS:
+                result = await self._place.processes.run(self.processor, context, arguments)
             case Style.ASYNC_GENERATOR:
                 index = 0
                 async with contextlib.aclosing(function(context, *arguments)) as values:

@@ -21,33 +21,35 @@ logger = logging.getLogger(__name__)
 class Children:
     """Starts children and ends them: SIGTERM when the attempt is to stop, SIGKILL when it is over."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lead: bool = True) -> None:
+        """`lead` False: they stay in this process's own group, which somebody else ends as a whole."""
+        self._group = 0 if lead else None
         # Changed from threads too; adding, removing and copying a set are each one step.
         self._running: set[asyncio.subprocess.Process | subprocess.Popen[Any]] = set()
 
     @asynccontextmanager
     async def start(self, *command: str, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
         """A child for the length of the block; killed at its end if it still runs."""
-        process = await asyncio.create_subprocess_exec(*command, process_group=0, **options)
+        process = await asyncio.create_subprocess_exec(*command, process_group=self._group, **options)
         self._running.add(process)
         try:
             yield process
         finally:
             if process.returncode is None:
-                _signal(process.pid, signal.SIGKILL)
+                self._signal(process.pid, signal.SIGKILL)
                 await process.wait()
             self._running.discard(process)
 
     @contextmanager
     def start_sync(self, *command: str, **options: Any) -> Iterator[subprocess.Popen[Any]]:
         """The same for code in a thread."""
-        with subprocess.Popen(command, process_group=0, **options) as process:
+        with subprocess.Popen(command, process_group=self._group, **options) as process:
             self._running.add(process)
             try:
                 yield process
             finally:
                 if process.poll() is None:
-                    _signal(process.pid, signal.SIGKILL)
+                    self._signal(process.pid, signal.SIGKILL)
                 self._running.discard(process)
 
     def terminate(self) -> int:
@@ -61,11 +63,13 @@ class Children:
     def _signal_all(self, number: signal.Signals) -> int:
         running = [process for process in set(self._running) if process.returncode is None]
         for process in running:
-            _signal(process.pid, number)
+            self._signal(process.pid, number)
         return len(running)
 
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    # It may have ended just now; until it is waited for, its number isn't given to another process.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, number)
+    def _signal(self, pid: int, number: signal.Signals) -> None:
+        # It may have ended just now; until it is waited for, its number isn't given to another process.
+        with contextlib.suppress(ProcessLookupError):
+            if self._group is None:
+                os.kill(pid, number)
+            else:
+                os.killpg(pid, number)

@@ -19,13 +19,14 @@ from pydantic_core import to_json
 from gateway.protocol import INDEX_PATTERN, MAX_EVENT_BYTES, EventType, decode_event, encode_event_tail
 from processors.children import Children
 from processors.files import InputFile, SyncInputFile, Workspace
+from processors.text import clean
 from processors.thread import Portal, run_in_thread
-from processors.writer import Writer, clean
 
 if TYPE_CHECKING:
     from gateway.blobs import Blobs
     from gateway.store import Store
     from gateway.store.records import JobRecord
+    from processors.writer import Writer
 
 T = TypeVar("T")
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -72,6 +73,8 @@ class Context:
         self._inline_bytes = min(max_inline_bytes, MAX_EVENT_BYTES - _ENVELOPE_BYTES)
         self._stopped = threading.Event()
         self._children = Children()
+        self.on_stop: Callable[[], object] | None = None
+        """Called when the attempt is to stop. The runtime's to set, not the processor's."""
         self._current: float | None = None
         self._loop = asyncio.get_running_loop()
         self._turn_ends = 0.0
@@ -217,6 +220,8 @@ class Context:
         """Make `cancelled` true. The runtime's to call, not the processor's."""
         self._stopped.set()
         self._children.terminate()
+        if self.on_stop is not None:
+            self.on_stop()
 
     def kill_children(self) -> int:
         """End the child processes that still run; returns how many. The runtime's to call, not the processor's."""

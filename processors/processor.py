@@ -33,6 +33,7 @@ class Style(Enum):
     ASYNC_GENERATOR = "an async generator, on the event loop; each value that it yields is an output"
     THREAD = "a plain function, in a thread"
     THREAD_GENERATOR = "a plain generator, in a thread; each value that it yields is an output"
+    PROCESS = "a plain function or generator, in a child process"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +47,21 @@ class Processor:
     """Validates the input; None for a function that takes the context only."""
     result_adapter: TypeAdapter[Any] | None
     """Encodes the result; None for a function without a typed result."""
-    concurrency: int | None
-    cancel_grace_seconds: float
-    setup: Callable[[], Any] | None
+    concurrency: int | None = None
+    cancel_grace_seconds: float = 5
+    setup: Callable[[], Any] | None = None
+    memory_bytes: int = 0
+    """Most that a child process may use; 0: no limit."""
 
     @property
     def kind(self) -> str:
         """The name of the work that it does."""
         return self.document.kind
+
+    @property
+    def module(self) -> str:
+        """The module that it is found in by its name."""
+        return self.function.__module__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -78,6 +86,8 @@ def processor(
     max_waiting_per_owner: int = 10_000,
     cancel_grace_seconds: float = 5,
     setup: Callable[[], Any] | None = None,
+    run_in: Literal["thread", "process"] = "thread",
+    memory_bytes: int = 0,
 ) -> Callable[[Callable[..., Any]], Processor]:
     """Make a processor of a function `(ctx)` or `(ctx, input)`.
 
@@ -100,7 +110,11 @@ def processor(
         max_waiting_per_owner: The same for the jobs of one owner.
         cancel_grace_seconds: A function that still runs so long after it was told to stop is given up.
         setup: Called once per worker process, before the kind is announced: load models here. A plain function runs
-            in a thread; an async one is awaited.
+            in a thread; an async one is awaited. With `run_in="process"` it is called once in each child process.
+        run_in: `process` runs a plain function in a child process, which is killed where it must stop: for code that
+            keeps the interpreter to itself, leaks, crashes, or ignores its cancel.
+        memory_bytes: Most address space of such a child; 0 is no limit. Beyond it the attempt fails with
+            `out_of_memory`.
     """
     if not isinstance(kind, str):
         raise ConfigurationError("A processor needs the name of its kind: write @processor('its-kind').")
@@ -112,7 +126,7 @@ def processor(
             raise ConfigurationError(
                 f"{kind!r} is no kind: begin with a lower-case letter and go on with letters, digits, '_', '.' or '-'."
             )
-        style = _style(function)
+        style = _style(kind, function, run_in, memory_bytes)
         input_adapter, result_adapter = _adapters(kind, function, style, local_names)
         document = KindDocument(
             kind=kind,
@@ -134,7 +148,15 @@ def processor(
         if concurrency is not None:
             _at_least_one("concurrency", concurrency)
         return Processor(
-            document, function, style, input_adapter, result_adapter, concurrency, cancel_grace_seconds, setup
+            document,
+            function,
+            style,
+            input_adapter,
+            result_adapter,
+            concurrency,
+            cancel_grace_seconds,
+            setup,
+            memory_bytes,
         )
 
     return decorate
@@ -176,7 +198,19 @@ def _import(name: str) -> Any:
         ) from None
 
 
-def _style(function: Callable[..., Any]) -> Style:
+def _style(kind: str, function: Callable[..., Any], run_in: str, memory_bytes: int) -> Style:
+    if run_in == "process":
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(f"The processor of {kind!r} is async: only a plain function runs in a process.")
+        if function.__module__ == "__main__" or "<locals>" in function.__qualname__:
+            raise ConfigurationError(
+                f"The processor of {kind!r} runs in a process, which must find it: define it at the top of a module."
+            )
+        return Style.PROCESS
+    if run_in != "thread":
+        raise ConfigurationError(f"run_in is {run_in!r}; use 'thread' or 'process'.")
+    if memory_bytes:
+        raise ConfigurationError("memory_bytes limits a child process: it needs run_in='process'.")
     if inspect.isasyncgenfunction(function):
         return Style.ASYNC_GENERATOR
     if inspect.iscoroutinefunction(function):
@@ -196,7 +230,7 @@ def _adapters(
         raise ConfigurationError(f"{function.__qualname__} must take (ctx) or (ctx, input), to be a processor.")
     names = {one.name for one in positional[1:]} | {"return"}
     hints = _hints(function, names, local_names)
-    yields = style in (Style.ASYNC_GENERATOR, Style.THREAD_GENERATOR)
+    yields = inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)
     result = hints.get("return", Any)
     try:
         return (

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 from pydantic_core import from_json
 
@@ -29,11 +29,9 @@ from gateway.errors import ConfigurationError
 from gateway.store import Claim, JobRecord, Store, read_token
 from processors.attempt import Attempt, Place
 from processors.context import Context, SyncContext
+from processors.process import Processes
 from processors.processor import Processor, Style
 from processors.renewal import Renewal
-
-# As a processor's: until a block that ignores its cancel is given up.
-_CANCEL_GRACE_SECONDS: Final = 5.0
 
 
 class Report(Context):
@@ -181,9 +179,9 @@ async def _adopted(token: str, settings: Settings | None, interrupt: Callable[[]
         assert begun.record is not None
         kind = (await store.kinds()).get(begun.lease.kind) or KindDocument(kind=begun.lease.kind)
         block = _Block(interrupt)
-        processor = Processor(kind, block.function, Style.ASYNC, None, None, None, _CANCEL_GRACE_SECONDS, None)
+        processor = Processor(kind, block.function, Style.ASYNC, None, None)
         claim = Claim(begun.lease.job, begun.lease.kind, "")
-        place = Place(store, blobs, settings.max_inline_bytes)
+        place = Place(store, blobs, settings.max_inline_bytes, Processes())
         attempt = Attempt(processor, claim, begun.lease, begun.record, place, context_type=Report)
         renewal = Renewal(store.renewer(name), store.lease_seconds)
         renewal.start()

@@ -25,7 +25,8 @@ from gateway.errors import ConfigurationError, Unavailable
 from gateway.store import Claim, Store, until_available
 from processors.attempt import Attempt, Place, Stop
 from processors.backoff import Backoff
-from processors.processor import Processor, load_processors
+from processors.process import Processes
+from processors.processor import Processor, Style, load_processors
 from processors.renewal import Renewal
 from processors.tasks import first_of
 from processors.thread import run_in_thread
@@ -60,7 +61,8 @@ class Worker:
         """Set once the kinds are announced and jobs are claimed."""
         self._store = store
         self._processors = processors
-        self._place = Place(store, blobs, max_inline_bytes)
+        self._processes = Processes()
+        self._place = Place(store, blobs, max_inline_bytes, self._processes)
         self._concurrency = concurrency
         self._stop_grace_seconds = stop_grace_seconds
         self._stopping = asyncio.Event()
@@ -85,8 +87,14 @@ class Worker:
 
     async def run(self) -> None:
         """Set up the processors, announce their kinds, and work until `stop`."""
-        await self._set_up()
-        await self._announce()
+        try:
+            await self._set_up()
+            await self._announce()
+            await self._serve()
+        finally:
+            await self._processes.close()
+
+    async def _serve(self) -> None:
         self._renewal = Renewal(self._store.renewer(self.name), self._store.lease_seconds)
         self._renewal.start()
         try:
@@ -113,12 +121,16 @@ class Worker:
     # --- the start ----------------------------------------------------------------------------------------------
 
     async def _set_up(self) -> None:
-        for setup in {one.setup: None for one in self._processors.values() if one.setup is not None}:
+        in_here = [one for one in self._processors.values() if one.style is not Style.PROCESS]
+        for setup in {one.setup: None for one in in_here if one.setup is not None}:
             logger.info("setting up: %s", getattr(setup, "__qualname__", setup))
             if inspect.iscoroutinefunction(setup):
                 await setup()
             else:
                 await run_in_thread(setup)
+        for processor in self._processors.values():
+            if processor.style is Style.PROCESS:
+                await self._processes.warm(processor)
 
     async def _announce(self) -> None:
         backoff = Backoff(_UNAVAILABLE_FIRST_SECONDS, _UNAVAILABLE_MOST_SECONDS)

@@ -23,6 +23,7 @@ from gateway.protocol import MAX_BATCH_EVENTS, Cursor, Event, EventType, decode_
 from gateway.store import Appended, JobRecord, Lease, WriterEvent
 from processors.backoff import Backoff
 from processors.folding import Folding, ReadableLog, StoredFold
+from processors.text import clean
 
 logger = logging.getLogger("outlast.worker")
 T = TypeVar("T")
@@ -349,10 +350,3 @@ class Writer:
         """Wake those who wait for room or for a flush."""
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
-
-
-def clean(text: str) -> str:
-    """The text with `?` for what no UTF-8 can carry, such as half of a surrogate pair."""
-    if text.isascii():
-        return text
-    return text.encode("utf-8", "replace").decode()

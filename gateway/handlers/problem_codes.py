@@ -238,6 +238,16 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
     "language_unavailable": Meaning(
         _FAILED, "The engine does not have a language that was asked for.", "The detail names those that it has."
     ),
+    "process_died": Meaning(
+        _RETRYING,
+        "The child process that did the work crashed or was killed.",
+        "The worker's log has what it printed; if it is the system's memory, set `memory_bytes` or take fewer at once.",
+    ),
+    "out_of_memory": Meaning(
+        _RETRYING,
+        "The work needed more memory than its kind allows.",
+        "Send less at once, or raise the processor's `memory_bytes`.",
+    ),
     "engine_unavailable": Meaning(
         _FAILED,
         "The engine that was asked for is not installed where the worker runs.",

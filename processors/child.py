@@ -1,0 +1,226 @@
+"""A child process that runs a processor's function for its worker: `python -m processors.child`.
+
+The function runs in the main thread, for one job after another, and sees a `SyncContext`; what it reports goes over the
+channel to the worker, which does the rest. A child without its worker ends itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import os
+import resource
+import socket
+import sys
+import threading
+import traceback
+from concurrent.futures import Future
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, cast
+
+from processors.channel import Channel
+from processors.children import Children
+from processors.context import Context, SyncContext
+from processors.errors import ProcessorError
+from processors.processor import Processor, load_processors
+
+
+class _RemoteFile:
+    """An input file, read by the worker or from the path that it names."""
+
+    def __init__(self, remote: RemoteContext, number: int, name: str, content_type: str, size: int) -> None:
+        self.name = name
+        self.content_type = content_type
+        self.size = size
+        self._remote = remote
+        self._number = number
+
+    def __repr__(self) -> str:
+        return f"<file {self.name!r}, {self.content_type}, {self.size} bytes>"
+
+    async def read(self) -> bytes:
+        return cast(bytes, await self._remote.ask("read_file", self._number))
+
+    async def path(self) -> Path:
+        return cast(Path, await self._remote.ask("file_path", self._number))
+
+
+class RemoteContext:
+    """What a `SyncContext` needs of a `Context`, with the real one in another process.
+
+    Everything that is not here is asked of the worker under its own name.
+    """
+
+    def __init__(self, channel: Channel, about: dict[str, Any], cancelled: threading.Event) -> None:
+        self.job_id: str = about["job_id"]
+        self.kind: str = about["kind"]
+        self.attempt: int = about["attempt"]
+        self.tags: tuple[str, ...] = about["tags"]
+        self.files = tuple(_RemoteFile(self, number, *file) for number, file in enumerate(about["files"]))
+        self.answers: dict[int, asyncio.Future[Any]] = {}
+        self._partial: bool = about["partial"]
+        self._channel = channel
+        self._cancelled = cancelled
+        self._asked = 0
+        self._sending = asyncio.Lock()
+        self._children = Children(lead=False)
+        self._writer = self
+        self._said: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the attempt is to stop."""
+        return self._cancelled.is_set()
+
+    @property
+    def partial(self) -> bool:
+        """Whether the result lacks something."""
+        return self._partial
+
+    @partial.setter
+    def partial(self, value: bool) -> None:
+        self._partial = value
+        self._loop.call_soon_threadsafe(self._say, "partial", value)
+
+    def _progress(self, current: float, total: float | None, **rest: Any) -> dict[str, Any]:
+        return {"current": current, "total": total} | rest
+
+    def progress(self, data: dict[str, Any]) -> None:
+        """Pass progress on; nobody waits for it."""
+        self._say("progress", data)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        async def asked(*args: Any, **kwargs: Any) -> Any:
+            return await self.ask(name, *args, **kwargs)
+
+        return asked
+
+    async def ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Have the worker do something, and return what came of it."""
+        self._asked += 1
+        number = self._asked
+        answer = self.answers[number] = self._loop.create_future()
+        await self.send("call", number, name, args, kwargs)
+        return await answer
+
+    async def send(self, *message: Any) -> None:
+        """Send a message whole, whoever else sends one."""
+        async with self._sending:
+            await self._channel.send(*message)
+
+    def _say(self, *message: Any) -> None:
+        task = self._loop.create_task(self.send(*message))
+        self._said.add(task)
+        task.add_done_callback(self._said.discard)
+
+    async def settle(self) -> None:
+        """Wait until all that was said without waiting is sent."""
+        while self._said:
+            await asyncio.wait(self._said)
+
+
+class _Job:
+    """A job that the main thread is to do."""
+
+    def __init__(self, context: SyncContext, arguments: tuple[Any, ...]) -> None:
+        self.context = context
+        self.arguments = arguments
+        self.outcome: Future[Any] = Future()
+
+
+class _Child:
+    """The side thread: it hears the worker, and gives the main thread its jobs."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.jobs: SimpleQueue[_Job] = SimpleQueue()
+        self.ready: Future[None] = Future()
+        self._end = end
+        self._remote: RemoteContext | None = None
+        self._cancelled = threading.Event()
+
+    def start(self) -> None:
+        threading.Thread(target=lambda: asyncio.run(self._serve()), name="hears the worker", daemon=True).start()
+
+    async def _serve(self) -> None:
+        channel = await Channel.over(self._end)
+        await asyncio.wrap_future(self.ready)
+        await channel.send("ready")
+        running: set[asyncio.Task[None]] = set()
+        while (message := await channel.receive()) is not None:
+            match message:
+                case ("run", about, arguments):
+                    self._cancelled = threading.Event()
+                    self._remote = RemoteContext(channel, about, self._cancelled)
+                    job = _Job(SyncContext(cast(Context, self._remote)), arguments)
+                    task = asyncio.create_task(self._report(self._remote, job))
+                    running.add(task)
+                    task.add_done_callback(running.discard)
+                    self.jobs.put(job)
+                case ("stop",):
+                    self._cancelled.set()
+                case ("return", number, value) if self._remote is not None:
+                    if (answer := self._remote.answers.pop(number, None)) is not None:
+                        answer.set_result(value)
+                case ("raise", number, error) if self._remote is not None:
+                    if (answer := self._remote.answers.pop(number, None)) is not None:
+                        answer.set_exception(error)
+        # The worker is gone, whatever the main thread does: nobody would hear of it.
+        os._exit(1)
+
+    async def _report(self, remote: RemoteContext, job: _Job) -> None:
+        try:
+            result = await asyncio.wrap_future(job.outcome)
+            await remote.settle()
+            await remote.send("done", result)
+        except ProcessorError as error:
+            await remote.send("failed", type(error), vars(error), error.args)
+        except asyncio.CancelledError:
+            await remote.send("cancelled")
+        except MemoryError:
+            await remote.send("out_of_memory")
+        except BaseException as error:  # noqa: BLE001 - told to the worker, which logs it
+            await remote.send("broke", f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def main(fd: int, module: str, kind: str, memory_bytes: int) -> None:
+    """Set the processor up, then do jobs until the worker is gone."""
+    if memory_bytes:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    child = _Child(socket.socket(fileno=fd))
+    child.start()
+    processor = load_processors([module])[kind]
+    if processor.setup is not None:
+        made = processor.setup()
+        if inspect.isawaitable(made):
+            asyncio.run(_awaited(made))
+    child.ready.set_result(None)
+    while True:
+        job = child.jobs.get()
+        try:
+            job.outcome.set_result(_run(processor, job))
+        except BaseException as error:  # noqa: BLE001 - the other thread sends it
+            job.outcome.set_exception(error)
+
+
+async def _awaited(made: Any) -> None:
+    await made
+
+
+def _run(processor: Processor, job: _Job) -> Any:
+    made = processor.function(job.context, *job.arguments)
+    if not inspect.isgenerator(made):
+        return made
+    with contextlib.closing(made) as values:
+        for index, value in enumerate(values):
+            job.context.output(index, **({"data": value} if isinstance(value, bytes) else {"value": value}))
+    return None
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))

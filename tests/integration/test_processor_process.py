@@ -1,0 +1,205 @@
+"""Functions that run in child processes: the same reports and endings, and nothing that can't be stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.blobs import Blobs
+from gateway.errors import ConfigurationError
+from gateway.protocol import START, Event, State, decode_event
+from gateway.requests import JobOptions
+from gateway.store import JobRecord, NewJob, Store, StoredFile
+from processors import processor
+from processors.processor import load_processors
+from processors.worker import Worker
+from tests.faults import wait_until
+
+KINDS = load_processors(["tests.process_kinds"])
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    """An empty blob store."""
+    (tmp_path / "blobs").mkdir()
+    return Blobs.open((tmp_path / "blobs").as_uri())
+
+
+@pytest.fixture
+async def worker(request: pytest.FixtureRequest, store: Store, blobs: Blobs) -> AsyncIterator[Worker]:
+    """A worker with one place, so that jobs come one after another; the kind is `in_process`, or a test's `kind`."""
+    of = getattr(request.node, "callspec", None)
+    kind = of.params.get("kind", "in_process") if of else "in_process"
+    kinds = {kind: KINDS[kind]}
+    worker = Worker(store, blobs, kinds, concurrency=1, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
+    running = asyncio.create_task(worker.run())
+    async with asyncio.timeout(20):
+        await worker.ready.wait()
+    yield worker
+    worker.stop()
+    async with asyncio.timeout(10):
+        await running
+
+
+async def submit(store: Store, kind: str, files: tuple[StoredFile, ...] = (), **input_: Any) -> str:
+    """Submit a job; returns its id."""
+    new = NewJob(KINDS[kind].document, "me", input_, JobOptions(), "fingerprint", files)
+    return (await store.submit(await store.job_id("me", None), new, keyed=False)).record.id
+
+
+async def end_of(store: Store, job: str) -> JobRecord:
+    """A job at its end."""
+
+    async def ended() -> JobRecord | None:
+        record = await store.job(job)
+        return record if record.terminal else None
+
+    record: JobRecord = await wait_until(ended, 20, what=f"the end of {job}")
+    return record
+
+
+async def output(store: Store, job: str, index: str) -> Any:
+    """An output's value, once it is there."""
+
+    async def there() -> Event | None:
+        text = await store.output(job, index)
+        return None if text is None else decode_event(text)
+
+    event: Event = await wait_until(there, 10)
+    return event.data.get("value")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A process that has ended and whose parent hasn't asked yet is still there, as a name.
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+async def test_a_child_does_one_job_after_another_and_loads_once(worker: Worker, store: Store) -> None:
+    """It is another process, it reports as any other function, and its setup isn't repeated."""
+    results = [(await end_of(store, await submit(store, "in_process", how="well"))).end_data() for _ in range(2)]
+
+    pid = results[0]["result"]["pid"]
+    assert pid != os.getpid()
+    assert results == [{"result": {"pid": pid, "loaded": [pid]}}] * 2
+
+
+async def test_reports_come_in_their_order(worker: Worker, store: Store) -> None:
+    """Progress before the output that follows it, and all before the end."""
+    job = await submit(store, "in_process", how="partly")
+    record = await end_of(store, job)
+
+    types = [decode_event(entry.text).type for entry in (await store.events(job, START)).entries]
+    assert types == ["queued", "started", "progress", "output", "succeeded"]
+    assert record.end_data()["partial"] is True
+
+
+@pytest.mark.parametrize("kind", ["yields_in_process"])
+async def test_a_generator_yields_outputs(worker: Worker, store: Store, kind: str) -> None:
+    """As a thread's does."""
+    job = await submit(store, kind)
+    await end_of(store, job)
+
+    assert await output(store, job, "0") == {"page": 1}
+    assert decode_event((await store.output(job, "1")) or b"").data["url"].endswith("/outputs/1")
+
+
+async def test_files_and_earlier_outputs_are_read(worker: Worker, store: Store, blobs: Blobs) -> None:
+    """The worker reads them for the child."""
+    await blobs.put("jobs/x/files/0", b"hello", max_bytes=None)
+    job = await submit(store, "in_process", (StoredFile("a.txt", "text/plain", 5, "jobs/x/files/0"),), how="read")
+
+    result = (await end_of(store, job)).end_data()["result"]
+
+    assert (result["text"], result["path"]) == ("hello", "hello")
+    assert int(result["pid"]) == await output(store, job, "pid")
+
+
+@pytest.mark.parametrize(
+    ("kind", "input_", "code"),
+    [
+        ("in_process", {"how": "reject"}, "nothing_there"),
+        ("in_process", {"how": "break"}, "processor_error"),
+        ("in_process", {"how": "crash"}, "process_died"),
+        ("little_memory", {"how": "take", "amount": 4 * 1024**3}, "out_of_memory"),
+    ],
+)
+async def test_what_goes_wrong_has_its_own_code_and_the_next_job_is_done(
+    worker: Worker, store: Store, kind: str, input_: dict[str, Any], code: str
+) -> None:
+    """A child that died is replaced; what an unexpected error says stays in the worker's log."""
+    problem = (await end_of(store, await submit(store, kind, **input_))).end_data()["problem"]
+
+    assert problem.get("cause", problem["code"]) == code
+    assert "secret" not in str(problem)
+    good = {"how": "take", "amount": 10} if kind == "little_memory" else {"how": "well"}
+    assert (await end_of(store, await submit(store, kind, **good))).state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize(("how", "same"), [("obey", True), ("ignore", False)])
+async def test_a_cancelled_function_stops_or_is_killed(worker: Worker, store: Store, how: str, same: bool) -> None:
+    """It is told first; one that goes on all the same ends with its process, and the next job is done."""
+    job = await submit(store, "in_process", how=how)
+    pid = await output(store, job, "pid")
+    await store.cancel(job, "me", "enough")
+
+    assert (await end_of(store, job)).state is State.CANCELLED
+    assert alive(pid) is same
+    following = await end_of(store, await submit(store, "in_process", how="well"))
+    assert (following.end_data()["result"]["pid"] == pid) is same
+
+
+async def test_what_a_child_started_ends_with_it(worker: Worker, store: Store) -> None:
+    """Nothing of a cancelled job runs on."""
+    job = await submit(store, "in_process", how="children")
+    pids = [await output(store, job, "pid"), await output(store, job, "sleeping")]
+    await store.cancel(job, "me", "enough")
+    await end_of(store, job)
+
+    await wait_until(lambda: not alive(pids[1]))
+
+
+async def test_no_child_outlives_its_worker(store: Store, blobs: Blobs) -> None:
+    """Also idle ones."""
+    kinds = {"in_process": KINDS["in_process"]}
+    worker = Worker(store, blobs, kinds, concurrency=1, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
+    running = asyncio.create_task(worker.run())
+    pid = (await end_of(store, await submit_when_ready(worker, store))).end_data()["result"]["pid"]
+
+    worker.stop()
+    await running
+
+    assert not alive(pid)
+
+
+async def submit_when_ready(worker: Worker, store: Store) -> str:
+    """A job for a worker that has begun."""
+    async with asyncio.timeout(20):
+        await worker.ready.wait()
+    return await submit(store, "in_process", how="well")
+
+
+def test_what_can_not_run_in_a_process_is_refused_where_it_is_decorated() -> None:
+    """Not when the first job comes."""
+
+    def local(ctx: Any) -> None: ...
+
+    async def coroutine(ctx: Any) -> None: ...
+
+    for function, options, message in [
+        (local, {"run_in": "process"}, "at the top of a module"),
+        (coroutine, {"run_in": "process"}, "async"),
+        (local, {"run_in": "elsewhere"}, "thread"),
+        (local, {"memory_bytes": 1}, "run_in"),
+    ]:
+        with pytest.raises(ConfigurationError, match=message):
+            processor("refused", **options)(function)  # type: ignore[arg-type]
