@@ -34,7 +34,7 @@ class Exit(IntEnum):
 _EPILOG: Final = """\
 exit codes:
   0    the job succeeded, or the command did what it says
-  1    the job failed, or something went wrong
+  1    the job failed, a promise does not hold, or something went wrong
   2    the request can't be served as it is: wrong options, input or key, no such job
   3    the job was cancelled
   4    the gateway can't be reached, or is not ready
@@ -81,7 +81,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all sub-commands."""
-    from gateway.cli import doctor, edge, jobs, operate, serve
+    from gateway.cli import doctor, edge, jobs, operate, serve, verify
 
     parser = argparse.ArgumentParser(
         prog="outlast",
@@ -96,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     operate.add_commands(subparsers)
     edge.add_commands(subparsers)
     doctor.add_commands(subparsers)
+    verify.add_commands(subparsers)
     return parser
 
 

@@ -27,7 +27,10 @@ class BuiltIn(NamedTuple):
     packages: tuple[str, ...]
 
 
-BUILT_IN: Final = (BuiltIn("ocr", "processors.ocr", "ocr", ("rapidocr", "onnxruntime", "pypdfium2", "PIL", "numpy")),)
+BUILT_IN: Final = (
+    BuiltIn("ocr", "processors.ocr", "ocr", ("rapidocr", "onnxruntime", "pypdfium2", "PIL", "numpy")),
+    BuiltIn("probe", "processors.probe", "", ()),
+)
 # It needs no packages, but something that it may call.
 HTTP: Final = BuiltIn("http", "processors.http", "", ())
 

@@ -140,7 +140,9 @@ def test_every_command_has_a_handler_and_a_help(capsys: pytest.CaptureFixture[st
 
     parsers = dict(commands(build_parser(), ""))
 
-    assert {"up", "gateway", "worker", "submit", "watch", "result", "cancel", "jobs", "dead list"} <= set(parsers)
+    assert {"up", "gateway", "worker", "submit", "watch", "result", "cancel", "jobs", "dead list", "verify"} <= set(
+        parsers
+    )
     for name, parser in parsers.items():
         assert callable(parser.get_default("handler")), name
         assert parser.description, name
