@@ -33,6 +33,7 @@ from gateway.blobs import Blobs
 from gateway.errors import EventsLost, LeaseLost, Unavailable
 from gateway.protocol import MAX_EVENT_BYTES, Event, EventType, decode_event
 from gateway.store import Claim, JobRecord, Lease, Store
+from processors.batching import Batches
 from processors.context import Context
 from processors.ending import Ending, after_error, cancelled, released, timed_out
 from processors.errors import ProcessorError, Rejected
@@ -67,6 +68,7 @@ class Place:
     blobs: Blobs
     max_inline_bytes: int
     processes: Processes
+    batches: Batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ class Attempt:
     def _interrupt(self, *, again: bool = False) -> None:
         # A thread hears it from its context; cancelling the task that waits for it would only lose its result. So does
         # a child process at first; after its grace it is killed, which is what cancelling does to it.
-        by_cancel = self.processor.style in (Style.ASYNC, Style.ASYNC_GENERATOR)
+        by_cancel = self.processor.max_batch or self.processor.style in (Style.ASYNC, Style.ASYNC_GENERATOR)
         if self._function is not None and (by_cancel or (again and self.processor.style is Style.PROCESS)):
             self._function.cancel()
 
@@ -323,6 +325,8 @@ class Attempt:
         context, function = self._context, self.processor.function
         name = f"{self.lease.kind} {self.lease.job}"
         result: Any = None
+        if self.processor.max_batch:
+            return await self._encode(await self._place.batches.run(self.processor, context, arguments))
         match self.processor.style:
             case Style.ASYNC:
                 result = await function(context, *arguments)

@@ -10,11 +10,11 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import SimpleNamespace
-from typing import Any, Final, Literal, get_type_hints
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
@@ -52,6 +52,9 @@ class Processor:
     setup: Callable[[], Any] | None = None
     memory_bytes: int = 0
     """Most that a child process may use; 0: no limit."""
+    max_batch: int = 0
+    """The function takes lists of at most so many contexts and inputs; 0: it takes one job."""
+    max_wait_seconds: float = 0
 
     @property
     def kind(self) -> str:
@@ -88,6 +91,8 @@ def processor(
     setup: Callable[[], Any] | None = None,
     run_in: Literal["thread", "process"] = "thread",
     memory_bytes: int = 0,
+    max_batch: int = 0,
+    max_wait_seconds: float = 0.01,
 ) -> Callable[[Callable[..., Any]], Processor]:
     """Make a processor of a function `(ctx)` or `(ctx, input)`.
 
@@ -115,6 +120,9 @@ def processor(
             keeps the interpreter to itself, leaks, crashes, or ignores its cancel.
         memory_bytes: Most address space of such a child; 0 is no limit. Beyond it the attempt fails with
             `out_of_memory`.
+        max_batch: The function does up to so many jobs in one call, `(contexts, inputs)`, and returns a list with a
+            result for each; a result that is an exception fails that job alone. For models that are faster on many.
+        max_wait_seconds: How long a job waits for others to fill its batch, while no batch is being done.
     """
     if not isinstance(kind, str):
         raise ConfigurationError("A processor needs the name of its kind: write @processor('its-kind').")
@@ -127,7 +135,9 @@ def processor(
                 f"{kind!r} is no kind: begin with a lower-case letter and go on with letters, digits, '_', '.' or '-'."
             )
         style = _style(kind, function, run_in, memory_bytes)
-        input_adapter, result_adapter = _adapters(kind, function, style, local_names)
+        if max_batch and style not in (Style.ASYNC, Style.THREAD):
+            raise ConfigurationError(f"The processor of {kind!r} does batches: it can be no generator and no process.")
+        input_adapter, result_adapter = _adapters(kind, function, style, local_names, batch=bool(max_batch))
         document = KindDocument(
             kind=kind,
             description=description if description is not None else _first_line(function),
@@ -157,6 +167,8 @@ def processor(
             cancel_grace_seconds,
             setup,
             memory_bytes,
+            max_batch,
+            max_wait_seconds,
         )
 
     return decorate
@@ -221,7 +233,7 @@ def _style(kind: str, function: Callable[..., Any], run_in: str, memory_bytes: i
 
 
 def _adapters(
-    kind: str, function: Callable[..., Any], style: Style, local_names: Mapping[str, Any]
+    kind: str, function: Callable[..., Any], style: Style, local_names: Mapping[str, Any], *, batch: bool
 ) -> tuple[TypeAdapter[Any] | None, TypeAdapter[Any] | None]:
     """The adapters of the input and of the result, from the function's annotations."""
     parameters = list(inspect.signature(function).parameters.values())
@@ -232,15 +244,31 @@ def _adapters(
     hints = _hints(function, names, local_names)
     yields = inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)
     result = hints.get("return", Any)
+    taken: Any = (
+        hints.get(positional[1].name, list[dict[str, Any]] if batch else dict[str, Any]) if positional[1:] else None
+    )
+    if batch:
+        # What it takes and returns are lists; a kind's schemas are of one job.
+        taken, result = _item(kind, taken), _item(kind, result)
     try:
         return (
-            TypeAdapter(hints.get(positional[1].name, dict[str, Any])) if len(positional) == 2 else None,
+            TypeAdapter(taken) if len(positional) == 2 else None,
             None if yields or result in (Any, None, type(None)) else TypeAdapter(result),
         )
     except PydanticSchemaGenerationError as error:
         raise ConfigurationError(
             f"An annotation of the processor of {kind!r} is no type that pydantic knows: {error.message}"
         ) from None
+
+
+def _item(kind: str, annotation: Any) -> Any:
+    """What a list is of."""
+    if annotation in (Any, None, type(None)):
+        return annotation
+    if get_origin(annotation) not in (list, Sequence):
+        raise ConfigurationError(f"The processor of {kind!r} does batches: annotate its input and result as lists.")
+    items = [one for one in get_args(get_args(annotation)[0]) or get_args(annotation) if one is not Exception]
+    return items[0] if len(items) == 1 else get_args(annotation)[0]
 
 
 def _hints(function: Callable[..., Any], names: set[str], local_names: Mapping[str, Any]) -> dict[str, Any]:

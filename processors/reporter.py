@@ -28,6 +28,7 @@ from gateway.documents import KindDocument
 from gateway.errors import ConfigurationError
 from gateway.store import Claim, JobRecord, Store, read_token
 from processors.attempt import Attempt, Place
+from processors.batching import Batches
 from processors.context import Context, SyncContext
 from processors.process import Processes
 from processors.processor import Processor, Style
@@ -181,7 +182,7 @@ async def _adopted(token: str, settings: Settings | None, interrupt: Callable[[]
         block = _Block(interrupt)
         processor = Processor(kind, block.function, Style.ASYNC, None, None)
         claim = Claim(begun.lease.job, begun.lease.kind, "")
-        place = Place(store, blobs, settings.max_inline_bytes, Processes())
+        place = Place(store, blobs, settings.max_inline_bytes, Processes(), Batches())
         attempt = Attempt(processor, claim, begun.lease, begun.record, place, context_type=Report)
         renewal = Renewal(store.renewer(name), store.lease_seconds)
         renewal.start()

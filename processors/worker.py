@@ -25,6 +25,7 @@ from gateway.errors import ConfigurationError, Unavailable
 from gateway.store import Claim, Store, until_available
 from processors.attempt import Attempt, Place, Stop
 from processors.backoff import Backoff
+from processors.batching import Batches
 from processors.process import Processes
 from processors.processor import Processor, Style, load_processors
 from processors.renewal import Renewal
@@ -62,7 +63,8 @@ class Worker:
         self._store = store
         self._processors = processors
         self._processes = Processes()
-        self._place = Place(store, blobs, max_inline_bytes, self._processes)
+        self._batches = Batches()
+        self._place = Place(store, blobs, max_inline_bytes, self._processes, self._batches)
         self._concurrency = concurrency
         self._stop_grace_seconds = stop_grace_seconds
         self._stopping = asyncio.Event()
@@ -92,6 +94,7 @@ class Worker:
             await self._announce()
             await self._serve()
         finally:
+            await self._batches.close()
             await self._processes.close()
 
     async def _serve(self) -> None:
@@ -194,6 +197,8 @@ class Worker:
                 continue
             # No kind takes more than its share of what is free, so that many jobs of one can't starve another.
             share = max(1, self._free() // len(self._turns))
+            if self._processors[kind].max_batch:
+                share = room
             claims = await self._store.claim(kind, self.name, min(room, share))
             for claim in claims:
                 self._start(claim)
@@ -217,11 +222,18 @@ class Worker:
     # --- places and attempts ------------------------------------------------------------------------------------
 
     def _free(self) -> int:
-        return self._concurrency - self._running.total()
+        # All jobs of a kind that does batches share one place: they are one piece of work.
+        batching = {kind for kind in self._running if self._processors[kind].max_batch}
+        taken = sum(min(1, count) if kind in batching else count for kind, count in self._running.items())
+        return self._concurrency - taken
 
     def _room(self, kind: str) -> int:
         """How many more jobs of a kind could begin now."""
         most = self._processors[kind].concurrency
+        if max_batch := self._processors[kind].max_batch:
+            # One batch that is being done, and one that gathers.
+            running = self._running[kind]
+            return max(0, (most or 2 * max_batch) - running) if running or self._free() > 0 else 0
         return max(0, self._free() if most is None else min(self._free(), most - self._running[kind]))
 
     def _start(self, claim: Claim) -> None:

@@ -1,0 +1,158 @@
+"""Kinds that do several jobs in one call: full batches under load, and each job its own result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from gateway.blobs import Blobs
+from gateway.errors import ConfigurationError
+from gateway.protocol import State
+from gateway.requests import JobOptions
+from gateway.store import JobRecord, NewJob, Store
+from processors import Context, Processor, Rejected, SyncContext, processor
+from processors.worker import Worker
+from tests.faults import wait_until
+
+
+class Text(BaseModel):
+    """A text to embed."""
+
+    text: str
+
+
+CALLS: list[list[str]] = []
+# Made anew for each test, since it belongs to the event loop that uses it.
+GATES: list[asyncio.Event] = []
+
+
+@processor("embed", max_batch=4, max_wait_seconds=0.2, max_attempts=1)
+def embed(contexts: list[SyncContext], inputs: list[Text]) -> list[int | Exception]:
+    """Lengths instead of vectors."""
+    CALLS.append([one.text for one in inputs])
+    for ctx in contexts:
+        ctx.progress(1, 1)
+    if any(one.text == "break" for one in inputs):
+        raise ZeroDivisionError
+    return [Rejected("There is nothing in it.", "empty_text") if not one.text else len(one.text) for one in inputs]
+
+
+@processor("wait_together", max_batch=8, max_wait_seconds=0.05)
+async def wait_together(contexts: list[Context], inputs: list[dict[str, Any]]) -> list[int]:
+    """Done when the test says so."""
+    CALLS.append([str(len(contexts))])
+    await contexts[0].log("begun")
+    await GATES[0].wait()
+    return [len(contexts)] * len(contexts)
+
+
+@pytest.fixture(autouse=True)
+def _empty() -> None:
+    CALLS.clear()
+    GATES[:] = [asyncio.Event()]
+
+
+@asynccontextmanager
+async def working(store: Store, folder: Path, of: Processor) -> AsyncIterator[None]:
+    """A worker with one place for the length of the block."""
+    (folder / "blobs").mkdir()
+    blobs = Blobs.open((folder / "blobs").as_uri())
+    worker = Worker(store, blobs, {of.kind: of}, concurrency=1, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
+    running = asyncio.create_task(worker.run())
+    await worker.ready.wait()
+    try:
+        yield
+    finally:
+        worker.stop()
+        async with asyncio.timeout(10):
+            await running
+
+
+async def submit(store: Store, of: Processor, **input_: Any) -> str:
+    """Submit a job; returns its id."""
+    await store.register_kind(of.document)
+    new = NewJob(of.document, "me", input_, JobOptions(), "fingerprint")
+    return (await store.submit(await store.job_id("me", None), new, keyed=False)).record.id
+
+
+async def end_of(store: Store, job: str) -> JobRecord:
+    """A job at its end."""
+
+    async def ended() -> JobRecord | None:
+        record = await store.job(job)
+        return record if record.terminal else None
+
+    record: JobRecord = await wait_until(ended, 10, what=f"the end of {job}")
+    return record
+
+
+async def test_jobs_that_wait_are_done_in_full_batches(store: Store, tmp_path: Path) -> None:
+    """One place in the worker is enough; each job has its own result."""
+    texts = ["x" * n for n in range(1, 11)]
+    jobs = [await submit(store, embed, text=text) for text in texts]
+
+    async with working(store, tmp_path, embed):
+        results = [(await end_of(store, job)).end_data()["result"] for job in jobs]
+
+    assert results == list(range(1, 11))
+    assert sorted(text for call in CALLS for text in call) == texts
+    assert max(len(call) for call in CALLS) == 4
+    assert len(CALLS) <= 4
+
+
+async def test_a_lone_job_does_not_wait_for_others_for_long(store: Store, tmp_path: Path) -> None:
+    """The time to gather is bounded."""
+    async with working(store, tmp_path, embed):
+        job = await submit(store, embed, text="alone")
+
+        assert (await end_of(store, job)).end_data() == {"result": 5}
+
+
+async def test_one_jobs_error_is_its_own_and_a_raised_one_is_everybodys(store: Store, tmp_path: Path) -> None:
+    """A result that is an exception fails that job alone."""
+    good, empty = await submit(store, embed, text="good"), await submit(store, embed, text="")
+    async with working(store, tmp_path, embed):
+        assert (await end_of(store, good)).state is State.SUCCEEDED
+        assert (await end_of(store, empty)).end_data()["problem"]["code"] == "empty_text"
+
+        broken = await submit(store, embed, text="break")
+        assert (await end_of(store, broken)).end_data()["problem"]["cause"] == "processor_error"
+
+
+async def test_a_cancelled_job_leaves_its_batch_to_the_others(store: Store, tmp_path: Path) -> None:
+    """It ends at once; the rest of the batch is done."""
+    jobs = [await submit(store, wait_together) for _ in range(3)]
+    async with working(store, tmp_path, wait_together):
+        await wait_until(lambda: CALLS)
+        await store.cancel(jobs[1], "me", "enough")
+        assert (await end_of(store, jobs[1])).state is State.CANCELLED
+        GATES[0].set()
+
+        assert [(await end_of(store, jobs[i])).state for i in (0, 2)] == [State.SUCCEEDED] * 2
+
+
+def test_the_kinds_schema_is_of_one_job() -> None:
+    """Clients know nothing of batches."""
+    assert embed.document.input_schema["properties"].keys() == {"text"}
+    assert embed.document.result_schema == {"type": "integer"}
+
+
+def test_what_can_not_be_batched_is_refused() -> None:
+    """Where it is decorated."""
+
+    def one(ctx: Any, input: Text) -> int:
+        return 0
+
+    def many(contexts: Any) -> Any:
+        yield 1
+
+    with pytest.raises(ConfigurationError, match="lists"):
+        processor("refused", max_batch=2)(one)
+    with pytest.raises(ConfigurationError, match="generator"):
+        processor("refused", max_batch=2)(many)
