@@ -275,8 +275,9 @@ def _document(seen: Observation) -> dict[str, Any]:
 
 
 def _plain_code(seen: Observation) -> int | None:
-    """The number of a body that is nothing but `error code: N`."""
-    match = _CODE_LINE.fullmatch(seen.body.strip())
+    """The number of a body that is nothing but `error code: N`; a pasted text may have more lines around that one."""
+    lines = [seen.body.strip()] if seen.headers else [line.strip() for line in seen.body.splitlines()]
+    match = next((match for line in lines if (match := _CODE_LINE.fullmatch(line))), None)
     return int(match[1]) if match else None
 
 

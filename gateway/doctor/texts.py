@@ -105,6 +105,8 @@ def read_text(text: str, host: str = "") -> Observation:
     document = _object_in(body)
     if status is None:
         status = _status_of(body, document)
+    if status is None and re.search(r"\berror(?: code)?:? *1\d{3}\b", body, re.IGNORECASE):
+        status = 530  # What carries most of Cloudflare's errors of four digits; the digits decide.
     elapsed = _ELAPSED.search(text)
     seconds = float(elapsed[1]) / (1000 if elapsed[2].lower().startswith("m") else 1) if elapsed else None
     return Observation(
