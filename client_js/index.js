@@ -2,6 +2,7 @@
 export { Backoff } from "./backoff.js";
 export { GatewayClient } from "./client.js";
 export { GatewayError } from "./errors.js";
+export { createFetch } from "./fetch.js";
 export { Fold, foldLog } from "./fold.js";
 export { cursorOf, numberOf, shouldComeBack } from "./protocol.js";
 export { EventStreamDecoder } from "./sse.js";

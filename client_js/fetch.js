@@ -1,0 +1,170 @@
+/**
+ * `fetch` for routes that take longer than anything in between lets a request take: the same arguments, and a `Response`
+ * at the end, however long that is. The gateway calls the route as a job of the kind `http`; what is cut on the way here
+ * is resumed.
+ *
+ * @typedef {{type: "response", status: number, headers: [string, string][]} | {type: "text", text: string}
+ *   | {type: "restart"} | {type: "bytes", current: number, total: number | null}} FetchProgress `response`: the route
+ *   has answered; `text`: the next piece of a body that it streams; `restart`: it is called again, or a part of the text
+ *   is gone, so drop the text so far; `bytes`: how much of a large body has come
+ *
+ * @typedef {object} LongFetch members of `init` beside those of `fetch`
+ * @property {(progress: FetchProgress) => void} [onProgress]
+ * @property {(id: string) => void} [onJob] told of the job's id as soon as it is kept
+ * @property {boolean} [cancelJob] whether aborting the signal ends the job too; it goes on by default
+ * @property {string} [idempotencyKey] the same key and request find the same job, also after a reload of the page
+ *
+ * @typedef {RequestInit & LongFetch} LongRequestInit
+ */
+
+import { Backoff, pause } from "./backoff.js";
+import { GatewayError } from "./errors.js";
+import { persist } from "./parts.js";
+
+// What stands in a job's record; a longer body is a file.
+const INLINE_BYTES = 64 * 1024;
+const TEXT = /^(text\/|application\/(json|x-www-form-urlencoded|xml|x-ndjson)\b|[^;]+\+(json|xml)\b)/;
+// [spec] "A null body status is a status that is 101, 103, 204, 205, or 304." (WHATWG Fetch)
+const NULL_BODY = new Set([101, 103, 204, 205, 304]);
+const RETRIES = 5;
+
+/**
+ * A function that is called like `fetch` and rejects like it: with the signal's reason when that is aborted, else with a
+ * `GatewayError`, whose `code` says what failed. Statuses of the route are no failures.
+ * @param {import("./client.js").GatewayClient} client
+ * @returns {(input: RequestInfo | URL, init?: LongRequestInit) => Promise<Response>}
+ */
+export function createFetch(client) {
+  return async (input, init = {}) => {
+    const request = new Request(input, init);
+    const { signal } = request;
+    signal.throwIfAborted();
+    const { body, files } = await bodyOf(request);
+    const headers = Object.fromEntries(request.headers);
+    const submitted = client.submit("http", {
+      input: { url: request.url, method: request.method, headers, ...body },
+      files,
+      idempotencyKey: init.idempotencyKey,
+      // A submit that is aborted half-way may have made the job, whose id nobody would know then.
+      signal: init.cancelJob ? undefined : signal,
+    });
+    try {
+      const job = await unless(signal, submitted);
+      init.onJob?.(job.id);
+      return await answerOf(client, job.id, init.onProgress, signal);
+    } catch (error) {
+      if (signal.aborted && init.cancelJob) cancel(client, submitted);
+      throw error;
+    }
+  };
+}
+
+/** @param {Request} request */
+async function bodyOf(request) {
+  const blob = await request.blob();
+  if (blob.size === 0) return { body: {}, files: [] };
+  if (blob.size <= INLINE_BYTES && TEXT.test(request.headers.get("Content-Type") ?? "")) {
+    try {
+      return { body: { body: new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(await blob.arrayBuffer()) }, files: [] };
+    } catch {
+      // Not UTF-8, whatever its type says: as bytes then.
+    }
+  }
+  // Its type is in the request's headers; as the file's it would be checked against what the kind reads.
+  return { body: {}, files: [{ name: "body", blob: new Blob([blob], { type: "application/octet-stream" }) }] };
+}
+
+/**
+ * Follow the job to its end.
+ * @param {import("./client.js").GatewayClient} client
+ * @param {string} job
+ * @param {((progress: FetchProgress) => void) | undefined} tell
+ * @param {AbortSignal} signal
+ */
+async function answerOf(client, job, tell, signal) {
+  for await (const event of client.events(job, { signal })) {
+    if (tell) report(event, tell);
+    if (event.type === "cancelled") {
+      throw new GatewayError({ code: "job_cancelled", detail: `The job was cancelled: ${event.data.reason ?? "no reason was given"}` });
+    }
+    if (event.type === "failed") throw new GatewayError(event.data.problem, { mayPass: false });
+  }
+  const patience = { retries: RETRIES, backoff: new Backoff(), signal };
+  const result = await persist(() => client.result(job, { signal }), patience);
+  const body = result.body_url ? download(client, result.body_url, result.size, signal) : result.text;
+  const response = new Response(NULL_BODY.has(result.status) ? null : body, { status: result.status, headers: result.headers });
+  // A response that is made by hand has no address of its own.
+  return Object.defineProperty(response, "url", { value: result.url });
+}
+
+/** @param {import("./protocol.js").JobEvent} event @param {(progress: FetchProgress) => void} tell */
+function report({ type, data, attempt }, tell) {
+  if (type === "http.response") tell({ type: "response", status: data.status, headers: data.headers });
+  else if (type === "delta" && data.channel === "body") tell({ type: "text", text: data.text });
+  else if (type === "progress") tell({ type: "bytes", current: data.current, total: data.total ?? null });
+  else if (type === "started" && (attempt ?? 1) > 1) tell({ type: "restart" });
+  else if (type === "snapshot") {
+    tell({ type: "restart" });
+    if (data.text?.body) tell({ type: "text", text: data.text.body });
+  }
+}
+
+/**
+ * A body that is too large for the result. A download that is cut goes on where it stopped.
+ * @param {import("./client.js").GatewayClient} client
+ * @param {string} path
+ * @param {number} size
+ * @param {AbortSignal} signal
+ * @returns {ReadableStream<Uint8Array>}
+ */
+function download(client, path, size, signal) {
+  let received = 0;
+  let failures = 0;
+  const backoff = new Backoff();
+  /** @type {ReadableStreamDefaultReader<Uint8Array> | undefined} */
+  let reader;
+  return new ReadableStream({
+    async pull(controller) {
+      while (received < size) {
+        try {
+          reader ??= (await client.request(path, { headers: { Range: `bytes=${received}-` }, signal })).body?.getReader();
+          const { done, value } = (await reader?.read()) ?? { done: true, value: undefined };
+          if (!done && value) {
+            received += value.byteLength;
+            failures = 0;
+            return controller.enqueue(value);
+          }
+        } catch (error) {
+          const final = error instanceof GatewayError && !error.mayPass;
+          if (signal.aborted || final || failures >= RETRIES) throw signal.aborted ? signal.reason : error;
+        }
+        // The connection ended before the body did.
+        reader = undefined;
+        failures += 1;
+        await pause(backoff.nextMs(), signal);
+      }
+      controller.close();
+    },
+    cancel: (reason) => reader?.cancel(reason),
+  });
+}
+
+/** What the promise brings, or the signal's reason if that comes first. @template T @param {AbortSignal} signal @param {Promise<T>} promise @returns {Promise<T>} */
+async function unless(signal, promise) {
+  /** @type {() => void} */
+  let onAbort = () => {};
+  const aborted = new Promise((_, reject) => {
+    onAbort = () => reject(signal.reason);
+    signal.addEventListener("abort", onAbort);
+  });
+  try {
+    return /** @type {T} */ (await Promise.race([promise, aborted]));
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+  }
+}
+
+/** End the job, once it is known. The caller has gone: nobody hears of a failure. @param {import("./client.js").GatewayClient} client @param {Promise<{id: string}>} submitted */
+function cancel(client, submitted) {
+  submitted.then(({ id }) => persist(() => client.cancel(id), { retries: RETRIES, backoff: new Backoff() })).catch(() => {});
+}
