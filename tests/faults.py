@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Any, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 _CHUNK_BYTES = 64 * 1024
 
@@ -54,6 +55,8 @@ class FaultProxy:
         self._links: set[_Link] = set()
         self._handlers: set[asyncio.Task[None]] = set()
         self._drop_after: bytes | None = None
+        self._turns: Iterator[SplitResult] = itertools.repeat(self._target)
+        self._rewritten: tuple[bytes, bytes] | None = None
         self.dropped = asyncio.Event()
         """Set when `drop_reply` has thrown a reply away."""
 
@@ -119,6 +122,15 @@ class FaultProxy:
         self.dropped.clear()
         self._drop_after = after
 
+    def alternate_with(self, url: str) -> None:
+        """Lead every second new connection to another server, as a wrong load balancer does."""
+        self._turns = itertools.cycle([urlsplit(url), self._target])
+
+    def rewrite(self, words: bytes, others: bytes) -> None:
+        """Let the server say other words of the same length."""
+        assert len(words) == len(others)
+        self._rewritten = words, others
+
     # --- the connections ----------------------------------------------------------------------------------------
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -140,10 +152,11 @@ class FaultProxy:
             link.reset()
             return
         try:
-            if self._target.scheme == "unix":
-                server_reader, link.server = await asyncio.open_unix_connection(unquote(self._target.path))
+            target = next(self._turns)
+            if target.scheme == "unix":
+                server_reader, link.server = await asyncio.open_unix_connection(unquote(target.path))
             else:
-                server_reader, link.server = await asyncio.open_connection(self._target.hostname, self._target.port)
+                server_reader, link.server = await asyncio.open_connection(target.hostname, target.port)
         except OSError:
             link.reset()
             return
@@ -178,6 +191,8 @@ class FaultProxy:
                 self.dropped.set()
                 link.reset()
                 return
+            if not to_server and self._rewritten is not None:
+                data = data.replace(*self._rewritten)
             sink.write(data)
             await sink.drain()
         if sink.can_write_eof():

@@ -11,7 +11,7 @@ from typing import Final
 from aiohttp import web
 from pydantic_core import to_json
 
-from gateway.errors import NotFound, Unavailable
+from gateway.errors import ConfigurationError, NotFound, Unavailable
 from gateway.handlers.context import BLOBS, DOCS, HUB, METRICS, OPENAPI, READINESS, STORE
 from gateway.handlers.routes import NO_BODY, Answer, Route
 from gateway.metrics import CONTENT_TYPE as METRICS_TYPE
@@ -89,17 +89,25 @@ async def healthz(request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """`GET /readyz`: whether requests should be sent here. Workers are a detail: jobs wait for them."""
+    """`GET /readyz`: whether requests should be sent here. Workers are a detail: jobs wait for them.
+
+    So are `warnings`: what about Redis's settings breaks a promise.
+    """
     readiness = request.app[READINESS]
     if readiness.draining:
         return _status(503, {"status": "draining"})
     checks: dict[str, object] = {"store": "ok", "blobs": "ok"}
     try:
         async with asyncio.timeout(_READY_SECONDS):
-            await request.app[STORE].ping()
+            checks["warnings"] = (await request.app[STORE].info())["warnings"]
             checks["workers"] = len(await request.app[STORE].workers())
+        if request.app[STORE].conflict is not None:
+            # Its jobs might wait where no worker looks.
+            checks["store"] = "two servers"
     except (Unavailable, TimeoutError):
         checks["store"] = "no answer"
+    except ConfigurationError:
+        checks["store"] = "not usable"
     try:
         async with asyncio.timeout(_READY_SECONDS):
             await request.app[BLOBS].marker()

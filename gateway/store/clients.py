@@ -12,7 +12,7 @@ import redis.asyncio as redis
 from redis.asyncio.connection import AbstractConnection, DefaultParser, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import MovedError, OutOfMemoryError, RedisError, ResponseError
 
 from gateway.errors import ConfigurationError
 from gateway.store.deployment import Address, Deployment
@@ -265,7 +265,10 @@ class Identity:
 
     async def check(self, ask: Callable[..., Awaitable[Any]]) -> None:
         """Check a connection on which `ask(word, ...)` sends a command. Raises `OtherServer`."""
-        mark: bytes | None = await ask("GET", self._key)
+        try:
+            mark: bytes | None = await ask("GET", self._key)
+        except MovedError:
+            return  # A node of a cluster, which is refused for that.
         if mark is None:
             try:
                 await ask("SET", self._key, secrets.token_hex(8), "NX")

@@ -172,8 +172,3 @@ class Connection:
             )
         self._called("durable")
         return answer
-
-    async def ping(self) -> None:
-        """Ask whether every master of Redis answers. Raises `Unavailable`."""
-        async with translated(), asyncio.timeout(SOCKET_TIMEOUT_SECONDS):
-            await asyncio.gather(*(server.ping() for server in self._client.servers()))

@@ -17,6 +17,11 @@ _OLDEST: Final[Mapping[str, tuple[int, int]]] = {"valkey": (7, 2), "redis": (7, 
 class Health(Connection):
     """Asks every master, and puts together what they say."""
 
+    @property
+    def conflict(self) -> str | None:
+        """What is wrong, where it is proven that the URL leads to different data at different times."""
+        return self._identity.conflict or self._topology.conflict
+
     async def info(self) -> dict[str, Any]:
         """The servers' name, version and run ids, and `warnings`: what about their settings breaks a promise.
 
@@ -28,8 +33,8 @@ class Health(Connection):
             _check_usable(server, self._deployment)
         # In a cluster all nodes should be set alike: what holds for one is said once.
         warnings = dict.fromkeys(warning for server in servers for warning in _warnings(server, self._durability))
-        if conflict := self._identity.conflict or getattr(self._topology, "conflict", None):
-            warnings[conflict] = None
+        if self.conflict is not None:
+            warnings[self.conflict] = None
         first = servers[0]
         return {
             "server": _name(first),

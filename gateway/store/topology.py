@@ -30,6 +30,8 @@ class Topology:
         self.deployment = deployment
         self.masters: tuple[Address, ...] = deployment.seeds
         self.on_change: list[Callable[[], None]] = []
+        self.conflict: str | None = None
+        """What is wrong, once a server has answered that is none of these."""
         self._wanted = asyncio.Event()
         self._asking = asyncio.Lock()
         self._asked_at = float("-inf")
@@ -127,8 +129,6 @@ class ClusterSlots(Topology):
         self.masters = ()
         self._line = Line(deployment, deployment.options)
         self._slots: Slots | None = None
-        self.conflict: str | None = None
-        """What is wrong, once a node of another cluster has answered."""
 
     def owner(self, key: str | bytes) -> Address | None:
         return self._slots.owner(key) if self._slots is not None else None
