@@ -36,14 +36,10 @@ class Node:
     def __init__(self, process: ForkServerProcess, name: str, log: Path) -> None:
         self._process = process
         self._forgotten: int | None = None
+        assert process.pid is not None
+        self.pid: int = process.pid
         self.name = name
         self.log = log
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        assert self._process.pid is not None
-        return self._process.pid
 
     @property
     def said(self) -> str:

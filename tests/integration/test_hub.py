@@ -13,7 +13,7 @@ from gateway.documents import KindDocument
 from gateway.hub import Frame, Hub, Listener, Place, Watch
 from gateway.metrics import NoMetrics
 from gateway.protocol import START, CloseCode, Cursor, EventType
-from gateway.store import JobRecord, Store
+from gateway.store import PAGE_EVENTS, JobRecord, LogPage, Store
 from tests.faults import wait_until
 from tests.jobs import begin, end, event, submit
 
@@ -151,6 +151,30 @@ async def test_listeners_that_join_while_events_are_written_miss_none(hub: Hub, 
     last = (await store.job(record.id)).last.number
     for after, collector in listeners:
         assert collector.numbers == list(range(after + 1, last + 1))
+
+
+async def test_an_event_between_the_read_and_the_subscription_is_not_missed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Subscribed first, then read: what is written right after the read comes over the feed, not with a heartbeat."""
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+    read = store.events
+    hub = Hub(store, heartbeat_seconds=60, write_stall_seconds=60, write_buffer_bytes=256 * 1024, metrics=NoMetrics())
+    running = asyncio.create_task(hub.run())
+
+    async def read_and_be_overtaken(job: str, after: Cursor, limit: int = PAGE_EVENTS) -> LogPage:
+        page = await read(job, after, limit)
+        monkeypatch.setattr(store, "events", read)
+        await store.append(lease, 1, [event("log", {"message": "in between"})])
+        return page
+
+    monkeypatch.setattr(store, "events", read_and_be_overtaken)
+    collector = await listen(hub, record)
+
+    await until(hub, collector, 3)
+    running.cancel()
+    await asyncio.wait({running})
 
 
 async def test_dropped_live_messages_are_read_from_the_log(

@@ -1,0 +1,234 @@
+"""The mutants: what is taken out of the code, and the few tests of which at least one must fail then."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One edit: in `file` (below `gateway/`), `old`, which stands there once, becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+_FENCES: Final = "tests/integration/test_store_fences.py::"
+_LOG: Final = "tests/integration/test_store_log.py::"
+_JOBS: Final = "tests/integration/test_store_jobs.py::"
+_QUEUE: Final = "tests/integration/test_store_queue.py::"
+_HUB: Final = "tests/integration/test_hub.py::"
+
+_PUBLISH_FIRST: Final = """\
+        head = await self._client.hget(self._keys.record(lease.job), "last")
+        lines = [b"%d-1 %b {%b" % (int(head) + i, str(e.type).encode(), e.tail) for i, e in enumerate(events, 1)]
+        await self._client.execute_command("SPUBLISH", self._keys.live(lease.job), b"\\n".join(lines))
+        answer = await run("append", self._keys.job(lease.job), arguments)
+"""
+
+MUTANTS: Final = (
+    # --- who may write
+    Mutant(
+        "drop the attempt check",
+        "store/lua/append.lua",
+        "if record[1] ~= attempt then",
+        "if false then",
+        (_FENCES + "test_a_writer_that_says_another_attempt_is_refused",),
+    ),
+    Mutant(
+        "drop the nonce",
+        "store/lua/append.lua",
+        "if record[2] ~= 'running' or record[3] ~= nonce then",
+        "if record[2] ~= 'running' then",
+        (_LOG + "test_a_writer_of_an_earlier_attempt_is_fenced_out",),
+    ),
+    Mutant(
+        "drop the state check",
+        "store/lua/append.lua",
+        "if record[2] ~= 'running' or record[3] ~= nonce then",
+        "if record[3] ~= nonce then",
+        (_FENCES + "test_nobody_writes_to_a_job_that_nobody_runs",),
+    ),
+    Mutant(
+        "drop the batch check",
+        "store/lua/append.lua",
+        "if tonumber(batch) ~= tonumber(record[4]) + 1 and not gives_back then",
+        "if false then",
+        (_LOG + "test_a_batch_that_skips_one_says_that_events_were_lost",),
+    ),
+    Mutant(
+        "write a repeated batch again",
+        "store/lua/append.lua",
+        "if record[6] == nonce and record[4] == batch then",
+        "if false then",
+        (_LOG + "test_a_batch_that_is_sent_twice_is_written_once",),
+    ),
+    Mutant(
+        "renew without checks",
+        "store/lua/renew.lua",
+        "if record[1] ~= ARGV[1] or record[2] ~= ARGV[2] or record[3] ~= 'running' then",
+        "if false then",
+        (_QUEUE + "test_a_lost_lease_is_not_renewed",),
+    ),
+    # --- the log and its listeners
+    Mutant(
+        "publish before the log",
+        "store/log.py",
+        '        answer = await run("append", self._keys.job(lease.job), arguments)\n',
+        _PUBLISH_FIRST,
+        (_FENCES + "test_a_refused_batch_reaches_no_listener",),
+    ),
+    Mutant(
+        "publish without the log",
+        "store/lua/lib_log.lua",
+        "    redis.call('XADD', KEYS[2], id, 't', event[1], 'e', text)\n",
+        "    if event[1] ~= 'log' then redis.call('XADD', KEYS[2], id, 't', event[1], 'e', text) end\n",
+        (_LOG + "test_events_are_numbered_without_holes_and_say_what_they_are",),
+    ),
+    Mutant(
+        "skip the re-read after a gap",
+        "hub/subscription.py",
+        "            if frame.number != self.number + 1:\n                self.fall_behind()\n                return\n",
+        "",
+        (_HUB + "test_dropped_live_messages_are_read_from_the_log",),
+    ),
+    Mutant(
+        "subscribe after reading",
+        "hub/subscription.py",
+        """\
+                await store.feed.follow(tail.job, self._source.follower)
+                page = await store.events(tail.job, self.cursor)
+""",
+        """\
+                page = await store.events(tail.job, self.cursor)
+                await store.feed.follow(tail.job, self._source.follower)
+""",
+        (_HUB + "test_an_event_between_the_read_and_the_subscription_is_not_missed",),
+    ),
+    Mutant(
+        "believe every cursor",
+        "store/log.py",
+        "        if entries[0].time_ms != after.time_ms:",
+        "        if False:",
+        (_LOG + "test_a_cursor_that_names_another_event_is_told_so",),
+    ),
+    Mutant(
+        "trim without a fold",
+        "store/lua/append.lua",
+        "redis.call('XTRIM', KEYS[2], 'MINID', int(before + 1) .. '-0')",
+        "redis.call('XTRIM', KEYS[2], 'MINID', int(last) .. '-0')",
+        (_LOG + "test_a_long_log_is_trimmed_to_the_last_fold_but_one",),
+    ),
+    Mutant(
+        "end without a TTL",
+        "store/lua/lib_log.lua",
+        "    redis.call('PEXPIRE', KEYS[i], int(retention))\n",
+        "",
+        (_JOBS + "test_an_ended_job_keeps_no_key_without_a_ttl",),
+    ),
+    # --- submit
+    Mutant(
+        "reserve without a due entry",
+        "store/lua/reserve.lua",
+        "set_due(job, tonumber(ARGV[5]))",
+        "",
+        (_FENCES + "test_a_reservation_is_due_before_there_is_a_job",),
+    ),
+    Mutant(
+        "create without the fingerprint",
+        "store/lua/create.lua",
+        "if there[1] ~= fingerprint then",
+        "if false then",
+        (_JOBS + "test_the_same_key_with_another_body_is_refused",),
+    ),
+    Mutant(
+        "create without its nonce",
+        "store/lua/create.lua",
+        "there[2] == nonce and 'created' or 'replayed'",
+        "'replayed'",
+        (_FENCES + "test_a_create_that_is_sent_twice_is_not_called_a_replay",),
+    ),
+    Mutant(
+        "queue a job that is in hand",
+        "store/lua/enqueue.lua",
+        "if redis.call('ZSCORE', KEYS[3], job) then",
+        "if false then",
+        (_FENCES + "test_a_replayed_submit_of_a_job_in_hand_queues_nothing",),
+    ),
+    # --- begin, hold, leave
+    Mutant(
+        "claim again when asked twice",
+        "store/lua/claim.lua",
+        "if before[1] == ARGV[1] then",
+        "if false then",
+        (_FENCES + "test_a_claim_that_is_sent_twice_takes_no_second_job",),
+    ),
+    Mutant(
+        "begin a job that somebody has",
+        "store/lua/begin.lua",
+        "  return { 'held' }\n",
+        "",
+        (_FENCES + "test_a_second_pointer_to_a_running_job_begins_nothing",),
+    ),
+    Mutant(
+        "begin again when asked twice",
+        "store/lua/begin.lua",
+        "  if record[2] == nonce then",
+        "  if false then",
+        (_FENCES + "test_a_begin_that_is_sent_twice_is_one_attempt",),
+    ),
+    Mutant(
+        "drop the due entry before the end",
+        "store/lua/settle.lua",
+        "if where == 'drop' then",
+        "if where == 'drop' or where == 'running' then",
+        (_QUEUE + "test_a_dead_workers_job_is_taken_over_after_its_lease",),
+    ),
+    Mutant(
+        "leave whatever attempt it is",
+        "store/lua/leave.lua",
+        "if not holder or tonumber(holder) > tonumber(ARGV[2]) then",
+        "if not holder then",
+        (_FENCES + "test_a_worker_that_leaves_late_does_not_free_anothers_place",),
+    ),
+    # --- look
+    Mutant(
+        "drop the look's token",
+        "store/lua/settle.lua",
+        "if not score or tonumber(score) ~= tonumber(ARGV[2]) then",
+        "if not score then",
+        (_FENCES + "test_a_look_that_was_overtaken_by_a_claim_moves_nothing",),
+    ),
+    Mutant(
+        "take a job away under a lease",
+        "store/lua/judge.lua",
+        "  if lease_left > 0 then",
+        "  if false then",
+        (_QUEUE + "test_a_renewed_lease_is_not_taken_away",),
+    ),
+    Mutant(
+        "count no failure",
+        "store/lua/judge.lua",
+        "  redis.call('HINCRBY', KEYS[1], 'failures', 1)\n",
+        "",
+        (_QUEUE + "test_a_dead_workers_job_is_taken_over_after_its_lease",),
+    ),
+    Mutant(
+        "forget a wish to cancel",
+        "store/lua/judge.lua",
+        "if record[7] and lease_left <= 0 then",
+        "if false then",
+        (_QUEUE + "test_a_job_that_was_cancelled_while_its_worker_was_dead_ends_as_cancelled",),
+    ),
+    Mutant(
+        "cancel what has ended",
+        "store/lua/cancel.lua",
+        "if TERMINAL[state] or (state == 'running' and record[3]) then",
+        "if state == 'running' and record[3] then",
+        (_FENCES + "test_a_cancel_after_the_end_changes_nothing",),
+    ),
+)
