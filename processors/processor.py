@@ -55,6 +55,7 @@ class Processor:
     max_batch: int = 0
     """The function takes lists of at most so many contexts and inputs; 0: it takes one job."""
     max_wait_seconds: float = 0
+    health: Callable[[], Any] | None = None
 
     @property
     def kind(self) -> str:
@@ -93,6 +94,7 @@ def processor(
     memory_bytes: int = 0,
     max_batch: int = 0,
     max_wait_seconds: float = 0.01,
+    health: Callable[[], Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Processor]:
     """Make a processor of a function `(ctx)` or `(ctx, input)`.
 
@@ -123,6 +125,8 @@ def processor(
         max_batch: The function does up to so many jobs in one call, `(contexts, inputs)`, and returns a list with a
             result for each; a result that is an exception fails that job alone. For models that are faster on many.
         max_wait_seconds: How long a job waits for others to fill its batch, while no batch is being done.
+        health: Called in the worker every 15 s, as `setup` is. While it raises, this worker begins no job of the kind:
+            others do, or the jobs wait.
     """
     if not isinstance(kind, str):
         raise ConfigurationError("A processor needs the name of its kind: write @processor('its-kind').")
@@ -169,6 +173,7 @@ def processor(
             memory_bytes,
             max_batch,
             max_wait_seconds,
+            health,
         )
 
     return decorate

@@ -35,6 +35,7 @@ from processors.thread import run_in_thread
 logger = logging.getLogger(__name__)
 
 PRESENCE_SECONDS: Final = 5.0
+HEALTH_SECONDS: Final = 15.0
 # The bell rings for new work; this finds what a lost ring, a retry or another worker's end has left.
 POLL_SECONDS: Final = 2.0
 # After a stopping worker's attempts were told to stop: enough to write `retrying`, not enough to annoy who stops it.
@@ -72,6 +73,8 @@ class Worker:
         self._handing_back = False
         self._turns = deque(processors)
         self._running: Counter[str] = Counter()
+        self._unwell: set[str] = set()
+        self._shown: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._attempts: set[Attempt] = set()
         self._room_made = asyncio.Event()
@@ -106,6 +109,7 @@ class Worker:
                     loops.create_task(self._claim_loop(), name="worker claims"),
                     loops.create_task(self._presence_loop(), name="worker shows itself"),
                     loops.create_task(self._look_loop(), name="worker looks"),
+                    loops.create_task(self._health_loop(), name="worker checks health"),
                 ]
                 self.ready.set()
                 await self._stopping.wait()
@@ -119,7 +123,7 @@ class Worker:
             # It is forgotten after a while anyhow; Redis may be away.
             with suppress(Unavailable, TimeoutError):
                 async with asyncio.timeout(1):
-                    await self._store.absent(self.name, list(self._processors), self._concurrency)
+                    await self._store.absent(self.name, self._shown, self._concurrency)
 
     # --- the start ----------------------------------------------------------------------------------------------
 
@@ -127,10 +131,7 @@ class Worker:
         in_here = [one for one in self._processors.values() if one.style is not Style.PROCESS]
         for setup in {one.setup: None for one in in_here if one.setup is not None}:
             logger.info("setting up: %s", getattr(setup, "__qualname__", setup))
-            if inspect.iscoroutinefunction(setup):
-                await setup()
-            else:
-                await run_in_thread(setup)
+            await _called(setup)
         for processor in self._processors.values():
             if processor.style is Style.PROCESS:
                 await self._processes.warm(processor)
@@ -161,7 +162,30 @@ class Worker:
                 logger.exception("the worker could not show itself")
 
     async def _show(self) -> None:
-        await self._store.present(self.name, list(self._processors), self._concurrency)
+        before, self._shown = self._shown, [kind for kind in self._processors if kind not in self._unwell]
+        await self._store.present(self.name, self._shown, self._concurrency)
+        if before != self._shown:
+            await self._store.absent(self.name, before, self._concurrency)
+
+    async def _health_loop(self) -> None:
+        checked = [one for one in self._processors.values() if one.health is not None]
+        while checked:
+            for processor in checked:
+                await self._check_health(processor)
+            await asyncio.sleep(HEALTH_SECONDS)
+
+    async def _check_health(self, processor: Processor) -> None:
+        try:
+            await _called(processor.health)
+        except Exception:
+            if processor.kind not in self._unwell:
+                logger.exception("%s is not well: its jobs are left to other workers until it is", processor)
+                self._unwell.add(processor.kind)
+        else:
+            if processor.kind in self._unwell:
+                logger.info("%s is well again", processor)
+                self._unwell.discard(processor.kind)
+                self._room_made.set()
 
     async def _look_loop(self) -> None:
         while True:
@@ -229,6 +253,8 @@ class Worker:
 
     def _room(self, kind: str) -> int:
         """How many more jobs of a kind could begin now."""
+        if kind in self._unwell:
+            return 0
         most = self._processors[kind].concurrency
         if max_batch := self._processors[kind].max_batch:
             # One batch that is being done, and one that gathers.
@@ -305,6 +331,14 @@ class Worker:
 
     def _longest_grace(self) -> float:
         return max((attempt.processor.cancel_grace_seconds for attempt in self._attempts), default=0.0)
+
+
+async def _called(function: Any) -> None:
+    """Call what an author gave, on the loop if it is async and in a thread if it isn't."""
+    if inspect.iscoroutinefunction(function):
+        await function()
+    else:
+        await run_in_thread(function)
 
 
 def run_worker(settings: Settings, modules: Iterable[str]) -> int:

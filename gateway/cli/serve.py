@@ -72,6 +72,9 @@ def add_commands(subparsers: Any) -> None:
     worker.add_argument("modules", nargs="+", metavar="MODULE", help="such as package.module")
     _add_store_options(worker)
     _add_concurrency(worker)
+    worker.add_argument(
+        "--reload", action="store_true", help="start again when a Python file below this folder changes (development)"
+    )
     worker.set_defaults(handler=_worker, late="modules")
 
 
@@ -120,6 +123,10 @@ def _worker(args: argparse.Namespace) -> int:
 
     settings = _settings(args)
     _need_redis(settings, "a worker")
+    if args.reload:
+        from gateway.cli.reload import run_reloading
+
+        return run_reloading([word for word in sys.argv[1:] if word != "--reload"], settings.stop_grace_seconds + 10)
     logs.configure(settings.log_format)
     # An installed command does not look there by itself, unlike `python -m`.
     sys.path.insert(0, os.getcwd())

@@ -571,3 +571,44 @@ async def test_kinds_are_announced_and_stay_known(store: Store, blobs: Blobs) ->
 
     assert set(await store.kinds()) == {"even", "echo"}
     assert await store.workers() == []
+
+
+HEALTHY = {"well": True}
+
+
+def look_after_the_device() -> None:
+    """Raises while the device is gone."""
+    if not HEALTHY["well"]:
+        raise RuntimeError("the device is gone")
+
+
+@processor("needs_a_device", health=look_after_the_device)
+async def needs_a_device(ctx: Context) -> str:
+    """Works on the device."""
+    return "done"
+
+
+async def test_an_unwell_kind_is_left_alone_until_it_is_well(
+    store: Store, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its jobs wait, its worker doesn't count, and the other kinds of the worker go on."""
+    monkeypatch.setattr("processors.worker.HEALTH_SECONDS", 0.05)
+    monkeypatch.setattr("processors.worker.PRESENCE_SECONDS", 0.05)
+    monkeypatch.setitem(KINDS, "needs_a_device", needs_a_device)
+    monkeypatch.setitem(HEALTHY, "well", False)
+
+    async def serving() -> list[str]:
+        return sorted({kind for worker in await store.workers() for kind in worker["kinds"]})
+
+    async with working(store, blobs, "needs_a_device", "word-count"):
+        await wait_until(lambda: _is(serving(), ["word-count"]))
+        job = await submit(store, "needs_a_device")
+        await end_of(store, await submit(store, "word-count", {"text": "a b"}))
+        assert (await store.job(job)).state is State.QUEUED
+
+        monkeypatch.setitem(HEALTHY, "well", True)
+        assert (await end_of(store, job)).end_data() == {"result": "done"}
+
+
+async def _is(answer: Any, expected: object) -> bool:
+    return bool(await answer == expected)
