@@ -235,7 +235,7 @@ def read_event(value: object) -> Event:
 
 Priority = Literal["high", "normal", "low"]
 # What one job adds to its owner's score (fair queueing): high goes 16 times as often as low, and low is never starved.
-PRIORITY_STEPS: Final[Mapping[Priority, int]] = {"high": 1, "normal": 4, "low": 16}
+PRIORITY_STEPS: Final[Mapping[Priority, int]] = {"high": 2, "normal": 8, "low": 32}
 
 DAY_SECONDS: Final = 86_400
 

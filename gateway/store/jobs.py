@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from pydantic_core import from_json, to_json
 
-from gateway.errors import Gone, KeyReused, NotFound, TooMany, Unavailable
+from gateway.errors import Gone, KeyReused, NotFound, OutlastError, TooMany, Unavailable
 from gateway.protocol import DAY_SECONDS, PRIORITY_STEPS, TERMINAL, Cursor, EventType, State, encode_event_tail
 from gateway.requests import JobOptions
 from gateway.store.connection import Connection, translated
@@ -94,8 +94,10 @@ class Jobs(Connection):
         """What all processes of this store sign with, and nobody else."""
         if self._secret is None:
             async with translated():
-                await self._client.set(self._keys.secret, secrets.token_hex(32), nx=True)
                 self._secret = await self._client.get(self._keys.secret)
+                if self._secret is None:
+                    await self._client.set(self._keys.secret, secrets.token_hex(32), nx=True)
+                    self._secret = await self._client.get(self._keys.secret)
         assert self._secret is not None
         return self._secret
 
@@ -107,25 +109,12 @@ class Jobs(Connection):
         """
         owner = encode_owner(new.owner)
         kind_keys = self._keys.kind(new.kind.kind)
-        room = await self._run(
-            "reserve",
-            kind_keys,
-            (job, owner, new.kind.max_waiting, new.kind.max_waiting_per_owner, _SUBMIT_LOOK_MS),
-        )
-        if room != b"ok":
+        refusal = await self._reserve(job, new)
+        if refusal is not None:
             if keyed and (there := await self._find(job)) is not None:
                 # An accepted job is replayed, never refused for want of room.
                 return self._replay(there, new)
-            if room == b"owner_full":
-                raise TooMany(
-                    f"You have {new.kind.max_waiting_per_owner} jobs of kind {new.kind.kind} waiting; submit again when"
-                    " some have begun.",
-                    code="owner_queue_full",
-                    retry_after_seconds=5,
-                )
-            raise Unavailable(
-                f"The queue of kind {new.kind.kind} is full; try again later.", code="queue_full", retry_after_seconds=5
-            )
+            raise refusal
 
         nonce = secrets.token_hex(8)
         fields = self._fields(new)
@@ -155,6 +144,32 @@ class Jobs(Connection):
             if isinstance(answer, BaseException):
                 raise answer
         return Submitted(record, outcome == b"replayed")
+
+    async def _reserve(self, job: str, new: NewJob) -> OutlastError | None:
+        """Make room for a job; returns why there is none."""
+        kind = new.kind
+        try:
+            room = await self._run(
+                "reserve",
+                self._keys.kind(kind.kind),
+                (job, encode_owner(new.owner), kind.max_waiting, kind.max_waiting_per_owner, _SUBMIT_LOOK_MS),
+            )
+        except Unavailable as error:
+            if error.code != "store_full":
+                raise
+            return error
+        if room == b"owner_full":
+            return TooMany(
+                f"You have {kind.max_waiting_per_owner} jobs of kind {kind.kind} waiting; submit again when some have"
+                " begun.",
+                code="owner_queue_full",
+                retry_after_seconds=5,
+            )
+        if room == b"kind_full":
+            return Unavailable(
+                f"The queue of kind {kind.kind} is full; try again later.", code="queue_full", retry_after_seconds=5
+            )
+        return None
 
     async def list_job(self, record: JobRecord) -> None:
         """Put a job into its owner's list of recent jobs."""

@@ -48,14 +48,20 @@ class Kinds(Connection):
     _kinds_cache: tuple[float, dict[str, KindDocument]] = (float("-inf"), {})
 
     async def register_kind(self, document: KindDocument) -> None:
-        """Make a kind known to all gateways, or replace what was known of it."""
+        """Make a kind known to all gateways, or replace what was known of it.
+
+        Writes only what has changed: a worker that starts again must begin also where Redis has no memory left.
+        """
+        text, hash_key = document.model_dump_json().encode(), self._keys.kind(document.kind)[5]
+        cap = b"" if document.max_running is None else str(document.max_running).encode()
         async with translated():
-            await self._client.hset(self._keys.kinds, document.kind, document.model_dump_json())
-            hash_key = self._keys.kind(document.kind)[5]
-            if document.max_running is None:
+            if await self._client.hget(self._keys.kinds, document.kind) != text:
+                await self._client.hset(self._keys.kinds, document.kind, text)
+            known = await self._client.hget(hash_key, "max_running") or b""
+            if cap and known != cap:
+                await self._client.hset(hash_key, "max_running", cap)
+            elif known and not cap:
                 await self._client.hdel(hash_key, "max_running")
-            else:
-                await self._client.hset(hash_key, "max_running", document.max_running)
         self._kinds_cache = (float("-inf"), {})
 
     async def pause(self, kind: str, paused: bool) -> None:
@@ -109,12 +115,7 @@ class Kinds(Connection):
     async def present(self, worker: str, kinds: list[str], concurrency: int) -> None:
         """Say that a worker lives; call it every few seconds."""
         member = to_json({"worker": worker, "kinds": sorted(kinds), "concurrency": concurrency})
-        async with translated():
-            seconds, _ = await self._client.at(self._keys.workers, _time)
-            async with self._client.pipeline(transaction=False) as pipe:
-                pipe.zadd(self._keys.workers, {member: seconds})
-                pipe.zremrangebyscore(self._keys.workers, "-inf", seconds - 10 * PRESENCE_SECONDS)
-                await pipe.execute()
+        await self._run("present", [self._keys.workers], (member, int(10 * PRESENCE_SECONDS)))
 
     async def absent(self, worker: str, kinds: list[str], concurrency: int) -> None:
         """Say that a worker is leaving."""
@@ -137,8 +138,11 @@ class Kinds(Connection):
         Raises `ConfigurationError` for another one: its process would find no file and lose what it writes.
         """
         async with translated():
-            await self._client.set(self._keys.place, marker, nx=True)
-            known: str = (await self._client.get(self._keys.place)).decode()
+            stored: bytes | None = await self._client.get(self._keys.place)
+            if stored is None:
+                await self._client.set(self._keys.place, marker, nx=True)
+                stored = await self._client.get(self._keys.place)
+        known = (stored or b"").decode()
         if known != marker:
             raise ConfigurationError(
                 "OUTLAST_BLOB_URL: this is not the place where the files of the jobs in Redis are (its marker is"

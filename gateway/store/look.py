@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 from gateway.errors import Unavailable
@@ -30,6 +31,7 @@ _TAKEN_MS: Final = 2_000
 # With the take's 2 s this keeps "lease + 2 s" for a dead worker's job.
 LOOK_SECONDS: Final = 0.5
 SWEEP_SECONDS: Final = 3600.0
+_SWEEP_AGAIN_SECONDS: Final = 60.0
 
 
 # Why a job with `on_disconnect: cancel` was cancelled.
@@ -99,7 +101,9 @@ class Look(Dead, Queue, Kinds, Health):
         record = (await self.read_jobs([job]))[0]
         if record is None:
             return
-        await self.list_job(record)
+        with suppress(Unavailable):
+            # For people, and no promise: where Redis has no memory left, the pointers must go all the same.
+            await self.list_job(record)
         if record.dead:
             await self.bury(record, expires_after_ms)
 
@@ -161,5 +165,9 @@ class Look(Dead, Queue, Kinds, Health):
                     if found:
                         logger.warning("sweep: %d open jobs had no due entry", found)
                 await self.look(await self.kinds())
-            except Unavailable:
-                connects = None
+            except Unavailable as error:
+                if error.code == "store_full":
+                    # Only the sweep needs room, for what it finds: it comes a little later, and looking goes on.
+                    swept_at = clock() - SWEEP_SECONDS + _SWEEP_AGAIN_SECONDS
+                else:
+                    connects = None

@@ -60,7 +60,9 @@ local function enqueue(job, priority, owner, step)
   local score = tonumber(redis.call('HGET', KEYS[6], 'virtual_now') or 0)
   if step > 0 then
     local mine = owner .. '|' .. priority
-    score = math.max(score, tonumber(redis.call('ZSCORE', KEYS[4], mine) or 0)) + step
+    local last = redis.call('ZSCORE', KEYS[4], mine)
+    -- Who has nothing waiting is charged a little less, and so goes before the next job of any backlog.
+    score = math.max(score, tonumber(last or 0)) + (last and step or step - 1)
     redis.call('ZADD', KEYS[4], int(score), mine)
   end
   redis.call('ZADD', KEYS[1], int(score), member)
