@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -206,6 +207,21 @@ async def swallowing(ctx: Context, input: dict[str, int]) -> None:
     for _ in range(input["cancels"]):
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
+
+
+@processor("poison", max_attempts=2)
+async def poison(ctx: Context) -> None:
+    """Take the worker down, as a crash in a library's native code does."""
+    await ctx.output(f"attempt-{ctx.attempt}", os.getpid())
+    await ctx.outputs()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@processor("capped", max_running=2)
+async def capped(ctx: Context, input: Gate) -> None:
+    """Wait where two of the kind may be, over all workers."""
+    await ctx.output("begun", 1)
+    await input.passed()
 
 
 @processor("alone", concurrency=1)

@@ -40,7 +40,7 @@ class WorkerProcess:
 
 
 @asynccontextmanager
-async def worker_process(store: Store, folder: Path, **settings: float) -> AsyncIterator[WorkerProcess]:
+async def worker_process(store: Store, folder: Path, **settings: float | str) -> AsyncIterator[WorkerProcess]:
     """A worker process for the length of the block, ready to claim."""
     environment = {
         "OUTLAST_REDIS_URL": store._url,
@@ -51,7 +51,7 @@ async def worker_process(store: Store, folder: Path, **settings: float) -> Async
         "OUTLAST_STOP_GRACE_SECONDS": "0",
     } | {f"OUTLAST_{name.upper()}": str(value) for name, value in settings.items()}
     (folder / "blobs").mkdir(exist_ok=True)
-    before = len(await store.workers())
+    before = await _names(store)
     log = folder / f"worker-{os.urandom(4).hex()}.log"
     with log.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
@@ -60,7 +60,8 @@ async def worker_process(store: Store, folder: Path, **settings: float) -> Async
     worker = WorkerProcess(process, log)
     try:
         async with asyncio.timeout(20):
-            while len(await store.workers()) <= before:
+            # Not by their number: killed ones are still counted for a while.
+            while not await _names(store) - before:
                 assert process.returncode is None, worker.said
                 await asyncio.sleep(0.02)
         yield worker
@@ -68,6 +69,10 @@ async def worker_process(store: Store, folder: Path, **settings: float) -> Async
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+async def _names(store: Store) -> set[str]:
+    return {worker["worker"] for worker in await store.workers()}
 
 
 if __name__ == "__main__":

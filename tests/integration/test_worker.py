@@ -14,7 +14,7 @@ from pydantic_core import from_json
 
 from gateway.blobs import Blobs
 from gateway.fold import fold_log
-from gateway.protocol import START, Event, State, decode_event
+from gateway.protocol import START, TERMINAL, Event, State, decode_event
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, NewJob, Store, StoredFile
 from processors import Context
@@ -443,6 +443,31 @@ async def test_a_full_worker_leaves_jobs_in_the_queue(store: Store, blobs: Blobs
         gate.touch()
         for job in jobs:
             await end_of(store, job)
+
+
+async def test_a_cap_holds_over_several_workers(store: Store, blobs: Blobs, tmp_path: Path) -> None:
+    """Six jobs, two workers with four places each, two at once; an end anywhere lets the next one in."""
+    gates = [tmp_path / str(i) for i in range(6)]
+    async with working(store, blobs, "capped"), working(store, blobs, "capped"):
+        jobs = [await submit(store, "capped", {"gate": str(gate)}) for gate in gates]
+        most = 0
+        for gate in gates:
+
+            async def two_run() -> bool:
+                nonlocal most
+                records = await store.read_jobs(jobs)
+                states = [record.state for record in records if record is not None]
+                most = max(most, states.count(State.RUNNING))
+                left = len(jobs) - sum(state in TERMINAL for state in states)
+                return states.count(State.RUNNING) == min(2, left)
+
+            await wait_until(two_run, 10)
+            # Jobs begin in their order, so one of the two that run waits for this gate.
+            gate.touch()
+        for job in jobs:
+            await end_of(store, job)
+
+    assert most == 2
 
 
 async def test_a_kinds_own_limit_leaves_room_for_others(store: Store, blobs: Blobs, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.protocol import State
 from gateway.store import Store
-from tests.faults import wait_until
+from tests.faults import FaultProxy, wait_until
 from tests.integration.test_worker import end_of, log_of, seen, submit
 from tests.worker_process import WorkerProcess, worker_process
 
@@ -61,15 +61,21 @@ async def test_a_killed_workers_job_is_taken_over(store: Store, tmp_path: Path) 
     assert took < store.lease_seconds + 2
 
 
-async def test_a_worker_that_wakes_up_writes_nothing(store: Store, tmp_path: Path) -> None:
-    """Its job has gone on without it; it lets go of it and works on."""
+@pytest.mark.parametrize("how", ["paused", "cut off"])
+async def test_a_worker_that_comes_back_writes_nothing(store: Store, tmp_path: Path, how: str) -> None:
+    """Its job has gone on without it, after the lease and 2 s at most; it lets go of it and works on."""
     gate = tmp_path / "gate"
-    async with worker_process(store, tmp_path) as first:
+    async with FaultProxy(store._url) as proxy, worker_process(store, tmp_path, redis_url=proxy.url) as first:
         job = await submit(store, "gated", {"gate": str(gate)})
         await taken_by(store, job, 1)
         async with worker_process(store, tmp_path) as second:
-            first.signal(signal.SIGSTOP)
+            if how == "paused":
+                first.signal(signal.SIGSTOP)
+            else:
+                proxy.stall()
+            gone_at = time.monotonic()
             await taken_by(store, job, 2)
+            took = time.monotonic() - gone_at
             gate.touch()
             await end_of(store, job)
             ended = await log_of(store, job)
@@ -77,12 +83,32 @@ async def test_a_worker_that_wakes_up_writes_nothing(store: Store, tmp_path: Pat
             await second.exit_code()
 
         first.signal(signal.SIGCONT)
+        proxy.resume()
         await says(first, "nothing more is written")
         again = await submit(store, "echo")
         await end_of(store, again)
 
+    assert took < store.lease_seconds + 2
     assert await log_of(store, job) == ended
     assert [event.type for event in ended].count("succeeded") == 1
+
+
+async def test_a_job_that_kills_its_workers_is_given_up(store: Store, tmp_path: Path) -> None:
+    """After as many workers as it may have attempts; the next one is left alone and works on."""
+    job = await submit(store, "poison")
+    for attempt in (1, 2):
+        async with worker_process(store, tmp_path) as worker:
+            await taken_by(store, job, attempt)
+            assert await worker.exit_code() == -signal.SIGKILL
+
+    async with worker_process(store, tmp_path):
+        record = await end_of(store, job)
+        await end_of(store, await submit(store, "echo"))
+
+    problem = record.end_data()["problem"]
+    assert (problem["code"], problem["cause"], record.attempt) == ("retries_exhausted", "worker_lost", 2)
+    types = [event.type for event in await log_of(store, job) if event.type != "output"]
+    assert types == ["queued", "started", "retrying", "started", "failed"]
 
 
 @pytest.mark.slow
