@@ -289,7 +289,9 @@ def error_from_answer(
         kind = _BY_STATUS.get(status, RequestError if 400 <= status < 500 else OutlastError)
         return kind(detail, code=f"http_{status}", retry_after_seconds=retry_after_seconds)
     code = problem["code"]
-    kind = _BY_CODE.get(code) or _BY_STATUS.get(status) or (RequestError if 400 <= status < 500 else OutlastError)
+    # The gateway never answers with an edge's status, so a `code` beside one is somebody else's: nothing is known.
+    other = Unreachable if status in EDGE_STATUSES else RequestError if 400 <= status < 500 else OutlastError
+    kind = _BY_CODE.get(code) or _BY_STATUS.get(status) or other
     errors = problem.get("errors")
     error = kind(
         str(problem.get("detail") or problem.get("title") or code),

@@ -65,7 +65,7 @@ async def gateway_process(url: str, prefix: str, folder: Path, **settings: Any) 
     reading = asyncio.create_task(gateway.read())
     try:
         async with aiohttp.ClientSession() as session:
-            await wait_until(lambda: gateway.ended or is_ready(session, gateway.url), 20, what="readiness")
+            await wait_until(lambda: gateway.ended or is_ready(session, gateway.url), 50, what="readiness")
         assert not gateway.ended, gateway.said
         yield gateway
     finally:

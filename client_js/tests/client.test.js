@@ -51,6 +51,25 @@ test("a lost answer and an edge's 524 are tried again under the same Idempotency
   assert.equal(new Set(gateway.requests.map(({ headers }) => headers["idempotency-key"])).size, 1);
 });
 
+test("every answer that an edge gives in the gateway's place is tried again under the same key, and not for ever", async () => {
+  gateway.routes[`POST ${SUBMIT}`] = { id: JOB };
+  const later = { "Retry-After": "0" };
+  for (const status of [502, 503, 504, 520, 521, 522, 523, 524, 525, 526, 527]) {
+    gateway.requests.length = 0;
+    gateway.refusals = [{ status, body: { code: "bad_gateway", detail: "an edge's own JSON" }, headers: later }];
+
+    await client.submit("ocr", { idempotencyKey: "mine" });
+
+    assert.deepEqual(gateway.requests.map(({ headers }) => headers["idempotency-key"]), ["mine", "mine"]);
+  }
+  gateway.requests.length = 0;
+  gateway.refusals = Array.from({ length: 9 }, () => ({ status: 524, body: "<html>", headers: later }));
+
+  await assert.rejects(client.submit("ocr"), { status: 524 });
+
+  assert.equal(gateway.requests.length, 6);
+});
+
 test("a submit that is refused for good is not tried again, and names the fields", async () => {
   const problem = { code: "invalid_input", detail: "Not valid.", errors: [{ field: "text", message: "one of auto, never, only" }] };
   gateway.refusals = [{ status: 422, body: problem }];

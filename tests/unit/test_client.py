@@ -548,7 +548,7 @@ async def test_a_submit_is_one_json_body() -> None:
     assert JOB in repr(job)
 
 
-@pytest.mark.parametrize("failure", [vanish, status(502), status(503), status(504), status(520), status(527)])
+@pytest.mark.parametrize("failure", [vanish, *map(status, (502, 503, 504, *range(520, 528)))])
 async def test_a_submit_whose_answer_was_lost_is_repeated_under_the_same_key(failure: Any) -> None:
     """So it runs once, whatever happened to the answers."""
 
@@ -561,6 +561,16 @@ async def test_a_submit_whose_answer_was_lost_is_repeated_under_the_same_key(fai
     assert job.replayed
     assert [asked.headers["idempotency-key"] for asked in gateway.asked] == ["my-key"] * 3
     assert len({asked.body for asked in gateway.asked}) == 1
+
+
+async def test_an_edges_own_json_says_nothing_about_the_job_either() -> None:
+    """Some edges answer in JSON, with a `code` of their own; the status counts."""
+    own = {"code": "bad_gateway", "detail": "the origin gave no answer"}
+    async with opened(answers(status(502, own), status(524, own), document_answer())) as (client, gateway):
+        await client.submit("ocr")
+
+    assert len({asked.headers["idempotency-key"] for asked in gateway.asked}) == 1
+    assert len(gateway.asked) == 3
 
 
 async def test_a_gateway_that_says_later_is_asked_later() -> None:
