@@ -43,7 +43,7 @@ soak: $(TEST_READY) ## Kill, pause and cut everything under load for a while: ma
 	@exec $(PYTHON_IN_VENV) -m tests.chaos.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 clean: ## Delete what was installed and built here. Data in .outlast stays.
-	rm -rf .venv .cache client_js/node_modules dist build
+	rm -rf .venv .cache client_js/node_modules deploy/cloudflare/node_modules dist build
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -51,6 +51,6 @@ $(RUN_READY): requirements-run.lock pyproject.toml .ci/setup
 	@.ci/setup run
 	@touch $@
 
-$(TEST_READY): requirements.lock pyproject.toml client_js/package-lock.json .ci/setup
+$(TEST_READY): requirements.lock pyproject.toml client_js/package-lock.json deploy/cloudflare/package-lock.json .ci/setup
 	@.ci/setup test
 	@touch $@ $(RUN_READY)
