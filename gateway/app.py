@@ -21,7 +21,7 @@ from gateway.blobs import Blobs
 from gateway.collector import collect_loop
 from gateway.config import Settings
 from gateway.errors import ConfigurationError, Unavailable
-from gateway.handlers import jobs, kinds, pages, probe, results, run, streams, tus, worker
+from gateway.handlers import jobs, kinds, pages, probe, results, run, slow_routes, streams, tus, worker
 from gateway.handlers.context import (
     BLOBS,
     DOCS,
@@ -49,6 +49,7 @@ from gateway.hub import Hub
 from gateway.limits import Door, StreamLimit, door_guard
 from gateway.metrics import Registry
 from gateway.openapi import docs_page, openapi_document
+from gateway.slow_routes import load_routes
 from gateway.static import client_files
 from gateway.store import Store, until_available
 from gateway.upstreams import Upstreams
@@ -60,6 +61,7 @@ T = TypeVar("T")
 ROUTES: Final[tuple[Route, ...]] = (
     *jobs.routes,
     *run.routes,
+    *slow_routes.routes,
     *streams.routes,
     *results.routes,
     *tus.routes,
@@ -97,6 +99,12 @@ def make_app(settings: Settings, store: Store, blobs: Blobs, hub: Hub) -> web.Ap
     allowed = frozenset(settings.allowed_origins)
     readiness = Readiness()
     public: set[object] = {route.handler for route in ROUTES if route.public}
+    handlers = [
+        (route, slow_routes.route_handler(route, asks_for_key=bool(keys) and route.key))
+        for route in load_routes(settings.routes)
+    ]
+    # Without keys everybody here is `local`, and foreign pages are kept out of a slow route too.
+    public |= {handler for route, handler in handlers if keys and not route.key}
     app = web.Application(
         client_max_size=settings.max_upload_bytes,
         middlewares=[
@@ -132,6 +140,10 @@ def make_app(settings: Settings, store: Store, blobs: Blobs, hub: Hub) -> web.Ap
             app.router.add_get(route.path, route.handler, expect_handler=expect_later)
         else:
             app.router.add_route(route.method, route.path, route.handler, expect_handler=expect_later)
+    for slow, handler in handlers:
+        path = slow.path[:-1] + "{tail:.*}" if slow.path.endswith("*") else slow.path
+        for method in slow.methods:
+            app.router.add_route(method, path, handler, expect_handler=expect_later)
     app.on_response_prepare.append(finish_headers)
     app.on_response_prepare.append(cross_origin_headers(allowed))
     app.on_response_prepare.append(tus.tus_headers)

@@ -92,6 +92,7 @@ class Settings(BaseSettings):
     upstream_networks: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Networks of upstreams that are not public, separated by commas, such as 10.1.0.0/16."
     )
+    routes: Path | None = Field(None, description="File with slow routes: public paths and the upstreams behind them.")
     upstream_connect_seconds: float = Field(10, gt=0, le=300, description="For a connection to an upstream.")
     max_upstream_bytes: int = Field(
         100 * 1024 * 1024, ge=1024, description="Largest answer of an upstream, and largest file behind `input_url`."

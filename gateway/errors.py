@@ -14,6 +14,7 @@
     │   └── TooMany             429
     ├── Unavailable             503 store_unavailable · draining · queue_full · store_full
     │   └── Unreachable         a client got no answer of the gateway's: no connection, or an edge's own page
+    ├── JobBroke                500 with a failed job's own code: its input is not to blame
     ├── LeaseLost               a worker no longer has the job (never sent to a client)
     ├── EventsLost              Redis lost acknowledged writes (never sent to a client)
     └── ConfigurationError      a setting is wrong; says which and what to set
@@ -208,6 +209,13 @@ class JobFailed(RequestError):
         return dict(self.extra.get("problem") or {})
 
 
+class JobBroke(OutlastError):
+    """500: a job failed, and its input is not to blame; the code and the detail are the job's own."""
+
+    default_code = "processor_error"
+    title = "The job failed"
+
+
 class TooMany(RequestError):
     """429: the caller is over one of its own limits."""
 
@@ -274,6 +282,7 @@ _BY_CODE: Final[Mapping[str, type[OutlastError]]] = {
     KeyReused.default_code: KeyReused,
     JobFailed.default_code: JobFailed,
     "job_cancelled": JobFailed,
+    OutlastError.default_code: OutlastError,
 }
 _OWN_MEMBERS: Final = frozenset({"type", "title", "status", "code", "detail", "instance", "errors"})
 
@@ -290,7 +299,8 @@ def error_from_answer(
         return kind(detail, code=f"http_{status}", retry_after_seconds=retry_after_seconds)
     code = problem["code"]
     # The gateway never answers with an edge's status, so a `code` beside one is somebody else's: nothing is known.
-    other = Unreachable if status in EDGE_STATUSES else RequestError if 400 <= status < 500 else OutlastError
+    # A 500 that is not `internal` has the code of a job.
+    other = Unreachable if status in EDGE_STATUSES else RequestError if 400 <= status < 500 else JobBroke
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status) or other
     errors = problem.get("errors")
     error = kind(

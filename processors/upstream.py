@@ -7,6 +7,7 @@ name at the moment of connecting. Nothing is kept between two calls: no cookies,
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 from collections.abc import AsyncIterator, Mapping
@@ -22,6 +23,7 @@ from aiohttp.http_exceptions import ContentLengthError, HttpProcessingError, Tra
 from yarl import URL
 
 from gateway.config import load_settings
+from gateway.slow_routes import load_routes
 from gateway.upstreams import Refused, Target, Upstreams
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -216,10 +218,11 @@ class _Resolver(AbstractResolver):
 
 @lru_cache(maxsize=1)
 def configured() -> Upstream:
-    """The upstreams of this worker's settings. Raises `ConfigurationError`."""
+    """The upstreams of this worker's settings, and those of its slow routes. Raises `ConfigurationError`."""
     settings = load_settings()
+    routes = load_routes(settings.routes)
     return Upstream(
-        Upstreams(settings.upstreams, settings.upstream_networks),
+        Upstreams([*settings.upstreams, *(route.listed for route in routes)], settings.upstream_networks),
         connect_seconds=settings.upstream_connect_seconds,
         max_bytes=settings.max_upstream_bytes,
     )
@@ -267,8 +270,9 @@ def _no_answer(error: aiohttp.ClientError, connect_seconds: float) -> UpstreamEr
             detail = "The upstream's certificate can't be trusted, or it speaks no TLS."
             return UpstreamError("upstream_tls", detail, sent=False, passing=False)
         case aiohttp.ClientConnectorError():
-            reason = error.os_error.strerror or "no connection"
-            return UpstreamError("upstream_unreachable", f"The upstream takes no connections: {reason}.", sent=False)
+            # The number only: what the system says beside it holds addresses of our network.
+            reason = f": {os.strerror(error.errno).lower()}" if error.errno else ""
+            return UpstreamError("upstream_unreachable", f"The upstream takes no connections{reason}.", sent=False)
         case aiohttp.ClientResponseError():
             detail = f"What the upstream answered is no HTTP: {_one_line(error.message)}"
             return UpstreamError("upstream_garbage", detail)

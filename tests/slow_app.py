@@ -23,7 +23,7 @@ class SlowApp:
         self.app = web.Application(client_max_size=1 << 30)
         self.app.router.add_route("*", "/slow", self._slow)
         self.app.router.add_route("*", "/echo{tail:.*}", self._echo)
-        self.app.router.add_get("/stream/{type}", self._stream)
+        self.app.router.add_route("*", "/stream/{type}", self._stream)
         self.app.router.add_get("/bytes/{size}", self._bytes)
         self.app.router.add_get("/status/{status}", self._status)
         self.app.router.add_route("*", "/redirect", self._redirect)

@@ -185,6 +185,8 @@ class Product:
             "OUTLAST_CONCURRENCY": str(settings.concurrency),
             "OUTLAST_DEV": str(settings.dev).lower(),
         }
+        if settings.routes is not None:
+            environment["OUTLAST_ROUTES"] = str(settings.routes.resolve())
         # -P: a folder `gateway` where the command was called must not pass for this package.
         outlast = (sys.executable, "-P", "-m", "gateway.cli")
         gateway = Service("gateway", (*outlast, "gateway"), environment, settings.drain_seconds + _STOP_MARGIN_SECONDS)

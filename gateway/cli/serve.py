@@ -81,6 +81,7 @@ def add_commands(subparsers: Any) -> None:
 def _add_gateway_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, metavar="PORT", help="port to listen on (default: 8080; 0: a free one)")
+    parser.add_argument("--routes", type=Path, metavar="FILE", help="slow routes: public paths and their upstreams")
     parser.add_argument("--dev", action="store_true", default=None, help="allow ?cut= on streams")
 
 
@@ -102,7 +103,7 @@ def _positive(text: str) -> int:
 def _settings(args: argparse.Namespace, **more: object) -> Settings:
     from gateway.config import load_settings
 
-    names = ("host", "port", "data", "dev", "concurrency")
+    names = ("host", "port", "data", "dev", "concurrency", "routes")
     given = {name: getattr(args, name, None) for name in names}
     return load_settings(redis_url=args.redis, **given, **more)
 
@@ -148,6 +149,7 @@ def _up(args: argparse.Namespace) -> int:
 
     from gateway import logs
     from gateway.cli.product import Product
+    from gateway.slow_routes import load_routes
 
     settings = _settings(args)
     logs.configure(settings.log_format)
@@ -156,13 +158,16 @@ def _up(args: argparse.Namespace) -> int:
     served = [one for one in wanted if not missing_packages(one)]
     unserved = [one for one in wanted if one not in served]
 
+    # A mistake in the file is told before anything starts.
+    calls = bool(settings.upstreams or load_routes(settings.routes))
+
     def announce(running: Running) -> None:
         print_banner(console, settings, running, unserved)
 
     product = Product(
         settings,
         [one.module for one in served] + args.modules,
-        waiting_modules=[HTTP.module] if settings.upstreams and HTTP.kind not in args.without else [],
+        waiting_modules=[HTTP.module] if calls and HTTP.kind not in args.without else [],
         workers=args.workers,
         announce=announce,
         say=lambda text: console.print(text, style="dim", markup=False),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 from pydantic_core import from_json
@@ -11,8 +11,13 @@ from pydantic_core import from_json
 from gateway.auth import watch_token
 from gateway.config import Settings
 from gateway.documents import FileInfo, JobDocument, JobUrls, Liveness, Problem
+from gateway.errors import JobBroke, JobFailed, OutlastError
 from gateway.protocol import State, format_time
 from gateway.store import JobRecord
+
+# Endings that are nobody's input's fault: the same job would have ended the same with any. A processor's own problem
+# says the same by its `status`.
+_OURS: Final = frozenset({"retries_exhausted", "run_timeout", "start_deadline", "deadline"})
 
 
 def job_document(record: JobRecord, settings: Settings) -> JobDocument:
@@ -83,3 +88,18 @@ def _liveness(record: JobRecord) -> Liveness | None:
     # Two clocks are compared here, Redis's and ours: good enough for a person, and nothing is decided by it.
     silent = max(0.0, time.time() - record.seen_ms / 1000)
     return Liveness(worker=record.worker or "", seen_at=format_time(record.seen_ms), silent_seconds=round(silent, 1))
+
+
+def failure(record: JobRecord) -> OutlastError | None:
+    """Why an ended job has no result; None where it has one."""
+    end = record.end_data()
+    if record.state is State.CANCELLED:
+        return JobFailed(f"The job was cancelled, so it has no result: {end.get('reason')}", code="job_cancelled")
+    if record.state is not State.FAILED:
+        return None
+    problem = end.get("problem") or {}
+    code = str(problem.get("code"))
+    ours = code in _OURS or problem.get("status") == JobBroke.status
+    error = (JobBroke if ours else JobFailed)(str(problem.get("detail")), code=code)
+    error.extra = {name: value for name, value in problem.items() if name != "status"}
+    return error

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Final
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from gateway.errors import Gone, NotFound, OutlastError, Unavailable
 from gateway.handlers.context import HUB, SETTINGS, STORE, owned
@@ -87,9 +88,14 @@ class HeldListener(StreamListener):
 
 
 class Held:
-    """A request that is held for one job. `async with`: the connection hears the job for the length of the block."""
+    """A request that is held for one job. `async with`: the connection hears the job for the length of the block.
 
-    def __init__(self, request: web.Request, record: JobRecord, headers: Mapping[str, str], content_type: str) -> None:
+    Without a content type nothing can be sent before the answer is known.
+    """
+
+    def __init__(
+        self, request: web.Request, record: JobRecord, headers: Mapping[str, str], content_type: str | None
+    ) -> None:
         if request.transport is None:
             raise ConnectionResetError("the client has gone")
         settings, self._hub = request.app[SETTINGS], request.app[HUB]
@@ -127,7 +133,7 @@ class Held:
         self._hub.start_soon(self._hub.place(self._listener, record, record.last))
 
     async def end(self) -> JobRecord:
-        """The job when it has ended; white space is sent meanwhile.
+        """The job when it has ended; white space is sent meanwhile, or, where none may be, it comes back as it is.
 
         Redis may be away for as long as it likes. Raises `Unavailable` when this gateway stops, `Gone` or `NotFound`
         where the job was deleted. Cancelling it, as by a client that leaves, leaves the job alone.
@@ -136,7 +142,9 @@ class Held:
         while not record.terminal:
             await self._listener.turn()
             if not self._listener.over:
-                await self._speak()
+                if self._content_type is None:
+                    return record
+                await self._speak(self._content_type)
                 continue
             if self._listener.closed.done() and self._listener.closed.result() is CloseCode.DRAINING:
                 raise Unavailable(
@@ -155,30 +163,41 @@ class Held:
                 self._follow(record)
         return record
 
-    async def _speak(self) -> None:
+    async def _speak(self, content_type: str) -> None:
         """Send the status and the head, since the client has waited long enough for a byte."""
-        response = web.StreamResponse(headers=self._headers | {"Content-Type": self._content_type})
+        response = web.StreamResponse(headers=self._headers | {"Content-Type": content_type})
         await response.prepare(self._request)
         self._response = response
         self._listener.speak()
 
     async def answer(
-        self, status: int, size: int, body: AsyncIterable[bytes], headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        body: AsyncIterable[bytes],
+        size: int | None = None,
+        headers: Iterable[tuple[str, str]] = (),
     ) -> web.StreamResponse:
         """Send the body. Its status, size and headers are told only if the head has not been sent yet."""
         # Before the first byte of it: white space in the midst of a body would be a part of it.
         self._hub.close(self._listener, "end")
         response = self._response
         if response is None:
-            response = web.StreamResponse(
-                status=status, headers=self._headers | {"Content-Type": self._content_type} | dict(headers or {})
-            )
+            response = web.StreamResponse(status=status, headers=merged(self._headers, headers))
+            if "Content-Type" not in response.headers and self._content_type:
+                response.headers["Content-Type"] = self._content_type
             response.content_length = size
             await response.prepare(self._request)
-        async for piece in body:
-            await response.write(piece)
+        if self._request.method != "HEAD":
+            async for piece in body:
+                await response.write(piece)
         await response.write_eof()
         return response
+
+
+def merged(base: Mapping[str, str], headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
+    """Our headers, and over them an answer's own, each of which may come several times."""
+    theirs = CIMultiDict(headers)
+    return CIMultiDict([*((name, value) for name, value in base.items() if name not in theirs), *theirs.items()])
 
 
 # What can be said of a job that is held for instead of its result.

@@ -191,6 +191,9 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "Try again with the same key: the job may have been accepted.",
     ),
     "blobs_unavailable": Meaning("503", "The store for files does not answer.", "Try again with the same key."),
+    "no_worker": Meaning(
+        "503", "A slow route was called, and no worker calls upstreams.", "`outlast up --routes FILE` starts one."
+    ),
     "queue_full": Meaning("503", "The queue of this kind is full.", "Try again later."),
     "too_many_connections": Meaning(
         "503", "The gateway has as many connections as it takes.", "Come back after Retry-After."
@@ -300,6 +303,11 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         _FAILED,
         "The upstream redirected to another origin, to what is not listed, or too often.",
         "Call the address that is meant.",
+    ),
+    "upstream_status": Meaning(
+        "`error` of a slow route",
+        "The upstream's answer is no success in JSON, and came after the head had been sent.",
+        "`status` is the upstream's; the answer is at `response_url` as it came.",
     ),
     "upstream_unknown": Meaning(
         _FAILED,

@@ -23,7 +23,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from pydantic_core import to_json
 
 from gateway.auth import PRINCIPAL
-from gateway.errors import BadRequest, MethodNotAllowed, NotFound, OutlastError, RequestError, TooLarge
+from gateway.errors import BadRequest, JobBroke, MethodNotAllowed, NotFound, OutlastError, RequestError, TooLarge
 from gateway.limits import Connection
 from gateway.metrics import Metrics
 
@@ -74,7 +74,7 @@ def translate(error: Exception, request: web.Request) -> OutlastError:
     """What was raised as one of our errors; what nobody foresaw becomes a bare `internal`."""
     if isinstance(error, OutlastError):
         # A ConfigurationError or LeaseLost is for operators and workers; a client can do nothing with its text.
-        return error if isinstance(error, RequestError) or error.status != 500 else _internal()
+        return error if isinstance(error, RequestError | JobBroke) or error.status != 500 else _internal()
     if isinstance(error, web.HTTPNotFound):
         return NotFound(f"There is nothing at {request.path[:200]}; see /docs for the routes.")
     if isinstance(error, web.HTTPMethodNotAllowed):

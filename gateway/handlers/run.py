@@ -11,19 +11,14 @@ from pydantic import Field
 from pydantic_core import to_json
 
 from gateway.documents import JobDocument, Problem
-from gateway.errors import JobFailed, OutlastError
+from gateway.errors import OutlastError
 from gateway.handlers.context import BLOBS, SETTINGS
-from gateway.handlers.documents import job_document
+from gateway.handlers.documents import failure, job_document
 from gateway.handlers.held import HELD_ERRORS, Held
 from gateway.handlers.jobs import KEY_HEADER, REPLAYED, accept, repeated_job
 from gateway.handlers.routes import Answer, Parameter, Route
-from gateway.protocol import State
 from gateway.requests import JobRequest
 from gateway.store import JobRecord
-
-# Endings that are nobody's input's fault: the same job would have ended the same with any. A processor's own problem
-# says the same by its `status`.
-_OURS: Final = frozenset({"retries_exhausted", "run_timeout", "start_deadline", "deadline"})
 
 
 class RunDocument(JobDocument):
@@ -45,25 +40,10 @@ async def run(request: web.Request) -> web.StreamResponse:
         error: OutlastError | None = None
         try:
             record = await held.end()
-            error = _failure(record)
+            error = failure(record)
         except HELD_ERRORS as raised:
             error = raised
         return await _answer(request, held, record, error)
-
-
-def _failure(record: JobRecord) -> OutlastError | None:
-    """Why an ended job has no result; None where it has one."""
-    end = record.end_data()
-    if record.state is State.CANCELLED:
-        return JobFailed(f"The job was cancelled, so it has no result: {end.get('reason')}", code="job_cancelled")
-    if record.state is not State.FAILED:
-        return None
-    problem = end.get("problem") or {}
-    code = str(problem.get("code"))
-    ours = code in _OURS or problem.get("status") == OutlastError.status
-    error = (OutlastError if ours else JobFailed)(str(problem.get("detail")), code=code)
-    error.extra = {name: value for name, value in problem.items() if name != "status"}
-    return error
 
 
 async def _answer(
@@ -87,7 +67,7 @@ async def _answer(
     else:
         first = b'%b,"result":%b' % (known, b"" if blob is not None else to_json(document.result))
     status = 200 if error is None else error.status
-    return await held.answer(status, size + len(first), _pieces(request, first, blob), headers)
+    return await held.answer(status, _pieces(request, first, blob), size + len(first), headers.items())
 
 
 async def _pieces(request: web.Request, first: bytes, blob: str | None) -> AsyncIterator[bytes]:

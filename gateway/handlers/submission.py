@@ -43,24 +43,28 @@ async def submit(
     job: str,
     files: Sequence[UploadedFile] = (),
     retry_of: str | None = None,
+    meaning: Any = None,
 ) -> Submitted:
     """Check a request and make its job, or find the job that its Idempotency-Key has made before.
 
-    `job` is its id, under which the files are stored already. Cancelling it leaves open whether the job was accepted.
+    `meaning` says what makes two requests the same where the gateway itself has made the input, which then needs no
+    check. `job` is its id, under which the files are stored already. Cancelling it leaves open whether the job was
+    accepted.
     Raises `NotFound` for an unknown kind, `InvalidInput`, `TooLarge`, `UnsupportedType`, and what `Store.submit` does.
     """
     store = app[STORE]
     document = await known_kind(store, kind)
     check_files(document, files)
     check_size(body.input, app[SETTINGS].max_inline_bytes)
-    await app[VALIDATORS].check(document, body.input)
+    if meaning is None:
+        await app[VALIDATORS].check(document, body.input)
     options = JobOptions.model_validate(body.model_dump(include=set(JobOptions.model_fields), exclude_unset=True))
     new = NewJob(
         kind=document,
         owner=owner,
         input=body.input,
         options=options,
-        fingerprint=fingerprint(kind, options, body.input, files, retry_of),
+        fingerprint=fingerprint(kind, options, body.input if meaning is None else meaning, files, retry_of),
         files=tuple(file.stored for file in files),
         retry_of=retry_of,
     )

@@ -90,6 +90,27 @@ class Received:
         else:
             await self._read_raw(request, declared or UNKNOWN)
 
+    async def read_whole(self, request: web.Request, most_text_bytes: int) -> str | None:
+        """Read the body as it is, whatever its type: short UTF-8 text is returned, anything else is a file."""
+        limit = self._settings.max_upload_bytes
+        if request.content_length is not None and request.content_length > limit:
+            raise _body_too_large(limit)
+        begin = bytearray()
+        async with aclosing(body_chunks(request, limit)) as chunks:
+            while len(begin) <= most_text_bytes and (chunk := await anext(chunks, b"")):
+                begin += chunk
+            if not begin:
+                return None
+            if len(begin) <= most_text_bytes:
+                with suppress(UnicodeDecodeError):
+                    return begin.decode()
+            key = self._blobs.key_for(self.job)
+            size, sha256 = await self._blobs.put(key, _joined(bytes(begin), chunks), max_bytes=limit)
+        self._keys.append(key)
+        self._metrics.count("uploaded_bytes", size)
+        self._add("body", UNKNOWN, size, key, sha256)
+        return None
+
     async def copy(self, old: JobRecord) -> None:
         """Take the input, the options and the files of an earlier job. Raises `NotFound` if a file is gone."""
         text = await self._blobs.get(old.input_blob) if old.input_blob else old.input
@@ -102,10 +123,13 @@ class Received:
             self._keys.append(key)
             self.files.append(UploadedFile(replace(file, size=size, blob=key), sha256))
 
-    async def submit(self, owner: str, key: str | None, *, retry_of: str | None = None) -> Submitted:
+    async def submit(
+        self, owner: str, key: str | None, *, retry_of: str | None = None, meaning: Any = None
+    ) -> Submitted:
         """Make the job of what was received; the files are the job's unless it is certain that there is none.
 
-        Raises what `submission.submit` does, and for files that are named by their uploads `NotFound` and `Conflict`.
+        `retry_of` and `meaning` are those of `submission.submit`. Raises what that does, and for files that are named
+        by their uploads `NotFound` and `Conflict`.
         """
         await self._take_uploads(owner)
         try:
@@ -118,6 +142,7 @@ class Received:
                 files=self.files,
                 job=self.job,
                 retry_of=retry_of,
+                meaning=meaning,
             )
         except RequestError:
             raise
