@@ -108,7 +108,7 @@ def _inquiry(args: argparse.Namespace) -> Inquiry:
         deep=args.deep,
         rerun=args.rerun,
         baseline=baseline,
-        baseline_name=str(args.save or args.baseline or ""),
+        saved_as=str(args.save or (args.baseline if args.rerun else None) or ""),
     )
 
 

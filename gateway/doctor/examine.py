@@ -46,7 +46,8 @@ class Inquiry:
     deep: bool = False
     rerun: bool = False
     baseline: Report | None = None
-    baseline_name: str = ""
+    saved_as: str = ""
+    """The file in which this run's report, or the one whose fault is repeated, is kept."""
 
     @property
     def budget_seconds(self) -> float:
@@ -348,8 +349,8 @@ def _verify(inquiry: Inquiry) -> str:
     words = ["outlast", "doctor", redact_url(captured.url)]
     if inquiry.origin:
         words += ["--origin", redact_url(inquiry.origin)]
-    if inquiry.baseline_name and inquiry.baseline is not None and inquiry.baseline.verdict is not None:
-        words += ["--baseline", inquiry.baseline_name, "--rerun"]
+    if inquiry.saved_as:
+        words += ["--baseline", inquiry.saved_as, "--rerun"]
     elif inquiry.deep:
         words += ["--deep"]
     return shlex.join(words)

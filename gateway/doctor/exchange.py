@@ -11,6 +11,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
@@ -124,7 +125,7 @@ async def exchange(
     connection = None
     try:
         async with asyncio.timeout(connect_seconds):
-            connection = await _connect(result, url, trust=trust)
+            connection = await _connect(result, url, connect_seconds, trust=trust)
     except TimeoutError:
         result.ended, result.detail = Ended.UNREACHABLE, f"no connection within {connect_seconds:g} s"
     result.ended_seconds = clock() - began
@@ -150,11 +151,13 @@ async def exchange(
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
         writer.transport.abort()
+        with suppress(OSError):
+            await writer.wait_closed()
     return result
 
 
 async def _connect(
-    result: Exchange, url: str, *, trust: bool
+    result: Exchange, url: str, connect_seconds: float, *, trust: bool
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
     """Open the connection. A failure is noted in the result."""
     parts = urlsplit(url)
@@ -168,8 +171,8 @@ async def _connect(
     result.addresses = tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
     context = _tls_context(trust=trust or is_private(host)) if secure else None
     try:
-        reader, writer = await asyncio.open_connection(
-            host, port, ssl=context, server_hostname=host if secure else None, happy_eyeballs_delay=0.25
+        reader, writer = await _open_first(
+            result.addresses, port, context, host if secure else None, connect_seconds / len(result.addresses)
         )
     except ssl.SSLError as error:
         verify = getattr(error, "verify_message", "")
@@ -180,12 +183,31 @@ async def _connect(
         ended = Ended.TLS if secure else Ended.CUT
         result.ended, result.detail = ended, "the connection was reset while it was opened"
     except OSError as error:
-        result.ended, result.detail = Ended.UNREACHABLE, error.strerror or str(error)
+        result.ended, result.detail = Ended.UNREACHABLE, error.strerror or str(error) or "no connection in time"
     else:
         if secure:
             result.tls = _tls_facts(writer)
         return reader, writer
     return None
+
+
+async def _open_first(
+    addresses: tuple[str, ...], port: int, context: ssl.SSLContext | None, name: str | None, each_seconds: float
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to the first address that takes one.
+
+    One after the other: asyncio's race between addresses leaves sockets open where it is cancelled (Python 3.11).
+    """
+    last: OSError = TimeoutError("no connection in time")
+    for address in addresses:
+        try:
+            async with asyncio.timeout(each_seconds):
+                return await asyncio.open_connection(address, port, ssl=context, server_hostname=name)
+        except ssl.SSLError:
+            raise
+        except OSError as error:
+            last = error
+    raise last
 
 
 def is_private(host: str) -> bool:

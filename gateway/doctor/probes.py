@@ -31,6 +31,10 @@ T = TypeVar("T")
 
 TOKEN_HEADER: Final = "X-Outlast-Probe"
 FRAMES: Final = 6
+# How often what is not paced is measured again, at most; and how late, as a part of a frame's interval, the event loop
+# may be for a measurement to count against the chain.
+_ROUNDS: Final = 4
+_QUIET: Final = 0.3
 _PATHS: Final[dict[Literal["sse", "ndjson", "json", "text"], str]] = {
     "sse": "sse",
     "ndjson": "ndjson",
@@ -118,20 +122,31 @@ class Probes:
         return await self._drips([(drip.method, drip.format, drip.encoding) for drip in drips])
 
     async def _drips(self, cells: list[tuple[Any, Any, Any]]) -> tuple[Drip, ...]:
-        drips = await gather(self._drip(*cell) for cell in cells)
-        for _ in range(2):
+        drips, quiet = await self._round(cells)
+        for _ in range(_ROUNDS):
             doubtful = [index for index, drip in enumerate(drips) if drip.shape is not Shape.PACED]
             if not doubtful:
                 break
-            second = await gather(self._drip(*cells[index]) for index in doubtful)
-            settled = True
+            second, still_quiet = await self._round([cells[index] for index in doubtful])
+            # Twice the same is believed, if this machine had time to look; anything else is measured again.
+            same = all(
+                drip.shape in {Shape.PACED, drips[index].shape} for index, drip in zip(doubtful, second, strict=True)
+            )
             for index, drip in zip(doubtful, second, strict=True):
-                # Twice the same is believed; twice something else is measured a third time.
-                settled = settled and drip.shape in {Shape.PACED, drips[index].shape}
                 drips[index] = drip
-            if settled:
+            if same and quiet and still_quiet:
                 break
+            quiet = still_quiet
         return tuple(drips)
+
+    async def _round(self, cells: list[tuple[Any, Any, Any]]) -> tuple[list[Drip], bool]:
+        """These drips, all at once; and whether this machine was quick enough to see how they came."""
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(_largest_lag(self._pace(0.1)))
+            drips = await gather(self._drip(*cell) for cell in cells)
+            watching.cancel()
+            lag = await watching
+        return drips, lag < _QUIET * self._pace(1)
 
     async def _drip(
         self,
@@ -140,7 +155,8 @@ class Probes:
         encoding: Literal["identity", "gzip"],
     ) -> Drip:
         every = self._pace(1)
-        path = f"{_PATHS[format_]}?frames={FRAMES}&every={every:g}"
+        # The first frame waits until all streams stand: what opening them costs must not count as a hop's holding it.
+        path = f"{_PATHS[format_]}?frames={FRAMES}&every={every:g}&hold={every / 2:g}"
         result = await self._ask(method, path, {"Accept-Encoding": encoding}, patience_seconds=FRAMES + 8)
         content_encoding = result.head.get("content-encoding") if result.head else ""
         facts: dict[str, Any] = {
@@ -348,6 +364,18 @@ class Probes:
             patience_seconds=self._pace(patience_seconds) + grace,
             announce_bytes=announce_bytes,
         )
+
+
+async def _largest_lag(every_seconds: float) -> float:
+    """How late this event loop was, at the worst; measured until it is cancelled."""
+    clock = asyncio.get_running_loop().time
+    largest = 0.0
+    with suppress(asyncio.CancelledError):
+        while True:
+            due = clock() + every_seconds
+            await asyncio.sleep(every_seconds)
+            largest = max(largest, clock() - due)
+    return largest
 
 
 async def gather(work: Iterable[Awaitable[T]]) -> list[T]:
