@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test slow dev lint format lock bench soak clean
+.PHONY: help run test slow dev lint format lock bench soak mutants clean
 
 PYTHON_IN_VENV := .venv/bin/python
 RUN_READY := .venv/.ready-to-run
@@ -41,6 +41,9 @@ bench: $(TEST_READY) ## Run the benchmarks, or one: make bench ONE=delivery.
 
 soak: $(TEST_READY) ## Kill, pause and cut everything under load for a while: make soak MINUTES=10. SEED=7 repeats a plan of faults.
 	@exec $(PYTHON_IN_VENV) -m tests.chaos.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
+mutants: $(TEST_READY) ## Take one check after the other out of a copy; fails if the tests stay green. ONE="the nonce" for one.
+	@exec $(PYTHON_IN_VENV) -m tests.mutants $(if $(ONE),"$(ONE)")
 
 clean: ## Delete what was installed and built here. Data in .outlast stays.
 	rm -rf .venv .cache client_js/node_modules deploy/cloudflare/node_modules dist build

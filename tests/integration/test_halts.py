@@ -34,7 +34,9 @@ RETRY = ("append/retrying", "leave")
 END = ("append/succeeded", "leave")
 # A look at a job whose worker died, and at one that has ended.
 LOOK = ("take", "judge", "settle/queue")
-LAST_LOOK = ("take", "judge", "list", "settle/drop")
+LAST_LOOK = ("take", "judge", "list", "bury", "settle/drop")
+# A submit of a new job, and the note in the old one.
+REDRIVE = (*SUBMIT, "redo")
 BODY = {"input": {"to": 3}}
 KEYED = {"Idempotency-Key": "the-same"}
 
@@ -91,6 +93,13 @@ async def look_at_once(store: Store, kind: str) -> None:
     keys = store._keys.kind(kind)
     for job in await store._client.zrange(keys[1], 0, -1):
         await store._client.zadd(keys[1], {job: 0})
+
+
+async def grow_old(store: Store, job: str) -> None:
+    """Let the time pass after which an ended job is looked at for the last time."""
+    record = await store.job(job)
+    await store._client.hincrby(store._keys.record(job), "ended", -20_000)
+    await look_at_once(store, record.kind)
 
 
 async def submit_over(gateway: Gateway, kind: str, input_: dict[str, Any]) -> str:
@@ -253,18 +262,44 @@ async def test_a_looker_that_dies_over_an_ended_job_leaves_it_to_the_next(
     store: Store, blobs: Blobs, healthy: Gateway, tmp_path: Path, place: str
 ) -> None:
     """The last look is done by whoever comes next: then nothing points to the job any more."""
-    async with working(store, blobs, "count"):
-        job = await submit_over(healthy, "count", BODY["input"])
+    async with working(store, blobs, "failing"):
+        job = await submit_over(healthy, "failing", {"how": "retry"})
         await end_of(store, job)
-    await store._client.hincrby(store._keys.record(job), "ended", -20_000)
-    await look_at_once(store, "count")
+    await grow_old(store, job)
     async with gateway_node(store, tmp_path, place) as (doomed, _):
         assert await doomed.ended() == -signal.SIGKILL
 
-    await look_at_once(store, "count")
-    await store.look(["count"])
-    assert await store._client.zcard(store._keys.kind("count")[1]) == 0
-    await check_end(store, job, attempts=1)
+    await look_at_once(store, "failing")
+    await store.look(["failing"])
+    assert await _forgotten(store, "failing")
+    assert await store._client.zcard(store._keys.dead("failing")) == 1
+    await check_end(store, job, attempts=2)
+
+
+# --- redrive ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", REDRIVE)
+async def test_a_gateway_that_dies_in_a_redrive_makes_one_new_job(
+    store: Store, blobs: Blobs, healthy: Gateway, tmp_path: Path, place: str
+) -> None:
+    """The same request again finds the new job or makes it, and the old one knows it."""
+    async with working(store, blobs, "count"):
+        old = await submit_over(healthy, "count", BODY["input"])
+        await end_of(store, old)
+        again = {"Idempotency-Key": "again"}
+        async with gateway_node(store, tmp_path, place) as (doomed, url), aiohttp.ClientSession() as session:
+            with pytest.raises(aiohttp.ClientError):
+                await session.post(f"{url}/v1/jobs/{old}/retry", headers=again)
+            assert await doomed.ended() == -signal.SIGKILL
+        answers = [await healthy.post(f"/v1/jobs/{old}/retry", headers=again) for _ in range(2)]
+        new = answers[0].json()["id"]
+        record = await end_of(store, new, 15)
+
+    assert [(answer.status, answer.json()["id"]) for answer in answers] == [(202, new), (202, new)]
+    assert sorted(await jobs_in_redis(store)) == sorted([old, new])
+    assert (record.attempt, record.retry_of) == (1, old)
+    assert (await store.job(old)).redone_as == new
 
 
 # --- the list of places is complete -------------------------------------------------------------------------------
@@ -294,15 +329,16 @@ async def monitored(store: Store) -> AsyncIterator[set[str]]:
 
 
 async def test_every_call_of_a_jobs_life_has_its_place_here(store: Store, blobs: Blobs, healthy: Gateway) -> None:
-    """From the submit over a retry to the last look, Redis hears nothing that no test above halts after."""
+    """From the submit to the last look and a redrive, Redis hears nothing that no test above halts after."""
     async with working(store, blobs, "failing"), monitored(store) as called:
-        job = await submit_over(healthy, "failing", {"how": "retry", "then": "succeed"})
+        job = await submit_over(healthy, "failing", {"how": "retry"})
         await end_of(store, job)
-        await store._client.hincrby(store._keys.record(job), "ended", -20_000)
-        await look_at_once(store, "failing")
+        await grow_old(store, job)
         await wait_until(lambda: _forgotten(store, "failing"))
+        answer = await healthy.post(f"/v1/jobs/{job}/retry")
+        await end_of(store, answer.json()["id"])
 
-    places = {place.partition("/")[0] for place in (*SUBMIT, *BEGIN, *RETRY, *END, *LOOK, *LAST_LOOK)}
+    places = {place.partition("/")[0] for place in (*SUBMIT, *BEGIN, *RETRY, *END, *LOOK, *LAST_LOOK, *REDRIVE)}
     # A renewal is one call, and repeated by itself.
     assert called - {"renew"} == places
 

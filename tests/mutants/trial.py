@@ -40,7 +40,6 @@ def _test(tree: Path, tests: list[str], said: Path) -> None:
     sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False)
     os.chdir(tree)
     sys.path.insert(0, str(tree))
-    sys.dont_write_bytecode = True
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
     import pytest
