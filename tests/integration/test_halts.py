@@ -18,11 +18,13 @@ import pytest
 import redis.asyncio
 
 from gateway.blobs import Blobs
+from gateway.requests import JobOptions
 from gateway.store import Store
 from gateway.store.scripts import _FOLDER, load
 from tests.faults import wait_until
 from tests.gateway_process import free_port, is_ready
 from tests.integration.test_worker import blobs, end_of, log_of, working
+from tests.jobs import submit
 from tests.nodes import Node, node
 from tests.serving import Gateway, gateway_for
 
@@ -37,6 +39,8 @@ LOOK = ("take", "judge", "settle/queue")
 LAST_LOOK = ("take", "judge", "list", "bury", "settle/drop")
 # A submit of a new job, and the note in the old one.
 REDRIVE = (*SUBMIT, "redo")
+# A look at a job that nobody listens to, though it was to be cancelled then.
+LONELY_LOOK = ("judge", "cancel")
 BODY = {"input": {"to": 3}}
 KEYED = {"Idempotency-Key": "the-same"}
 
@@ -276,6 +280,25 @@ async def test_a_looker_that_dies_over_an_ended_job_leaves_it_to_the_next(
     await check_end(store, job, attempts=2)
 
 
+@pytest.mark.parametrize("place", LONELY_LOOK)
+async def test_a_looker_that_dies_over_a_lonely_job_leaves_it_cancelled_once(
+    store: Store, healthy: Gateway, tmp_path: Path, place: str
+) -> None:
+    """The next one finds it asked to stop, or asks."""
+    options = JobOptions(on_disconnect="cancel", disconnect_grace_seconds=0.1)
+    record = await submit(store, _kind("count"), owner="local", options=options)
+    async with gateway_node(store, tmp_path, place) as (doomed, _):
+        assert await doomed.ended() == -signal.SIGKILL
+
+    async def cancelled() -> bool:
+        await look_at_once(store, "count")
+        await store.look(["count"])
+        return (await store.job(record.id)).terminal
+
+    await wait_until(cancelled)
+    assert [event.type for event in await log_of(store, record.id)] == ["queued", "cancelled"]
+
+
 # --- redrive ------------------------------------------------------------------------------------------------------
 
 
@@ -339,8 +362,8 @@ async def test_every_call_of_a_jobs_life_has_its_place_here(store: Store, blobs:
         await end_of(store, answer.json()["id"])
 
     places = {place.partition("/")[0] for place in (*SUBMIT, *BEGIN, *RETRY, *END, *LOOK, *LAST_LOOK, *REDRIVE)}
-    # A renewal is one call, and repeated by itself.
-    assert called - {"renew"} == places
+    # A renewal and a worker's sign of life are one call each, and repeated by themselves.
+    assert called - {"renew", "present"} == places
 
 
 async def _forgotten(store: Store, kind: str) -> bool:
