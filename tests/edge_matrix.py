@@ -25,6 +25,7 @@ from unittest import mock
 import aiohttp
 from aiohttp import web
 
+from gateway import hub
 from gateway.documents import KindDocument
 from gateway.edge import Edge, Profile, load_profile, profile_names
 from gateway.embedded import EmbeddedValkey
@@ -45,6 +46,8 @@ _OTHERWISE_SECONDS: Final = 125.0
 _BEATS: Final = 10
 # A heartbeat faster than this would measure the machine.
 _LEAST_HEARTBEAT_SECONDS: Final = 0.03
+HUB_CLOCK_SECONDS: Final = 0.02
+"""How often a gateway looks whether a heartbeat is due: every half second is too seldom for seconds this short."""
 _APART_SECONDS: Final = 0.03
 # After a job's end, for a client that was just told to come back later.
 _GRACE_SECONDS: Final = 4.0
@@ -369,6 +372,7 @@ async def measure(store: Store, folder: Path, cells: Iterable[tuple[str, str]]) 
 
     async with AsyncExitStack() as stack:
         stack.enter_context(mock.patch.object(jobs, "preferred_wait", _scaled_wait))
+        stack.enter_context(mock.patch.object(hub, "_CLOCK_SECONDS", HUB_CLOCK_SECONDS))
         working = asyncio.create_task(_work(store))
         try:
             # Starting a gateway takes a moment in which the others' limits would pass.

@@ -207,7 +207,7 @@ async def see(url: str, request: str | bytes, *, until: bytes | None = None, sec
     host, _, port = url.removeprefix("http://").partition(":")
     if isinstance(request, str):
         lines = request if "\r\n" in request else f"{request}\r\n"
-        request = f"{lines}Host: edge.test\r\nConnection: close\r\n\r\n".encode()
+        request = f"{lines}Host: {host}\r\nConnection: close\r\n\r\n".encode()
     reader, writer = await asyncio.open_connection(host, int(port))
     start, seen = time.monotonic(), Seen([])
     try:
