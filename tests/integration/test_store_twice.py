@@ -41,9 +41,6 @@ async def story(store: Store) -> dict[str, Any]:
 
     # A job that fails, is handed over in its second attempt, and ends.
     await submit(MAIN)
-    await store.pause("echo", True)
-    answers["claimed while paused"] = await store.claim("echo", "worker", 1)
-    await store.pause("echo", False)
     lease = await begin(store, "echo")
     logged = [event("progress", {"current": 1}), event("output", {"index": "x", "value": 1}, "x")]
     answers["first"] = (await store.append(lease, 1, logged)).last.number
@@ -53,6 +50,9 @@ async def story(store: Store) -> dict[str, Any]:
     renewer.close()
     await store.retry(lease, 3, [], {"code": "x"}, 0, counts=True)
     await store.leave(lease, await store.job(MAIN), retry_after_seconds=0, ran_seconds=1)
+    await store.pause("echo", True)
+    answers["claimed while paused"] = await store.claim("echo", "worker", 1)
+    await store.pause("echo", False)
     lease = await begin(store, "echo")
     await store.hand_over(lease, 60, "worker")
     begun, _ = await store.adopt(lease, "adopter")

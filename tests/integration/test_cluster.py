@@ -1,0 +1,209 @@
+"""A cluster whose slots move while jobs run: commands follow them, and so do the live feed and the renewals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from gateway.documents import KindDocument
+from gateway.errors import Unavailable
+from gateway.protocol import START
+from gateway.store import Store
+from tests.faults import wait_until
+from tests.jobs import begin, end, event, submit
+from tests.redis_servers import HOST, RedisCluster, RedisProcess
+
+T = TypeVar("T")
+KIND = KindDocument(kind="echo")
+
+
+@pytest.fixture
+async def own_cluster(tmp_path: Path) -> AsyncIterator[RedisCluster]:
+    """Two masters without replicas."""
+    async with RedisCluster(tmp_path / "cluster", masters=2, replicas=False) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def store(own_cluster: RedisCluster, prefix: str) -> AsyncIterator[Store]:
+    """A store in that cluster."""
+    store = await Store.connect(own_cluster.url, prefix=prefix, lease_seconds=60)
+    await store.register_kind(KIND)
+    yield store
+    await store.close()
+
+
+class Ear:
+    """A follower that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+        self.gaps = 0
+
+    def on_message(self, payload: bytes) -> None:
+        """One message."""
+        self.heard += [line for line in payload.split(b"\n") if not line.startswith(b"seen")]
+
+    def on_gap(self) -> None:
+        """Messages may be lost."""
+        self.gaps += 1
+
+
+class Move:
+    """A slot's way from one master to another, step by step, as a resharding tool takes it."""
+
+    def __init__(self, cluster: RedisCluster, slot: int, source: RedisProcess) -> None:
+        self._slot = slot
+        self._nodes = cluster.nodes
+        self.source = source
+        self.target = next(node for node in cluster.nodes if node is not source)
+
+    async def _set_slot(self, node: RedisProcess, state: str, other: RedisProcess) -> None:
+        name = (await other.ask("CLUSTER", "MYID")).decode()
+        await node.ask("CLUSTER", "SETSLOT", self._slot, state, name)
+
+    async def begin(self) -> None:
+        """Both know that it is on its way: what isn't at the source any more is asked for at the target."""
+        await self._set_slot(self.target, "IMPORTING", self.source)
+        await self._set_slot(self.source, "MIGRATING", self.target)
+
+    async def carry(self) -> int:
+        """Carry all keys over; returns how many."""
+        keys = await self.source.ask("CLUSTER", "GETKEYSINSLOT", self._slot, 100)
+        if keys:
+            await self.source.ask("MIGRATE", HOST, self.target.port, "", 0, 5000, "KEYS", *keys)
+        return len(keys)
+
+    async def finish(self) -> None:
+        """The target is the slot's master."""
+        for node in (self.target, self.source):
+            await self._set_slot(node, "NODE", self.target)
+
+
+async def patiently(work: Callable[[], Awaitable[T]]) -> T:
+    """Do something as a worker and a client do it: again while the store does not answer."""
+    while True:
+        try:
+            return await work()
+        except Unavailable:
+            await asyncio.sleep(0.1)
+
+
+async def _move_of(cluster: RedisCluster, key: str) -> Move:
+    source = await cluster.master_of(key)
+    return Move(cluster, await source.ask("CLUSTER", "KEYSLOT", key), source)
+
+
+async def test_a_running_jobs_slot_moves_and_nothing_is_missed(own_cluster: RedisCluster, store: Store) -> None:
+    """Written, read, renewed and heard before, while and after its keys go to another master."""
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+    renewer = store.renewer("worker")
+    ear = Ear()
+    await store.feed.follow(record.id, ear)
+    move = await _move_of(own_cluster, store._keys.record(record.id))
+    try:
+        await store.append(lease, 1, [event("log", {"message": "before"})])
+        await wait_until(lambda: len(ear.heard) == 1)
+        await move.begin()
+        assert await move.carry() >= 2
+        # A script of several keys has to wait: the server says TRYAGAIN while it can't know whether it has them all.
+        late = asyncio.create_task(patiently(lambda: store.append(lease, 2, [event("log", {"message": "on its way"})])))
+        assert len((await store.events(record.id, START)).entries) == 3
+        assert (await store.job(record.id)).last.number == 3
+
+        await move.finish()
+        assert (await late).last.number == 4
+        await wait_until(lambda: ear.gaps, 10, what="the new subscription")
+        assert not (await asyncio.to_thread(renewer.renew, [lease]))[record.id].lost
+        await store.append(lease, 3, [event("log", {"message": "moved"})])
+        await wait_until(lambda: any(b"moved" in line for line in ear.heard), what="a message from the new master")
+
+        await end(store, lease, batch=4)
+        assert [entry.number for entry in (await store.events(record.id, START)).entries] == [1, 2, 3, 4, 5, 6]
+    finally:
+        store.feed.unfollow(record.id)
+        renewer.close()
+
+
+async def test_a_kinds_slot_moves_and_its_queue_goes_on(own_cluster: RedisCluster, store: Store) -> None:
+    """Submits, claims and an idle worker's bell find the queue where it is."""
+    first = await submit(store, KIND)
+    move = await _move_of(own_cluster, store._keys.kind("echo")[0])
+    await move.begin()
+    await move.carry()
+
+    submitting = asyncio.create_task(patiently(lambda: submit(store, KIND)))
+    claiming = asyncio.create_task(patiently(lambda: store.claim("echo", "worker", 1)))
+    assert (await store.depths(["echo"]))["echo"][0] == 1
+    await move.finish()
+    [claim] = await claiming
+    assert claim.job == first.id
+    second = await submitting
+    assert [claim.job for claim in await store.claim("echo", "worker", 5)] == [second.id]
+    waiting = asyncio.create_task(store.wait_for_work(["echo", "other", "third"], 10))
+    await submit(store, KIND)
+    async with asyncio.timeout(5):
+        await waiting
+
+
+async def test_a_durable_submit_and_an_upload_follow_a_slot(
+    own_cluster: RedisCluster, store: Store, prefix: str
+) -> None:
+    """Waiting for the disk happens at the server that wrote; a transaction waits until the slot has arrived."""
+    durable = await Store.connect(own_cluster.url, prefix=prefix, durability="disk")
+    try:
+        record = await submit(durable, KIND)
+        lease = await begin(durable, "echo")
+        move = await _move_of(own_cluster, durable._keys.record(record.id))
+        await move.begin()
+        await move.carry()
+        ending = asyncio.create_task(patiently(lambda: end(durable, lease, batch=1)))
+        await asyncio.sleep(0)
+        await move.finish()
+        assert (await ending).terminal
+
+        upload = await durable.create_upload("me", name="x", content_type="text/plain", length=3)
+        move = await _move_of(own_cluster, durable._keys.upload(upload.id)[0])
+        await move.begin()
+        await move.carry()
+        reading = asyncio.create_task(durable.upload(upload.id))
+        await asyncio.sleep(0)
+        await move.finish()
+        assert (await reading).name == "x"
+        assert await durable.extend_upload(upload.id, 0, 3, "blob") == 3
+    finally:
+        await durable.close()
+
+
+async def test_a_sweep_looks_at_every_master(own_cluster: RedisCluster, store: Store) -> None:
+    """Open jobs without a due entry are found wherever their records are."""
+    jobs = {(await submit(store, KIND)).id for _ in range(12)}
+    holders = {(await own_cluster.master_of(store._keys.record(job))).port for job in jobs}
+    await store._client.delete(*store._keys.kind("echo"))
+
+    assert len(holders) == 2
+    assert await store.sweep() == len(jobs)
+
+
+async def test_the_feed_of_a_killed_master_does_not_disturb_the_others(own_cluster: RedisCluster, store: Store) -> None:
+    """One connection per master, each with its own way back."""
+    ears: dict[str, tuple[Ear, RedisProcess]] = {}
+    while len({node.port for _, node in ears.values()}) < 2:
+        record = await submit(store, KIND)
+        ears[record.id] = Ear(), await own_cluster.master_of(store._keys.record(record.id))
+        await store.feed.follow(record.id, ears[record.id][0])
+    killed = next(iter(ears.values()))[1]
+
+    await killed.kill()
+    await wait_until(lambda: not store.feed.connected)
+    await killed.start()
+    await wait_until(lambda: all(ear.gaps for ear, node in ears.values() if node is killed), 10)
+
+    assert all(not ear.gaps for ear, node in ears.values() if node is not killed)
+    for job in ears:
+        store.feed.unfollow(job)
