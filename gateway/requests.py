@@ -42,6 +42,9 @@ class JobOptions(WireModel):
         None, gt=0, le=DAY_SECONDS, description="How long that while is; 60 by default. It starts at the submit."
     )
     tags: list[Annotated[str, Field(pattern=TAG_PATTERN)]] = Field(default_factory=list, max_length=16)
+    input_url: str | None = Field(
+        None, max_length=8192, description="A file by its URL, which the worker fetches; it must be listed."
+    )
 
     @field_validator("disconnect_grace_seconds")
     @classmethod

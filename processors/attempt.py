@@ -322,6 +322,12 @@ class Attempt:
     async def _call(self) -> _Result:
         """Read the input, run the function, encode its result."""
         arguments = await self._read_arguments()
+        if self._record.options.input_url is not None:
+            # Its HTTP client takes a quarter of a second to import, and few workers ever need it.
+            from processors.fetching import fetch_input  # noqa: PLC0415
+
+            url, types = self._record.options.input_url, self.processor.document.content_types
+            self._context.add_file(await fetch_input(url, self.lease.job, self._place.blobs, types))
         context, function = self._context, self.processor.function
         name = f"{self.lease.kind} {self.lease.job}"
         result: Any = None

@@ -25,7 +25,7 @@ from processors.thread import Portal, run_in_thread
 if TYPE_CHECKING:
     from gateway.blobs import Blobs
     from gateway.store import Store
-    from gateway.store.records import JobRecord
+    from gateway.store.records import JobRecord, StoredFile
     from processors.writer import Writer
 
 T = TypeVar("T")
@@ -90,6 +90,12 @@ class Context:
         """Raise `asyncio.CancelledError` if the attempt is to stop. Callable from any thread."""
         if self._stopped.is_set():
             raise asyncio.CancelledError("the attempt is to stop")
+
+    def add_file(self, file: StoredFile) -> None:
+        """Put a file behind those that the job came with. The runtime's to call, not the processor's."""
+        added = InputFile(file, self._blobs, self.workspace)
+        self.files = (*self.files, added)
+        self.sync.files = (*self.sync.files, SyncInputFile(added, self.sync._portal))
 
     async def progress(
         self,

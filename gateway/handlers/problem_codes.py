@@ -304,6 +304,11 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "The upstream redirected to another origin, to what is not listed, or too often.",
         "Call the address that is meant.",
     ),
+    "input_url_failed": Meaning(
+        _RETRYING,
+        "The server of `input_url` answered with another status than a success.",
+        "Check the address; what it answers with 429 or 5xx is tried again.",
+    ),
     "upstream_status": Meaning(
         "`error` of a slow route",
         "The upstream's answer is no success in JSON, and came after the head had been sent.",

@@ -54,7 +54,9 @@ async def submit(
     """
     store = app[STORE]
     document = await known_kind(store, kind)
-    check_files(document, files)
+    if body.input_url is not None:
+        app[VALIDATORS].check_url("input_url", body.input_url)
+    check_files(document, files, by_url=body.input_url is not None)
     check_size(body.input, app[SETTINGS].max_inline_bytes)
     if meaning is None:
         await app[VALIDATORS].check(document, body.input)
@@ -109,9 +111,14 @@ def check_size(input_: Any, most: int) -> None:
         )
 
 
-def check_files(kind: KindDocument, files: Sequence[UploadedFile]) -> None:
-    """Raises `InvalidInput` and `UnsupportedType` where the files are not what the kind reads."""
-    if kind.files == "required" and not files:
+def check_files(kind: KindDocument, files: Sequence[UploadedFile], *, by_url: bool = False) -> None:
+    """Raises `InvalidInput` and `UnsupportedType` where the files are not what the kind reads.
+
+    `by_url`: there is one more, of which nobody knows anything before the worker has fetched it.
+    """
+    if by_url and kind.files == "none":
+        raise UnsupportedType(f"The kind {kind.kind} takes no files, so no `input_url`.", code="file_not_allowed")
+    if kind.files == "required" and not files and not by_url:
         raise InvalidInput(
             f"The kind {kind.kind} needs a file: send it as the body with its Content-Type, or as a part of"
             " multipart/form-data.",

@@ -35,6 +35,7 @@ class Validators:
     """
 
     def __init__(self, upstreams: Upstreams) -> None:
+        self._upstreams = upstreams
         self._formats = FormatChecker(())
 
         def is_allowed(url: object) -> bool:
@@ -52,6 +53,14 @@ class Validators:
             errors = await asyncio.to_thread(_schema_errors, validator, value)
         if errors:
             raise InvalidInput(_detail(errors, f"the kind {kind.kind}"), errors=errors)
+
+    def check_url(self, field: str, url: str) -> None:
+        """Raises `InvalidInput` for a URL that may not be called."""
+        try:
+            self._upstreams.check(url)
+        except Refused as refused:
+            error = {"field": field, "message": refused.detail, "code": refused.code}
+            raise InvalidInput(f"{field}: {refused.detail}", errors=[error]) from None
 
     def _validator(self, kind: KindDocument) -> Validator:
         known = self._compiled.get(kind.kind)
