@@ -54,7 +54,10 @@ def _missing(chain: Chain) -> str:
 
 def _held(chain: Chain) -> str:
     slow = sorted({f"{drip.method} {drip.format}: {drip.shape}" for drip in chain.drips if drip.shape != Shape.PACED})
-    return "; ".join(slow) or ("all paced" if chain.drips else "not measured")
+    shapes = {drip.shape for drip in chain.drips}
+    if len(shapes) == 1:
+        return f"all {shapes.pop()}"
+    return "; ".join(slow) or "not measured"
 
 
 def _compressed(chain: Chain) -> str:

@@ -19,13 +19,13 @@ from gateway.doctor.observation import observed
 from gateway.doctor.probes import Pace, Probes, Target, answered, measure, measure_origin
 from gateway.doctor.redact import redact, redact_url
 from gateway.doctor.report import Outcome, Report, Step, told
-from gateway.doctor.rerun import still_wrong
+from gateway.doctor.rerun import seconds_to_repeat, still_wrong
 from gateway.doctor.signatures import recognize
 from gateway.doctor.verdicts import Finding, in_cause_order
 
 # The longest that each part takes on a line that answers; what is slower is itself a finding.
 ORIGIN_SECONDS = 10.0
-CHAIN_SECONDS = 15.0
+CHAIN_SECONDS = 20.0
 DEEP_SECONDS = 420.0
 _OWN_SECONDS = 12.0
 _OWN_DEEP_SECONDS = 140.0
@@ -55,9 +55,10 @@ class Inquiry:
         if not self.captured.url:
             return 1.0
         if self.rerun:
-            return DEEP_SECONDS
-        parts = CHAIN_SECONDS * (1 + bool(self.compare)) + ORIGIN_SECONDS * bool(self.origin)
-        return parts + (DEEP_SECONDS if self.deep else 0)
+            code = self.baseline.verdict.code if self.baseline and self.baseline.verdict else ""
+            return seconds_to_repeat(code) or _OWN_DEEP_SECONDS
+        chain = DEEP_SECONDS if self.deep else CHAIN_SECONDS
+        return chain * (1 + bool(self.compare)) + ORIGIN_SECONDS * bool(self.origin)
 
     @property
     def secrets(self) -> tuple[str, ...]:

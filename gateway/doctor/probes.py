@@ -34,6 +34,9 @@ FRAMES: Final = 6
 # How often what is not paced is measured again, at most; and how late, as a part of a frame's interval, the event loop
 # may be for a measurement to count against the chain.
 _ROUNDS: Final = 4
+# No further round is begun after so many seconds: a standard run stays below 30 s.
+_ROUNDS_SECONDS: Final = 14.0
+_ORIGIN_FRAMES: Final = 4
 _QUIET: Final = 0.3
 _PATHS: Final[dict[Literal["sse", "ndjson", "json", "text"], str]] = {
     "sse": "sse",
@@ -115,19 +118,22 @@ class Probes:
 
     async def few(self) -> tuple[Drip, ...]:
         """What tells whether an origin sends in time."""
-        return await self._drips([("GET", "sse", "identity"), ("POST", "sse", "identity"), ("GET", "json", "identity")])
+        cells = [("GET", "sse", "identity"), ("POST", "sse", "identity"), ("GET", "json", "identity")]
+        return await self._drips(cells, _ORIGIN_FRAMES)
 
     async def again(self, drips: Iterable[Drip]) -> tuple[Drip, ...]:
         """The same cells once more."""
         return await self._drips([(drip.method, drip.format, drip.encoding) for drip in drips])
 
-    async def _drips(self, cells: list[tuple[Any, Any, Any]]) -> tuple[Drip, ...]:
-        drips, quiet = await self._round(cells)
+    async def _drips(self, cells: list[tuple[Any, Any, Any]], frames: int = FRAMES) -> tuple[Drip, ...]:
+        clock = asyncio.get_running_loop().time
+        last_begin = clock() + _ROUNDS_SECONDS * frames / FRAMES
+        drips, quiet = await self._round(cells, frames)
         for _ in range(_ROUNDS):
             doubtful = [index for index, drip in enumerate(drips) if drip.shape is not Shape.PACED]
-            if not doubtful:
+            if not doubtful or clock() > last_begin:
                 break
-            second, still_quiet = await self._round([cells[index] for index in doubtful])
+            second, still_quiet = await self._round([cells[index] for index in doubtful], frames)
             # Twice the same is believed, if this machine had time to look; anything else is measured again.
             same = all(
                 drip.shape in {Shape.PACED, drips[index].shape} for index, drip in zip(doubtful, second, strict=True)
@@ -139,11 +145,11 @@ class Probes:
             quiet = still_quiet
         return tuple(drips)
 
-    async def _round(self, cells: list[tuple[Any, Any, Any]]) -> tuple[list[Drip], bool]:
+    async def _round(self, cells: list[tuple[Any, Any, Any]], frames: int) -> tuple[list[Drip], bool]:
         """These drips, all at once; and whether this machine was quick enough to see how they came."""
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(_largest_lag(self._pace(0.1)))
-            drips = await gather(self._drip(*cell) for cell in cells)
+            drips = await gather(self._drip(*cell, frames) for cell in cells)
             watching.cancel()
             lag = await watching
         return drips, lag < _QUIET * self._pace(1)
@@ -153,11 +159,12 @@ class Probes:
         method: Literal["GET", "POST"],
         format_: Literal["sse", "ndjson", "json", "text"],
         encoding: Literal["identity", "gzip"],
+        frames: int,
     ) -> Drip:
         every = self._pace(1)
         # The first frame waits until all streams stand: what opening them costs must not count as a hop's holding it.
-        path = f"{_PATHS[format_]}?frames={FRAMES}&every={every:g}&hold={every / 2:g}"
-        result = await self._ask(method, path, {"Accept-Encoding": encoding}, patience_seconds=FRAMES + 8)
+        path = f"{_PATHS[format_]}?frames={frames}&every={every:g}&hold={every / 2:g}"
+        result = await self._ask(method, path, {"Accept-Encoding": encoding}, patience_seconds=frames + 8)
         content_encoding = result.head.get("content-encoding") if result.head else ""
         facts: dict[str, Any] = {
             "method": method,
@@ -173,12 +180,12 @@ class Probes:
         }
         if result.status != 200:
             return Drip(shape=Shape.CUT if result.status is None else Shape.FAILED, **facts)
-        frames = read_frames(result.pieces, content_encoding)
+        found = read_frames(result.pieces, content_encoding)
         return Drip(
-            shape=shape_of(frames, FRAMES, every, whole=result.ended is Ended.WHOLE),
-            sent_seconds=round(frames[-1].sent - frames[0].sent, 3) if frames else 0,
-            came_seconds=round(frames[-1].came - frames[0].came, 3) if frames else 0,
-            largest_lag_seconds=round(max(lags_of(frames), default=0), 3),
+            shape=shape_of(found, frames, every, whole=result.ended is Ended.WHOLE),
+            sent_seconds=round(found[-1].sent - found[0].sent, 3) if found else 0,
+            came_seconds=round(found[-1].came - found[0].came, 3) if found else 0,
+            largest_lag_seconds=round(max(lags_of(found), default=0), 3),
             **facts,
         )
 

@@ -40,6 +40,16 @@ async def still_wrong(code: str, before: Chain, probes: Probes, pace: Pace) -> S
     return Still(bool(same), f"{', '.join(sorted(same))} again" if same else "it does not show any more")
 
 
+def seconds_to_repeat(code: str) -> float | None:
+    """The longest that a repeat takes; None for a verdict that no measurement stands behind."""
+    if code in _STREAMS:
+        return 20.0
+    if code not in _AGAIN:
+        return None
+    again = _AGAIN[code]
+    return 420.0 if again is _silence else 130.0 if again is _idle_socket else 20.0
+
+
 _STREAMS: Final = frozenset(
     code
     for code, verdict in VERDICTS.items()

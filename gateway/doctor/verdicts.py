@@ -95,6 +95,14 @@ _DEFAULTS: Final = {
     "body": "Raise the proxy's limit for request bodies.",
     "headers": "headers",
     "statuses": "errors",
+    "status": "another status",
+    "cells": "some of them",
+    "size": "so many",
+    "visits": "several",
+    "what": "a measurement",
+    "before": "one thing",
+    "after": "another",
+    "detail": "something is lost",
 }
 _JOBS: Final = "Submit the work as a job (`POST /v1/kinds/KIND/jobs`: 202 at once) and follow its events."
 _D: Final = Place.DEPLOYMENT

@@ -218,7 +218,7 @@ async def test_each_outcome_has_its_exit_code(gateway: Gateway, tmp_path: Path, 
     codes = [result[0] for result in (healthy, fault, not_fixed, fixed, undecided)]
 
     assert codes == [Exit.SUCCEEDED, Exit.FAILED, Exit.FAILED, Exit.SUCCEEDED, Exit.FAILED]
-    assert "takes at most 25 s" in healthy[1].splitlines()[0]
+    assert "takes at most 30 s" in healthy[1].splitlines()[0]
     assert "Nothing is wrong with this chain." in healthy[1]
     for part in ("seen", "change", "why", "verify", "all_held", "deployment or proxy configuration", "GET sse"):
         assert part in fault[1], part
