@@ -110,13 +110,53 @@ async def test_a_reconnect_after_the_end_is_told_to_stop(gateway: Gateway, store
     assert (page.status, page.json()) == (200, [])
 
 
-@pytest.mark.parametrize("cursor", ["-1", "abc", "5x", "1e9", "٣", "5-", "99999999999999999999", "1,2"])
-async def test_a_cursor_that_is_none_is_refused(gateway: Gateway, store: Store, cursor: str) -> None:
-    """Nonsense is 400 with advice, never 500 and never a guess."""
+NO_CURSORS = [
+    *("-1", "abc", "5x", "1e9", "٣", "5-", "99999999999999999999", "1,2", "01", "+1", " 1", "1 ", "0x1"),
+    *("5\r\nX: y", "1\n", "1\0", "1-1-1", "1.1", "../1", "9" * 4000),
+]
+
+
+@pytest.mark.parametrize("cursor", NO_CURSORS, ids=ascii)
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
+async def test_a_cursor_that_is_none_is_refused(gateway: Gateway, store: Store, cursor: str, accept: str) -> None:
+    """Nonsense is 400 with advice, never 500 and never a guess; over many jobs too, and on the answer's own line."""
     record = await job(store)
-    answer = await gateway.get(f"/v1/jobs/{record.id}/events", params={"after": cursor})
-    assert answer.status == 400
-    assert answer.json()["code"] == "bad_cursor"
+    answer = await gateway.get(f"/v1/jobs/{record.id}/events", params={"after": cursor}, headers={"Accept": accept})
+    many = await gateway.get("/v1/events", params={"jobs": record.id, "after": cursor})
+
+    for one in (answer, many):
+        assert one.status == 400
+        assert one.json()["code"] == "bad_cursor"
+        assert "X" not in one.headers
+
+
+@pytest.mark.parametrize("line", [b"-1", b"abc", b"\xd9\xa3", b"9" * 4000, b"1, 2"], ids=ascii)
+async def test_a_header_that_is_no_cursor_is_refused(gateway: Gateway, store: Store, line: bytes) -> None:
+    """A browser's own header is read as strictly, whatever bytes stand in it."""
+    record = await job(store)
+    answer = await gateway.raw(
+        b"GET /v1/jobs/%b/events HTTP/1.1\r\nHost: 127.0.0.1\r\nLast-Event-ID: %b\r\nConnection: close\r\n\r\n"
+        % (record.id.encode(), line)
+    )
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"bad_cursor" in answer
+
+
+async def test_a_cursor_of_another_job_gets_only_its_own_jobs_events(gateway: Gateway, store: Store) -> None:
+    """It names content: where it names another job's event, the listener is told by `reset`, never spliced."""
+    one, two = await job(store), await job(store)
+    lease = await begin(store, "echo")
+    await store.append(lease, 1, [event("log", {"message": "later"})])
+    ended = await end(store, lease, batch=2)
+    other = two if lease.job == one.id else one
+    await store.cancel(other.id, "local", "")
+    foreign = Cursor(2, (ended.last.time_ms or 0) + 1)
+
+    found, _ = await messages(gateway, f"/v1/jobs/{other.id}/events", **{"Last-Event-ID": str(foreign)})
+
+    assert {from_json(message.data)["job"] for message in found} == {other.id}
+    assert [from_json(message.data)["type"] for message in found][:2] == ["reset", "snapshot"]
 
 
 async def test_a_cursor_in_the_future_is_refused(gateway: Gateway, store: Store) -> None:
