@@ -104,6 +104,14 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def scanner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    """A product that reads scans, and that has the README's processor. One for all, since its start takes long."""
+    folder = tmp_path_factory.mktemp("scanner")
+    with running_product(folder, "examples.word_count", OUTLAST_RETRY_SECONDS="0.3") as running:
+        yield running
+
+
 class Line:
     """The line between the browser and a gateway: a TCP proxy with switches, on a thread of its own."""
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import Line, NewPage, Product, running_product
+from tests.browser.conftest import Line, NewPage, Product
 from tests.browser.job_page import JobPage
 
 pytestmark = [pytest.mark.browser, pytest.mark.ocr, pytest.mark.timeout(180)]
@@ -20,11 +19,9 @@ _SCAN = Path(__file__).parents[2] / "examples" / "documents" / "scan.pdf"
 
 
 @pytest.fixture(scope="module")
-def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    """A product that reads scans."""
-    folder = tmp_path_factory.mktemp("ocr")
-    with running_product(folder, OUTLAST_RETRY_SECONDS="0.3") as running:
-        yield running
+def product(scanner: Product) -> Product:
+    """The one that reads scans, for `line` too."""
+    return scanner
 
 
 def test_a_scan_shows_its_lines_live_through_cuts_and_a_reload(new_page: NewPage, line: Line) -> None:
