@@ -21,6 +21,7 @@ from tests.integration.test_worker import KINDS, end_of, working
 from tests.jobs import begin, end, event, new_job
 from tests.serving import Gateway, gateway_for
 
+_MIB = 1024 * 1024
 GATED, ECHO = KINDS["gated"].document, KINDS["echo"].document
 
 
@@ -48,15 +49,15 @@ async def submit(store: Store, key: str) -> JobRecord:
 
 
 async def fill(store: Store) -> None:
-    """Fill Redis's memory to the last byte that it gives away."""
+    """Fill Redis's memory, and leave it full whatever buffers are given back."""
     used = int((await store._client.info("memory"))["used_memory"])
-    await store._client.config_set("maxmemory", used + 4 * 1024 * 1024)
+    await store._client.config_set("maxmemory", used + 4 * _MIB)
     number = 0
-    for size in (100_000, 1_000, 10):
-        with suppress(OutOfMemoryError):
-            while True:
-                number += 1
-                await store._client.set(f"filler:{number}", b"x" * size)
+    with suppress(OutOfMemoryError):
+        while True:
+            number += 1
+            await store._client.set(f"filler:{number}", b"x" * 100_000)
+    await store._client.config_set("maxmemory", used + 2 * _MIB)
 
 
 async def test_new_jobs_are_refused_and_accepted_ones_are_found(gateway: Gateway, store: Store) -> None:
