@@ -23,7 +23,7 @@ from pydantic_core import from_json
 from gateway.documents import KindDocument
 from gateway.errors import EventsLost, KeyReused, LeaseLost
 from gateway.fold import fold_log
-from gateway.protocol import START, TERMINAL_TYPES, State, decode_event, encode_event_tail
+from gateway.protocol import START, TERMINAL_TYPES, Cursor, decode_event, encode_event_tail
 from gateway.store import Claim, JobRecord, Lease, Store
 from gateway.store.jobs import encode_id
 from tests.jobs import event, new_job
@@ -44,6 +44,17 @@ class Attempt:
     batch: int = 0
     crashed: bool = False
     over: bool = False
+    rewound: bool = False
+    """Whether Redis lost some of what it had acknowledged to it: it may hear `gap`, or find that it never began."""
+
+
+@dataclass
+class Listener:
+    """Somebody's place in a job's log, and the texts that they were given since the start or the last `reset`."""
+
+    job: str
+    cursor: Cursor = START
+    heard: list[bytes] = field(default_factory=list)
 
 
 @dataclass
@@ -67,6 +78,8 @@ class Machine(RuleBasedStateMachine):
         self.attempts: list[Attempt] = []
         self.keys = self.store._keys.kind(KIND.kind)
         self.copy: dict[str, bytes | None] = {}
+        self.job_copies: dict[str, dict[str, tuple[bytes | None, int]]] = {}
+        self.listeners: list[Listener] = []
         self.made = 0
 
     def _new_id(self, owner: str, key: str | None) -> str:
@@ -136,8 +149,12 @@ class Machine(RuleBasedStateMachine):
         return data.draw(st.sampled_from(self.attempts))
 
     def _holds(self, attempt: Attempt) -> bool:
-        record = self.run(self.store.job(attempt.lease.job))
-        return not attempt.over and record.state is State.RUNNING and record.attempt == attempt.lease.attempt
+        fields = self.run(self._fields_of(attempt.lease.job, "state", "attempt", "nonce"))
+        return not attempt.over and fields == ["running", str(attempt.lease.attempt), attempt.lease.nonce]
+
+    async def _fields_of(self, job: str, *names: str) -> list[str]:
+        values = await self.store._client.hmget(self.store._keys.record(job), *names)
+        return [(value or b"").decode() for value in values]
 
     @precondition(lambda self: self.attempts)
     @rule(data=st.data(), count=st.integers(0, 3), twice=st.booleans(), ending=st.sampled_from(["", "", "end", "fail"]))
@@ -154,7 +171,7 @@ class Machine(RuleBasedStateMachine):
         try:
             first = self.run(self.store.append(attempt.lease, attempt.batch + 1, events))
         except (LeaseLost, EventsLost):
-            assert not holds
+            assert not holds or attempt.rewound
             assert self.run(self.store.job(attempt.lease.job)).last == before
             return
         assert holds
@@ -167,15 +184,16 @@ class Machine(RuleBasedStateMachine):
                 self.run(self.store.leave(attempt.lease, attempt.record))
 
     @precondition(lambda self: self.attempts)
-    @rule(data=st.data(), counts=st.booleans(), leaves=st.booleans())
-    def give_back(self, data: st.DataObject, counts: bool, leaves: bool) -> None:
-        """A retry or a release; the worker may die before it has left."""
+    @rule(data=st.data(), counts=st.booleans(), leaves=st.booleans(), twice=st.booleans())
+    def give_back(self, data: st.DataObject, counts: bool, leaves: bool, twice: bool) -> None:
+        """A retry or a release, maybe sent again after a lost reply; the worker may die before it has left."""
         attempt = self._draw(data)
         holds = self._holds(attempt)
         try:
-            self.run(self.store.retry(attempt.lease, attempt.batch + 1, [], {"code": "x"}, 0, counts=counts))
+            for _ in range(1 + twice):
+                self.run(self.store.retry(attempt.lease, attempt.batch + 1, [], {"code": "x"}, 0, counts=counts))
         except (LeaseLost, EventsLost):
-            assert not holds
+            assert not holds or attempt.rewound
             return
         assert holds
         attempt.batch += 1
@@ -253,6 +271,67 @@ class Machine(RuleBasedStateMachine):
 
         self.run(restore())
 
+    @precondition(lambda self: self.accepted)
+    @rule(data=st.data())
+    def keep_a_copy_of_a_job(self, data: st.DataObject) -> None:
+        """What a replica has of a job's slot."""
+        job = data.draw(st.sampled_from(list(self.accepted)))
+
+        async def copy() -> None:
+            client = self.store._client
+            keys = self.store._keys.job(job)[:6]
+            self.job_copies[job] = {key: (await client.dump(key), max(0, await client.pttl(key))) for key in keys}
+
+        self.run(copy())
+
+    @precondition(lambda self: self.job_copies)
+    @rule(data=st.data())
+    def a_job_fails_over(self, data: st.DataObject) -> None:
+        """A job's slot comes back as it was a while ago: its newest events are lost, its numbers are used again."""
+        job = data.draw(st.sampled_from(list(self.job_copies)))
+
+        async def restore() -> None:
+            client = self.store._client
+            for key, (value, ttl) in self.job_copies[job].items():
+                await client.delete(key)
+                if value is not None:
+                    await client.restore(key, ttl, value)
+            await client.delete(self.store._keys.sweeper)
+            await self.store.sweep()
+            # An event's time is its content's mark: one that takes a lost one's place is not of the same millisecond.
+            await asyncio.sleep(0.002)
+
+        self.run(restore())
+        self.accepted[job].numbers = []
+        for attempt in self.attempts:
+            if attempt.lease.job == job:
+                attempt.rewound = attempt.crashed = True
+
+    # --- listening --------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.accepted)
+    @rule(data=st.data())
+    def join(self, data: st.DataObject) -> None:
+        """Somebody begins to listen."""
+        self.listeners.append(Listener(data.draw(st.sampled_from(list(self.accepted)))))
+
+    @precondition(lambda self: self.listeners)
+    @rule(data=st.data(), limit=st.integers(1, 4))
+    def come_back(self, data: st.DataObject, limit: int) -> None:
+        """A listener returns with its cursor, and gets what follows, or is told that it can't be spliced."""
+        self._read_on(data.draw(st.sampled_from(self.listeners)), limit)
+
+    def _read_on(self, listener: Listener, limit: int) -> None:
+        page = self.run(self.store.events(listener.job, listener.cursor, limit))
+        log = [entry.text for entry in self.run(self.store.events(listener.job, START)).entries]
+        if page.broken:
+            assert listener.heard != log[: len(listener.heard)], "told of a break where there is none"
+            listener.heard, listener.cursor = [], START
+            return
+        listener.heard += [entry.text for entry in page.entries]
+        listener.cursor = page.entries[-1].cursor if page.entries else listener.cursor
+        assert listener.heard == log[: len(listener.heard)], "spliced"
+
     # --- what must hold ---------------------------------------------------------------------------------------
 
     @invariant()
@@ -288,6 +367,10 @@ class Machine(RuleBasedStateMachine):
         try:
             self.run(self._finish())
             self.every_log_is_whole()
+            for listener in self.listeners:
+                for _ in range(2):
+                    self._read_on(listener, 1000)
+                assert decode_event(listener.heard[-1]).terminal
             for job in self.accepted:
                 assert self.run(self.store.job(job)).terminal, f"{job} is stuck"
             counts = self.run(self.store._client.hgetall(self.keys[6]))
