@@ -12,7 +12,7 @@ from gateway.store import Store
 from tests.edge_matrix import CONTROL, MODES, Table, every_cell, measure, measure_again, written
 
 # The hops that differ most in what they do.
-FEW = ("api-gateway", "cloudflare", "cloudflare-tunnel-old", "nginx-default", "quick-tunnel")
+FEW = ("api-gateway", "cloudflare", "cloudflare-tunnel-old", "quick-tunnel")
 
 
 @pytest.fixture

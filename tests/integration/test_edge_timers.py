@@ -12,6 +12,7 @@ from gateway.edge import Edge, load_profile
 from tests.edge_origin import SCALE, Origin, edge_for, origin_server, raw_origin, see
 from tests.faults import wait_until
 
+WRITE, CONNECT = (getattr(load_profile("cloudflare").timers, f"{name}_seconds") for name in ("write", "connect"))
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -148,7 +149,7 @@ async def test_a_total_limit_does_not_care_about_bytes(origin: Origin) -> None:
 
 async def test_an_upload_that_stops_for_30_s_is_a_524(origin: Origin) -> None:
     """It is the client's fault, and looks like the origin's."""
-    async with edge_for(origin.url) as edge:
+    async with edge_for(origin.url, timers__write_seconds=WRITE) as edge:
         seen = await see(edge.url, b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nhalf")
 
         assert seen.all.startswith(b"HTTP/1.1 524")
@@ -165,7 +166,7 @@ async def test_an_origin_that_does_not_read_an_upload_is_a_524() -> None:
         await asyncio.sleep(60)
 
     size = 24 * 1024 * 1024
-    async with raw_origin(deaf, receive_bytes=4096) as url, edge_for(url) as edge:
+    async with raw_origin(deaf, receive_bytes=4096) as url, edge_for(url, timers__write_seconds=WRITE) as edge:
         head = f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n".encode()
         seen = await see(edge.url, head + b"x" * size)
 
@@ -183,7 +184,7 @@ async def test_an_origin_that_refuses_is_a_521_and_one_that_does_not_accept_a_52
         full.bind(("127.0.0.1", 0))
         full.listen(0)
         with socket.create_connection(full.getsockname()):
-            async with edge_for(f"http://127.0.0.1:{full.getsockname()[1]}") as edge:
+            async with edge_for(f"http://127.0.0.1:{full.getsockname()[1]}", timers__connect_seconds=CONNECT) as edge:
                 seen = await see(edge.url, "GET / HTTP/1.1")
 
                 assert seen.all.startswith(b"HTTP/1.1 522")
