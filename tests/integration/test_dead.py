@@ -20,6 +20,8 @@ from gateway.store.dead import MAX_DEAD
 from tests.jobs import begin, end, look_later, submit, use_up
 from tests.serving import AS_ME, AS_OTHER, KEYS, Gateway, gateway_for
 
+pytestmark = pytest.mark.parametrize("redis_url", ["valkey", "cluster"], indirect=True)
+
 KIND = KindDocument(kind="echo")
 DAY_MS = 86_400_000
 
