@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import redis.asyncio as redis
 
+from gateway.documents import KindDocument
 from gateway.embedded import EmbeddedValkey
 from gateway.errors import ConfigurationError, Unavailable
 from gateway.store import Store
 from tests.faults import FaultProxy, wait_until
 from tests.gateway_process import free_port
+from tests.jobs import begin, end, submit
 from tests.redis_servers import RedisCluster, RedisProcess
 from tests.serving import gateway_for
 
@@ -158,3 +162,34 @@ async def test_settings_that_break_a_promise_are_told_by_readyz(tmp_path: Path, 
             await store.close()
     finally:
         await server.close()
+
+
+async def test_the_rights_that_the_docs_name_are_enough(tmp_path: Path, prefix: str) -> None:
+    """A user of Outlast's own, with a password, in a cluster; `ol` stands for the prefix."""
+    page = (Path(__file__).parents[2] / "docs" / "redis.md").read_text()
+    match = re.search(r"needs `(~ol:[^`]+)`", page)
+    assert match is not None
+    rights = match[1].replace("\\|", "|").replace("ol:*", f"{prefix}:*").split()
+    async with RedisCluster(tmp_path / "cluster", masters=1, replicas=False) as cluster:
+        await cluster.nodes[0].ask("ACL", "SETUSER", "outlast", "on", ">secret", *rights)
+        url = f"redis+cluster://outlast:secret@127.0.0.1:{cluster.nodes[0].port}"
+        store = await Store.connect(url, prefix=prefix, durability="disk")
+        renewer = store.renewer("worker")
+        try:
+            kind = KindDocument(kind="echo")
+            await store.register_kind(kind)
+            await submit(store, kind)
+            lease = await begin(store, "echo")
+            assert not (await asyncio.to_thread(renewer.renew, [lease]))[lease.job].lost
+            assert (await end(store, lease, batch=1)).terminal
+            await store.present("worker", ["echo"], 1)
+            await store.wait_for_work(["echo"], 0.1)
+            assert await store.sweep() == 0
+            assert (await store.info())["warnings"] == []
+            await wait_until(lambda: store.feed.connected)
+        finally:
+            renewer.close()
+            await store.close()
+
+        with pytest.raises(ConfigurationError, match="refuses the credentials"):
+            await Store.connect(url.replace("secret", "wrong"), prefix=prefix)
