@@ -169,6 +169,7 @@ _ANSWER_MARKS: Final = (
     ("server", r"^(cowboy|heroku)", "heroku"),
     ("x-amz-apigw-id", "", "api-gateway"),
     ("apigw-requestid", "", "api-gateway"),
+    ("x-amzn-requestid", "", "api-gateway"),
     ("server", r"^awselb", "alb"),
     ("via", r"\bgoogle\b", "google"),
     ("server", r"^google frontend", "google"),

@@ -101,6 +101,6 @@ class Chain(_Measured):
     accept_encoding: str = Field("", description="What the gateway heard as Accept-Encoding.")
     cached: bool | None = Field(None, description="Whether two requests got the same answer.")
     visits: int | None = Field(None, description="How often one upload arrived.")
-    upload: str = Field("", description="What went wrong with a small upload; empty: nothing.")
+    upload: str = Field("", description="What went wrong with an upload, small or (`--deep`) slow; empty: nothing.")
     refused_bytes: int | None = Field(None, description="The smallest body that was refused before the gateway.")
     silence: Silence | None = Field(None, description="Idle limits.")

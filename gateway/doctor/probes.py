@@ -57,6 +57,8 @@ _SENT_HEADERS: Final = {
 # The usual limits: nginx 1 MB, API Gateway 10 MB, Cloudflare 100 MB (of 2^20 bytes or 10^6). Announced, not sent.
 _ANNOUNCED_BYTES: Final = (2_000_000, 11_000_000, 106_000_000)
 _SMALL_UPLOAD: Final = b"u" * 65_536
+_SLOW_BYTES: Final = 5_000_000
+_SLOW_SECONDS: Final = 35.0
 _LARGE_FRAME: Final = "f" * 65_536
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 
@@ -190,12 +192,15 @@ class Probes:
         )
 
     async def headers_held(self) -> bool | None:
-        """Whether headers come only with the first byte of the body."""
+        """Whether headers come only with the first byte of the body; twice, to be believed."""
         hold = self._pace(3)
-        result = await self._ask("GET", f"sse?frames=2&every=0.01&hold={hold:g}", patience_seconds=10)
-        if result.head_seconds is None or result.sent_seconds is None or result.status != 200:
-            return None
-        return result.head_seconds - result.sent_seconds > 0.7 * hold
+        for _ in range(2):
+            result = await self._ask("GET", f"sse?frames=2&every=0.01&hold={hold:g}", patience_seconds=10)
+            if result.head_seconds is None or result.sent_seconds is None or result.status != 200:
+                return None
+            if result.head_seconds - result.sent_seconds <= 0.7 * hold:
+                return False
+        return True
 
     # --- the WebSocket ----------------------------------------------------------------------------------------------
 
@@ -307,6 +312,23 @@ class Probes:
         lost = "" if arrived == len(_SMALL_UPLOAD) else f"{arrived} of {len(_SMALL_UPLOAD)} bytes arrived"
         # Several gateways behind one name count each for itself: the larger number is the truer one.
         return {"upload": lost, "visits": max(int(document.get("visits", 1)), int(seen or 0))}
+
+    async def slow_upload(self) -> str:
+        """5 MB over half a minute, as from a phone; what went wrong, empty for nothing."""
+        body = b"s" * _SLOW_BYTES
+        result = await exchange(
+            "POST",
+            self._target.probe(f"upload?id={secrets.token_hex(8)}"),
+            {**self._target.headers, TOKEN_HEADER: self._target.token},
+            body,
+            patience_seconds=self._pace(_SLOW_SECONDS * 2) + 1,
+            bytes_per_second=_SLOW_BYTES / self._pace(_SLOW_SECONDS),
+        )
+        arrived = _json(result).get("bytes")
+        if arrived == _SLOW_BYTES:
+            return ""
+        got = f"{arrived} bytes arrived" if arrived is not None else f"{result.status or result.ended} came back"
+        return f"{_SLOW_BYTES} bytes were sent slowly, and {got} after {result.ended_seconds:.0f} s"
 
     async def refused_bytes(self) -> int | None:
         """The smallest of the usual body sizes that is refused before the gateway; none of them is sent."""
@@ -438,6 +460,10 @@ async def measure(target: Target, pace: Pace, *, deep: bool) -> tuple[Chain, Exc
         upload = group.create_task(probes.upload())
         refused = group.create_task(probes.refused_bytes())
         silence = group.create_task(probes.silence()) if deep else None
+        slow = group.create_task(probes.slow_upload()) if deep else None
+    uploaded = upload.result()
+    if slow is not None and not uploaded["upload"]:
+        uploaded["upload"] = slow.result()
     chain = Chain(
         probe="ready",
         answered=answered(first),
@@ -449,7 +475,7 @@ async def measure(target: Target, pace: Pace, *, deep: bool) -> tuple[Chain, Exc
         refused_bytes=refused.result(),
         silence=silence.result() if silence else None,
         **headers.result(),
-        **upload.result(),
+        **uploaded,
     )
     return chain, first
 

@@ -60,6 +60,7 @@ CASES: list[tuple[str, Chain]] = [
     ("compressed_held", chain(drips=drips(Shape.HELD, encoding=["gzip"], format=["text", "json"]))),
     ("some_held", chain(drips=drips(Shape.HELD, format=["sse"]))),
     ("one_behind", chain(drips=drips(Shape.BEHIND))),
+    ("one_behind", chain(drips=drips(Shape.BEHIND, format=["sse"]))),
     ("first_held", chain(drips=drips(Shape.FIRST_HELD))),
     ("batched", chain(drips=drips(Shape.BATCHED))),
     ("uneven", chain(drips=drips(Shape.UNEVEN))),
