@@ -96,6 +96,7 @@ class JobDocument(WireModel):
     partial: bool = False
     cancel_requested: bool = False
     retry_of: str | None = None
+    parent: str | None = Field(None, description="The job that this one is a step of.")
     priority: Priority = "normal"
     tags: list[str] = Field(default_factory=list)
     files: list[FileInfo] = Field(default_factory=list)

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.errors import LeaseLost
 from processors.context import Context, SyncContext
-from processors.errors import ProcessorError, Rejected, Retry
+from processors.errors import ProcessorError, Rejected, Retry, StepFailed
 from processors.files import InputFile, SyncInputFile
+from processors.pipeline import Done, pipeline, step
 from processors.processor import Processor, load_processors, processor
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncReporter",
     "Context",
+    "Done",
     "InputFile",
     "LeaseLost",
     "Processor",
@@ -37,11 +39,14 @@ __all__ = [
     "Rejected",
     "Reporter",
     "Retry",
+    "StepFailed",
     "SyncContext",
     "SyncInputFile",
     "load_processors",
+    "pipeline",
     "processor",
     "run_worker",
+    "step",
 ]
 
 

@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -39,6 +40,7 @@ from processors.ending import Ending, after_error, cancelled, released, timed_ou
 from processors.errors import ProcessorError, Rejected
 from processors.process import Processes
 from processors.processor import Processor, Style
+from processors.steps import Steps
 from processors.tasks import cancel_all
 from processors.thread import run_in_thread
 from processors.writer import Writer
@@ -69,6 +71,8 @@ class Place:
     max_inline_bytes: int
     processes: Processes
     batches: Batches
+    aside: Callable[[str], contextlib.AbstractAsyncContextManager[None]]
+    """Gives a kind's place in the worker to others for the length of a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,15 @@ class Attempt:
             blobs=place.blobs,
             max_inline_bytes=place.max_inline_bytes,
             hand_over=self._hand_over,
+            steps=Steps(
+                place.store,
+                place.blobs,
+                lease,
+                record,
+                self._writer,
+                waiting=self._step_aside,
+                goes_on_elsewhere=lambda: self._stop in (Stop.WORKER_STOPPING, Stop.LOST),
+            ),
         )
         self._stop: Stop | None = None
         self._stopping = asyncio.Event()
@@ -116,6 +129,7 @@ class Attempt:
         self._function: asyncio.Task[_Result] | None = None
         self._following = False
         self._handed_over = False
+        self._aside = False
         self._begun = asyncio.get_running_loop().time()
 
     def __repr__(self) -> str:
@@ -393,15 +407,25 @@ class Attempt:
         self._handed_over = True
         return await self._place.store.hand_over(self.lease, seconds, self._record.worker or "")
 
+    @contextlib.asynccontextmanager
+    async def _step_aside(self) -> AsyncIterator[None]:
+        self._aside = True
+        try:
+            async with self._place.aside(self.lease.kind):
+                yield
+        finally:
+            self._aside = False
+
     # --- its place in the store ---------------------------------------------------------------------------------
 
     async def _join(self) -> None:
         """Note the attempt in its kind's slot, and hear of a cancel request at once."""
         await asyncio.sleep(_SETTLE_SECONDS)
         # Neither is needed for a promise: a look notes a begun attempt, a renewal brings the request.
-        with contextlib.suppress(Unavailable):
-            grace = self._record.options.grace_seconds
-            await self._place.store.hold(self._claim, self.lease, grace_seconds=grace)
+        if not self._aside:
+            with contextlib.suppress(Unavailable):
+                grace = self._record.options.grace_seconds
+                await self._place.store.hold(self._claim, self.lease, grace_seconds=grace)
         with contextlib.suppress(Unavailable):
             self._following = True
             await self._place.store.feed.follow(self.lease.job, self)
@@ -411,7 +435,7 @@ class Attempt:
     def _unfollow(self) -> None:
         if self._following:
             self._following = False
-            self._place.store.feed.unfollow(self.lease.job)
+            self._place.store.feed.unfollow(self.lease.job, self)
 
     async def _leave(self, ending: Ending) -> None:
         ran = asyncio.get_running_loop().time() - self._begun if ending.counts else 0

@@ -70,6 +70,10 @@ class RemoteContext:
         self._said: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
 
+    def plan(self, **weights: float) -> None:
+        """Pass the plan on; nobody waits for it."""
+        self._loop.call_soon_threadsafe(self._say, "plan", weights)
+
     @property
     def cancelled(self) -> bool:
         """Whether the attempt is to stop."""

@@ -10,7 +10,7 @@ import asyncio
 import re
 import subprocess
 import threading
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gateway.blobs import Blobs
     from gateway.store import Store
     from gateway.store.records import JobRecord, StoredFile
+    from processors.steps import Steps
     from processors.writer import Writer
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ class Context:
         blobs: Blobs,
         max_inline_bytes: int,
         hand_over: Callable[[float], Awaitable[str]],
+        steps: Steps | None = None,
     ) -> None:
         self.job_id = record.id
         self.kind = record.kind
@@ -68,6 +70,7 @@ class Context:
         self.files = tuple(InputFile(file, blobs, self.workspace) for file in record.files)
         self._writer = writer
         self._hand_over = hand_over
+        self._steps = steps
         self._store = store
         self._blobs = blobs
         self._inline_bytes = min(max_inline_bytes, MAX_EVENT_BYTES - _ENVELOPE_BYTES)
@@ -192,9 +195,56 @@ class Context:
         if text is None:
             raise KeyError(f"the job has no output {index}")
         event = decode_event(text)
-        if "url" in event.data:
-            return await self._blobs.get(f"jobs/{self.job_id}/outputs/{event.attempt}-{index}")
-        return to_json(event.data.get("value"))
+        if "url" not in event.data:
+            return to_json(event.data.get("value"))
+        job, name = self.job_id, str(index)
+        if "source" in event.data:
+            # A step's: its bytes are its own.
+            _, _, _, job, _, name = event.data["source"].split("/", 5)
+            text = await self._store.output(job, name)
+            if text is None:
+                raise KeyError(f"the output {index} was a step's, whose job has expired")
+            event = decode_event(text)
+        return await self._blobs.get(f"jobs/{job}/outputs/{event.attempt}-{name}")
+
+    async def run(self, kind: str, input: Any = None, *, step: str | None = None, files: bool = False) -> Any:
+        """Have another kind do a step of this job, as a job of its own, and return its result.
+
+        Its events are relayed under the step's name. A retry, a takeover and a job that does a failed one again find
+        what was done: the same step with the same input is not done twice. Meanwhile this attempt takes no place in
+        its worker. Cancelling it cancels the step.
+
+        Args:
+            kind: The kind that does the step; its own attempts are its own affair.
+            input: A dict or a pydantic model.
+            step: The step's name, the kind's by default; two steps of one job need two names or two inputs.
+            files: Whether the step gets the files that came with this job.
+
+        Raises:
+            StepFailed: The step failed, after all its attempts, or was cancelled. Let it through: the job fails with
+                the step's own code, and names the step.
+        """
+        name = step or kind
+        return await self._stepping().run(self, kind, input, step=name, part=name, files=files)
+
+    async def run_all(
+        self, kind: str, inputs: Sequence[Any], *, step: str | None = None, limit: int = 8, files: bool = False
+    ) -> list[Any]:
+        """The same step for each of several inputs, at most `limit` at once; the results come in the inputs' order.
+
+        They are named `step.0`, `step.1`, ...; one that fails ends the others. See `run`.
+        """
+        steps = self._stepping()
+        return await steps.run_all(self, kind, list(inputs), step=step or kind, limit=limit, files=files)
+
+    def plan(self, **weights: float) -> None:
+        """Say which steps there are and what part of the work each is, so that one progress bar tells of all."""
+        self._stepping().plan(weights)
+
+    def _stepping(self) -> Steps:
+        if self._steps is None:
+            raise RuntimeError("this context has no steps: they belong to an attempt that a worker runs")
+        return self._steps
 
     async def hand_over(self, seconds: float = 300) -> str:
         """Let another process finish this attempt, and return the write token that it needs: pass it on and return.
@@ -334,6 +384,20 @@ class SyncContext:
     def read_output(self, index: str | int) -> bytes:
         """One output as bytes; see `Context.read_output`."""
         return self._call(self._context.read_output, index)
+
+    def run(self, kind: str, input: Any = None, *, step: str | None = None, files: bool = False) -> Any:
+        """Have another kind do a step of this job; see `Context.run`."""
+        return self._call(self._context.run, kind, input, step=step, files=files)
+
+    def run_all(
+        self, kind: str, inputs: Sequence[Any], *, step: str | None = None, limit: int = 8, files: bool = False
+    ) -> list[Any]:
+        """The same step for each of several inputs; see `Context.run_all`."""
+        return self._call(self._context.run_all, kind, inputs, step=step, limit=limit, files=files)
+
+    def plan(self, **weights: float) -> None:
+        """Say what part of the work each step is; see `Context.plan`."""
+        self._context.plan(**weights)
 
     def hand_over(self, seconds: float = 300) -> str:
         """Let another process finish this attempt; see `Context.hand_over`."""

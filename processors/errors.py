@@ -2,6 +2,7 @@
 
     ProcessorError          the attempt failed; the client sees code and detail; tried again up to the kind's limit
     ├── Rejected            the job can't succeed as it is: failed at once, never tried again
+    │   └── StepFailed      a step of the job, a job of its own, has failed
     └── Retry               try again, after the time that it names
 
 The text of an unexpected error goes to the worker's log and never to a client: it may hold paths, keys or input.
@@ -10,7 +11,7 @@ The text of an unexpected error goes to the worker's log and never to a client: 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 _CODE: Final = re.compile(r"^[a-z][a-z0-9_]{0,63}$", re.ASCII)
@@ -44,6 +45,26 @@ class Rejected(ProcessorError):
         if errors:
             extra["errors"] = list(errors)
         super().__init__(code, detail, **extra)
+
+
+class StepFailed(Rejected):
+    """A step's job has failed or was cancelled, after all its own attempts: trying this job again would not help.
+
+    `code` is the step's own, `step` its name and `job` its job; `problem()` names them too.
+    """
+
+    def __init__(self, step: str, job: str, problem: Mapping[str, Any]) -> None:
+        code = str(problem.get("code", ""))
+        cause = {"cause": problem["cause"]} if "cause" in problem else {}
+        super().__init__(
+            f"The step {step} failed: {problem.get('detail', 'it says no reason')}",
+            code=code if _CODE.match(code) else "step_failed",
+            step=step,
+            job=job,
+            **cause,
+        )
+        self.step = step
+        self.job = job
 
 
 class Retry(ProcessorError):

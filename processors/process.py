@@ -131,6 +131,8 @@ class _Child:
                     self._answer(context, number, name, args, kwargs)
                 case ("progress", data):
                     await context.progress(**data)
+                case ("plan", weights):
+                    context.plan(**weights)
                 case ("partial", value):
                     context.partial = value
                 case ("done", result):

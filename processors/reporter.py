@@ -16,7 +16,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -182,7 +182,7 @@ async def _adopted(token: str, settings: Settings | None, interrupt: Callable[[]
         block = _Block(interrupt)
         processor = Processor(kind, block.function, Style.ASYNC, None, None)
         claim = Claim(begun.lease.job, begun.lease.kind, "")
-        place = Place(store, blobs, settings.max_inline_bytes, Processes(), Batches())
+        place = Place(store, blobs, settings.max_inline_bytes, Processes(), Batches(), lambda kind: nullcontext())
         attempt = Attempt(processor, claim, begun.lease, begun.record, place, context_type=Report)
         renewal = Renewal(store.renewer(name), store.lease_seconds)
         renewal.start()

@@ -15,8 +15,8 @@ import secrets
 import signal
 import socket
 from collections import Counter, deque
-from collections.abc import Coroutine, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from gateway.blobs import Blobs
@@ -65,7 +65,7 @@ class Worker:
         self._processors = processors
         self._processes = Processes()
         self._batches = Batches()
-        self._place = Place(store, blobs, max_inline_bytes, self._processes, self._batches)
+        self._place = Place(store, blobs, max_inline_bytes, self._processes, self._batches, self._aside)
         self._concurrency = concurrency
         self._stop_grace_seconds = stop_grace_seconds
         self._stopping = asyncio.Event()
@@ -74,6 +74,7 @@ class Worker:
         self._turns = deque(processors)
         self._running: Counter[str] = Counter()
         self._unwell: set[str] = set()
+        self._returning: list[tuple[str, asyncio.Future[None]]] = []
         self._shown: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._attempts: set[Attempt] = set()
@@ -269,13 +270,47 @@ class Worker:
         task.add_done_callback(lambda task: self._finish(claim.kind, task))
 
     def _finish(self, kind: str, task: asyncio.Task[None]) -> None:
-        was_full = [other for other in self._turns if self._room(other) == 0]
-        self._running[kind] -= 1
         self._tasks.discard(task)
-        if any(self._room(other) > 0 for other in was_full):
-            self._room_made.set()
+        self._give_up_place(kind)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("an attempt at a %s job broke off", kind, exc_info=error)
+
+    def _give_up_place(self, kind: str) -> None:
+        was_full = [other for other in self._turns if self._room(other) == 0]
+        self._running[kind] -= 1
+        # Who only stepped aside goes on before anything new is begun.
+        for back in tuple(self._returning):
+            of, returned = back
+            if returned.done():
+                self._returning.remove(back)
+            elif self._room(of) > 0:
+                self._returning.remove(back)
+                self._running[of] += 1
+                returned.set_result(None)
+        if any(self._room(other) > 0 for other in was_full):
+            self._room_made.set()
+
+    @asynccontextmanager
+    async def _aside(self, kind: str) -> AsyncIterator[None]:
+        """Give an attempt's place to others while it waits for its children; it waits for a place to come back."""
+        self._give_up_place(kind)
+        try:
+            yield
+        except BaseException:
+            # It comes back to end, for which it needs no turn.
+            self._running[kind] += 1
+            raise
+        if self._room(kind) > 0:
+            self._running[kind] += 1
+            return
+        returned: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._returning.append((kind, returned))
+        try:
+            await returned
+        except asyncio.CancelledError:
+            if returned.cancelled():
+                self._running[kind] += 1
+            raise
 
     async def _work(self, claim: Claim) -> None:
         """Begin a claimed job and run the attempt."""

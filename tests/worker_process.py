@@ -40,7 +40,9 @@ class WorkerProcess:
 
 
 @asynccontextmanager
-async def worker_process(store: Store, folder: Path, **settings: float | str) -> AsyncIterator[WorkerProcess]:
+async def worker_process(
+    store: Store, folder: Path, *, module: str = "tests.worker_kinds", **settings: float | str
+) -> AsyncIterator[WorkerProcess]:
     """A worker process for the length of the block, ready to claim."""
     environment = {
         "OUTLAST_REDIS_URL": store._url,
@@ -55,7 +57,7 @@ async def worker_process(store: Store, folder: Path, **settings: float | str) ->
     log = folder / f"worker-{os.urandom(4).hex()}.log"
     with log.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.worker_process"), env=os.environ | environment, stderr=file
+            *(sys.executable, "-m", "tests.worker_process", module), env=os.environ | environment, stderr=file
         )
     worker = WorkerProcess(process, log)
     try:
@@ -77,4 +79,4 @@ async def _names(store: Store) -> set[str]:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    sys.exit(run_worker(load_settings(), ["tests.worker_kinds"]))
+    sys.exit(run_worker(load_settings(), sys.argv[1:]))

@@ -44,6 +44,7 @@ def job_document(record: JobRecord, settings: Settings) -> JobDocument:
         partial=bool(end.get("partial", False)),
         cancel_requested=record.cancel_by is not None,
         retry_of=record.retry_of,
+        parent=record.parent,
         priority=record.priority,
         tags=list(record.tags),
         files=[

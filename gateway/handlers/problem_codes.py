@@ -241,6 +241,19 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
     "language_unavailable": Meaning(
         _FAILED, "The engine does not have a language that was asked for.", "The detail names those that it has."
     ),
+    "step_failed": Meaning(
+        _FAILED,
+        "A step of the job failed and gave no code of its own; `step` names it.",
+        "Read the detail; the step's job is in `job`.",
+    ),
+    "step_cancelled": Meaning(
+        _FAILED,
+        "A step of the job was cancelled by somebody; `step` names it.",
+        "Do it again if it was a mistake.",
+    ),
+    "too_many_steps": Meaning(
+        _FAILED, "A job made more than 1,000 steps.", "Let steps do more each, or make several jobs of it."
+    ),
     "process_died": Meaning(
         _RETRYING,
         "The child process that did the work crashed or was killed.",

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from gateway.blobs import Blobs
-from gateway.errors import Conflict, JobFailed, NotAcceptable, NotFound, RangeNotSatisfiable
+from gateway.errors import Conflict, Gone, JobFailed, NotAcceptable, NotFound, RangeNotSatisfiable
 from gateway.handlers.context import BLOBS, STORE, owned_job
 from gateway.handlers.routes import Answer, Parameter, Route
 from gateway.protocol import Cursor, Event, State, decode_event
@@ -134,7 +134,15 @@ async def read_output(request: web.Request) -> web.StreamResponse:
     text = await request.app[STORE].output(record.id, index)
     if text is None:
         raise NotFound(f"The job has no output {index[:64]!r}; GET {request.path.rpartition('/')[0]} lists them.")
-    return await serve(request, output_content(record.id, decode_event(text)))
+    job, event = record.id, decode_event(text)
+    if "source" in event.data:
+        # A step's output, relayed: the bytes are where the step's own job has them.
+        _, _, _, job, _, name = str(event.data["source"]).split("/", 5)
+        text = await request.app[STORE].output(job, name)
+        if text is None:
+            raise Gone("The step that made this output has expired.")
+        event = decode_event(text)
+    return await serve(request, output_content(job, event))
 
 
 def output_content(job: str, event: Event) -> Content:

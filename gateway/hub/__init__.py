@@ -138,7 +138,7 @@ class Hub:
             del self._watches[watch.job]
             if watch.mark is not None:
                 self._spawn(self._mark(watch, 0))
-            self.store.feed.unfollow(watch.job)
+            self.store.feed.unfollow(watch.job, watch)
 
     def close(self, listener: Listener, reason: str) -> None:
         """Forget a connection and all its subscriptions."""

@@ -14,6 +14,7 @@ from typing import Self
 
 from gateway.config import Settings
 from gateway.errors import ConfigurationError, Unavailable
+from gateway.store.children import MAX_CHILDREN
 from gateway.store.connection import Durability, translated, until_available
 from gateway.store.feed import Feed, Follower
 from gateway.store.handover import Handover
@@ -41,6 +42,7 @@ from gateway.store.write_token import WriteToken, read_token
 
 __all__ = [
     "MARK_SECONDS",
+    "MAX_CHILDREN",
     "PAGE_EVENTS",
     "Appended",
     "Begun",

@@ -47,7 +47,7 @@ class Follower(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Following:
-    follower: Follower
+    followers: tuple[Follower, ...]
     confirmed: asyncio.Future[None]
     """Done since the first subscription."""
     reader: _Reader | None = None
@@ -79,28 +79,33 @@ class Feed:
     async def follow(self, job: str, follower: Follower) -> None:
         """Subscribe to a job's live channel; returns when Redis has confirmed, so that nothing after it is missed.
 
-        One follower per job. Raises `Unavailable` where the connection is down and stays down for 5 s; the follower
+        Raises `Unavailable` where the connection is down and stays down for 5 s; the follower
         stays registered and hears `on_gap` when it is back.
         """
         channel = self._keys.live(job).encode()
         following = self.followings.get(channel)
         if following is None:
             confirmed = asyncio.get_running_loop().create_future()
-            following = self.followings[channel] = _Following(follower, confirmed)
+            following = self.followings[channel] = _Following((follower,), confirmed)
             self._place(channel, following)
-        following.follower = follower
+        elif follower not in following.followers:
+            following.followers += (follower,)
         try:
             async with asyncio.timeout(5):
                 await asyncio.shield(following.confirmed)
         except TimeoutError:
             raise Unavailable("The live feed is down; come back in a moment.", retry_after_seconds=2) from None
 
-    def unfollow(self, job: str) -> None:
-        """Unsubscribe from a job's live channel."""
+    def unfollow(self, job: str, follower: Follower) -> None:
+        """Follow a job no more; the last follower to go unsubscribes from its channel."""
         channel = self._keys.live(job).encode()
-        following = self.followings.pop(channel, None)
-        if following is None:
+        following = self.followings.get(channel)
+        if following is None or follower not in following.followers:
             return
+        following.followers = tuple(one for one in following.followers if one is not follower)
+        if following.followers:
+            return
+        del self.followings[channel]
         if not following.confirmed.done():
             following.confirmed.cancel()
         if following.reader is not None:
@@ -186,7 +191,8 @@ class _Reader:
         match reply:
             case [b"smessage", channel, payload]:
                 if (following := self._feed.followings.get(channel)) is not None:
-                    following.follower.on_message(payload)
+                    for follower in following.followers:
+                        follower.on_message(payload)
             case [b"ssubscribe", channel, _]:
                 following = self._feed.followings.get(channel)
                 if following is None or following.reader is not self:
@@ -195,7 +201,8 @@ class _Reader:
                     following.confirmed.set_result(None)
                 else:
                     # A channel that was followed before: between the two subscriptions messages were lost.
-                    following.follower.on_gap()
+                    for follower in following.followers:
+                        follower.on_gap()
             case [b"sunsubscribe", channel, _]:
                 following = self._feed.followings.get(channel)
                 if following is not None and following.reader is self:

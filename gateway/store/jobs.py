@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import secrets
 import time
+from dataclasses import replace
 from typing import Any, Final
 
 from pydantic_core import from_json, to_json
@@ -63,6 +64,9 @@ def read_record(fields: dict[bytes, bytes]) -> JobRecord:
         tags=tuple(from_json(fields.get(b"tags") or b"[]")),
         files=tuple(StoredFile(**file) for file in from_json(fields.get(b"files") or b"[]")),
         retry_of=text("retry_of"),
+        parent=text("parent"),
+        root=text("root"),
+        children=tuple((text("children") or "").split()),
         cancel_by=text("cancel_by"),
         worker=text("worker"),
         seen_ms=number("seen"),
@@ -116,6 +120,9 @@ class Jobs(Connection):
                 return self._replay(there, new)
             raise refusal
 
+        if new.retry_of is not None:
+            [old] = await self.read_jobs([new.retry_of])
+            new = replace(new, root=(old and old.root) or new.retry_of)
         nonce = secrets.token_hex(8)
         fields = self._fields(new)
         outcome, *fields_now = await self._run_durably(
@@ -172,7 +179,9 @@ class Jobs(Connection):
         return None
 
     async def list_job(self, record: JobRecord) -> None:
-        """Put a job into its owner's list of recent jobs."""
+        """Put a job into its owner's list of recent jobs, unless it is a step of another one."""
+        if record.parent is not None:
+            return
         key = self._keys.owner(record.owner)
         async with translated(), self._client.pipeline(transaction=False) as pipe:
             pipe.zadd(key, {record.id: record.created_ms}, nx=True)
@@ -202,8 +211,7 @@ class Jobs(Connection):
         }
         if options.grace_seconds is not None:
             fields["disconnect_grace_ms"] = int(options.grace_seconds * 1000)
-        if new.retry_of:
-            fields["retry_of"] = new.retry_of
+        fields |= {name: value for name in ("retry_of", "parent", "root") if (value := getattr(new, name)) is not None}
         if start_deadline_ms := self._start_deadline_ms(new):
             fields["start_deadline_after_ms"] = start_deadline_ms
         if options.start_at is not None:
@@ -293,7 +301,11 @@ class Jobs(Connection):
         answer = await self._run("cancel", self._keys.job(job), (job, by, requested, cancelled))
         if answer == b"unknown":
             return await self._missing(job)
-        return await self.job(job)
+        record = await self.job(job)
+        if record.state is State.CANCELLED and record.children:
+            # It waited for another attempt, and nobody is there who would tell them; the look does so too, but later.
+            await asyncio.gather(*(self.cancel(child, by, reason) for child in record.children), return_exceptions=True)
+        return record
 
     async def delete(self, record: JobRecord) -> None:
         """Erase an ended job's data; the tombstone stays, so that its id answers 410."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from gateway.errors import Unavailable
 from gateway.protocol import OPEN, EventType, encode_event_tail
+from gateway.store.children import Children
 from gateway.store.connection import translated
 from gateway.store.dead import Dead
 from gateway.store.health import Health
@@ -63,7 +64,7 @@ _TAILS: Final = (
 )
 
 
-class Look(Dead, Queue, Kinds, Health):
+class Look(Children, Dead, Queue, Kinds, Health):
     """One look is: take what is due, judge each in its own slot, settle its pointers in the kind's slot."""
 
     async def look(self, kinds: Iterable[str]) -> int:
@@ -104,6 +105,8 @@ class Look(Dead, Queue, Kinds, Health):
         with suppress(Unavailable):
             # For people, and no promise: where Redis has no memory left, the pointers must go all the same.
             await self.list_job(record)
+        if record.children:
+            await self.cancel_children(record, "outlast")
         if record.dead:
             await self.bury(record, expires_after_ms)
 

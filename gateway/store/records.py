@@ -47,6 +47,9 @@ class NewJob:
     fingerprint: str
     files: tuple[StoredFile, ...] = ()
     retry_of: str | None = None
+    parent: str | None = None
+    root: str | None = None
+    """The first job of a chain of retries: what is done again finds there what was done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,10 @@ class JobRecord:
     result_blob: str | None
     redone_as: str | None = None
     """The job that does this one again."""
+    parent: str | None = None
+    """The job that this one is a step of."""
+    root: str | None = None
+    children: tuple[str, ...] = ()
     options: JobOptions = field(default_factory=JobOptions)
 
     @property

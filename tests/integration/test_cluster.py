@@ -126,7 +126,7 @@ async def test_a_running_jobs_slot_moves_and_nothing_is_missed(own_cluster: Redi
         await end(store, lease, batch=4)
         assert [entry.number for entry in (await store.events(record.id, START)).entries] == [1, 2, 3, 4, 5, 6]
     finally:
-        store.feed.unfollow(record.id)
+        store.feed.unfollow(record.id, ear)
         renewer.close()
 
 
@@ -205,5 +205,5 @@ async def test_the_feed_of_a_killed_master_does_not_disturb_the_others(own_clust
     await wait_until(lambda: all(ear.gaps for ear, node in ears.values() if node is killed), 10)
 
     assert all(not ear.gaps for ear, node in ears.values() if node is not killed)
-    for job in ears:
-        store.feed.unfollow(job)
+    for job, (ear, _) in ears.items():
+        store.feed.unfollow(job, ear)

@@ -82,7 +82,7 @@ async def test_a_refused_batch_reaches_no_listener(store: Store) -> None:
 
     await wait_until(lambda: any(b"mine" in payload for payload in ear.heard))
     assert not any(b"I am back" in payload for payload in ear.heard)
-    store.feed.unfollow(record.id)
+    store.feed.unfollow(record.id, ear)
 
 
 # --- calls that are sent twice ------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@
 local job = ARGV[1]
 local record = redis.call('HMGET', KEYS[1], 'state', 'kind', 'priority', 'owner', 'attempt', 'ended', 'cancel_tail',
   'lease_until', 'deadline', 'run_deadline', 'failures', 'max_attempts', 'start_deadline', 'not_before', 'started',
-  'expires', 'disconnect_grace_ms', 'created')
+  'expires', 'disconnect_grace_ms', 'created', 'waits')
 local state = record[1]
 if not state then
   return { 'unknown' }
@@ -59,7 +59,8 @@ if state == 'running' then
     return finish('failed', ARGV[3])
   end
   if lease_left > 0 then
-    return say('running', math.min(lease_left, at(10) - now, look))
+    -- Who only waits for children is not in hand: its place under the kind's cap is another's.
+    return say(record[19] == '1' and 'later' or 'running', math.min(lease_left, at(10) - now, look))
   end
   if at(11) + 1 >= at(12) then
     return finish('failed', ARGV[5])

@@ -1,0 +1,115 @@
+"""Pipelines: a kind that is made of other kinds, one step after another.
+
+    invoice = pipeline("invoice", step("ocr") >> step("llm", input=ask_for_fields) >> step(check), files="required")
+
+is short for an async processor that calls `ctx.run` for each step; what needs more than a row is written as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from gateway.errors import ConfigurationError
+from processors.context import Context
+from processors.processor import Processor, processor
+
+
+class Done(NamedTuple):
+    """What a step's input can be made of: the pipeline's own input, and the results so far."""
+
+    input: Any
+    results: Mapping[str, Any]
+    """The result of each step by its name."""
+    previous: Any
+    """The result of the step before this one; None for the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a pipeline; `a >> b` puts one after another."""
+
+    kind: str
+    name: str
+    weight: float
+    input: Callable[[Done], Any] | None
+    each: Callable[[Done], Iterable[Any]] | None
+    limit: int
+    files: bool | None
+
+    def __rshift__(self, following: Step | Steps) -> Steps:
+        return Steps((self,)) >> following
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Steps in their order."""
+
+    steps: tuple[Step, ...]
+
+    def __rshift__(self, following: Step | Steps) -> Steps:
+        return Steps((*self.steps, *(following.steps if isinstance(following, Steps) else (following,))))
+
+
+def step(
+    kind: str | Processor,
+    name: str | None = None,
+    *,
+    weight: float = 1,
+    input: Callable[[Done], Any] | None = None,
+    each: Callable[[Done], Iterable[Any]] | None = None,
+    limit: int = 8,
+    files: bool | None = None,
+) -> Step:
+    """Describe a step.
+
+    Args:
+        kind: The kind that does it, or its processor.
+        name: What it is called in events; the kind's name by default.
+        weight: Its part of the work, for the progress bar.
+        input: Makes its input. Without it the first step gets the pipeline's input, and each other one the result of
+            the step before it.
+        each: Makes several inputs: the step is done for each, and its result is the list of their results.
+        limit: So many of them at once.
+        files: Whether it gets the job's files; by default the first step does.
+    """
+    of = kind.kind if isinstance(kind, Processor) else kind
+    return Step(of, name or of, weight, input, each, limit, files)
+
+
+def pipeline(
+    kind: str,
+    steps: Step | Steps,
+    *,
+    input: Any = dict[str, Any],
+    result: Any = Any,
+    files: Literal["none", "optional", "required"] = "none",
+    **options: Any,
+) -> Processor:
+    """Make a kind of a row of steps: one job to a client, whose result is that of the last step.
+
+    `input` and `result` are the types that a processor's annotations would name; `options` are those of `processor`.
+    """
+    row = steps.steps if isinstance(steps, Steps) else (steps,)
+    names = [one.name for one in row]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"The pipeline {kind!r} has two steps of one name; give one of them another.")
+
+    async def run(ctx: Context, input: Any) -> Any:
+        ctx.plan(**{one.name: one.weight for one in row})
+        done = Done(input, {}, None)
+        for number, one in enumerate(row):
+            with_files = one.files if one.files is not None else number == 0
+            if one.each is not None:
+                inputs: Sequence[Any] = list(one.each(done))
+                value: Any = await ctx.run_all(one.kind, inputs, step=one.name, limit=one.limit, files=with_files)
+            else:
+                taken = one.input(done) if one.input is not None else (done.previous if number else done.input)
+                value = await ctx.run(one.kind, taken, step=one.name, files=with_files)
+            done = Done(input, {**done.results, one.name: value}, value)
+        return done.previous
+
+    run.__annotations__ = {"input": input, "return": result}
+    run.__doc__ = f"{' >> '.join(names)}."
+    return processor(kind, files=files, **options)(run)

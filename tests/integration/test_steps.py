@@ -1,0 +1,313 @@
+"""Steps: one job to the client, jobs of their own to the workers, and nothing is paid for twice."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.blobs import Blobs
+from gateway.errors import ConfigurationError
+from gateway.protocol import START, Event, State, decode_event
+from gateway.requests import JobOptions
+from gateway.store import JobRecord, NewJob, Store
+from processors import (
+    Context,
+    Done,
+    Processor,
+    ProcessorError,
+    Retry,
+    StepFailed,
+    SyncContext,
+    pipeline,
+    processor,
+    step,
+)
+from processors.worker import Worker
+from tests import step_kinds
+from tests.faults import wait_until
+from tests.step_kinds import three_paid
+from tests.worker_process import worker_process
+
+CALLS: list[Any] = []
+AT_ONCE: list[int] = [0, 0]
+FAILING: set[str] = set()
+
+
+@processor("double", max_attempts=1)
+async def double(ctx: Context, input: dict[str, Any]) -> int:
+    """Twice a number; counts its calls, which cost money."""
+    CALLS.append(input["number"])
+    AT_ONCE[0] += 1
+    AT_ONCE[1] = max(AT_ONCE)
+    try:
+        await ctx.progress(1, 2)
+        await ctx.delta("half ")
+        await ctx.output("seen", input["number"])
+        await ctx.output("bytes", data=b"%d" % input["number"])
+        await ctx.event("shop.counted", {"number": input["number"]})
+        await asyncio.sleep(input.get("seconds", 0))
+        if str(input["number"]) in FAILING:
+            raise ProcessorError("too_expensive", "It costs too much.")
+        return 2 * int(input["number"])
+    finally:
+        AT_ONCE[0] -= 1
+
+
+@processor("endless", cancel_grace_seconds=2)
+async def endless(ctx: Context) -> None:
+    """Runs until it is cancelled."""
+    CALLS.append("endless")
+    await asyncio.Event().wait()
+
+
+@processor("twice_double", max_attempts=5)
+async def twice_double(ctx: Context, input: dict[str, Any]) -> dict[str, Any]:
+    """Doubles twice; breaks off where it is told to, once in each place."""
+    ctx.plan(first=1, second=3)
+    breaks = input.get("breaks", 0)
+    if ctx.attempt <= breaks and ctx.attempt == 1:
+        raise Retry(0)
+    first = await ctx.run("double", {"number": input["number"]}, step="first")
+    if ctx.attempt <= breaks and ctx.attempt == 2:
+        raise Retry(0)
+    second = await ctx.run("double", {"number": first}, step="second")
+    if ctx.attempt <= breaks and ctx.attempt == 3:
+        raise Retry(0)
+    return {"first": first, "second": second, "bytes": (await ctx.read_output("first.bytes")).decode()}
+
+
+@processor("from_a_thread")
+def from_a_thread(ctx: SyncContext, input: dict[str, Any]) -> list[int]:
+    """The same from plain code, for several at once."""
+    return ctx.run_all("double", [{"number": number, "seconds": 0.2} for number in range(input["count"])], limit=2)
+
+
+@processor("waits_for_ever", cancel_grace_seconds=6)
+async def waits_for_ever(ctx: Context) -> None:
+    """Its step never ends."""
+    await ctx.run("endless")
+
+
+def add_up(done: Done) -> dict[str, int]:
+    """What the last step of the pipeline gets."""
+    return {"number": sum(done.previous) + done.results["first"]}
+
+
+SUM = pipeline(
+    "sum",
+    step(double, "first")
+    >> step("double", "each", each=lambda done: [{"number": n} for n in range(done.previous)], limit=3, weight=2)
+    >> step("double", "last", input=add_up),
+    result=int,
+)
+KINDS = {one.kind: one for one in (double, endless, twice_double, from_a_thread, waits_for_ever, SUM)}
+
+
+@pytest.fixture(autouse=True)
+def _empty() -> None:
+    CALLS.clear()
+    FAILING.clear()
+    AT_ONCE[:] = [0, 0]
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    """An empty blob store."""
+    (tmp_path / "blobs").mkdir()
+    return Blobs.open((tmp_path / "blobs").as_uri())
+
+
+@asynccontextmanager
+async def working(store: Store, blobs: Blobs, *, concurrency: int = 1) -> AsyncIterator[None]:
+    """A worker for the length of the block."""
+    worker = Worker(store, blobs, KINDS, concurrency=concurrency, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
+    running = asyncio.create_task(worker.run())
+    async with asyncio.timeout(10):
+        await worker.ready.wait()
+    try:
+        yield
+    finally:
+        worker.stop()
+        async with asyncio.timeout(15):
+            await running
+
+
+async def submit(store: Store, of: Processor, *, retry_of: str | None = None, **input_: Any) -> str:
+    """Submit a job; returns its id."""
+    await store.register_kind(of.document)
+    new = NewJob(of.document, "me", input_, JobOptions(), "fingerprint", retry_of=retry_of)
+    return (await store.submit(await store.job_id("me", None), new, keyed=False)).record.id
+
+
+async def end_of(store: Store, job: str, seconds: float = 20) -> JobRecord:
+    """A job at its end."""
+
+    async def ended() -> JobRecord | None:
+        record = await store.job(job)
+        return record if record.terminal else None
+
+    record: JobRecord = await wait_until(ended, seconds, what=f"the end of {job}")
+    return record
+
+
+async def log_of(store: Store, job: str) -> list[Event]:
+    """A job's whole log."""
+    return [decode_event(entry.text) for entry in (await store.events(job, START)).entries]
+
+
+async def test_a_parent_takes_no_place_while_it_waits(store: Store, blobs: Blobs) -> None:
+    """In a worker with one place both steps are done, and the client sees one job with all that they said."""
+    async with working(store, blobs, concurrency=1):
+        job = await submit(store, twice_double, number=3)
+        record = await end_of(store, job)
+
+    assert record.end_data() == {"result": {"first": 6, "second": 12, "bytes": "3"}}
+    log = await log_of(store, job)
+    assert [event.id for event in log] == list(range(1, len(log) + 1))
+    assert [event.data["channel"] for event in log if event.type == "delta"] == ["first.text", "second.text"]
+    outputs = {event.data["index"]: event.data for event in log if event.type == "output"}
+    assert outputs["first.seen"]["value"] == 3
+    assert outputs["second.bytes"]["url"] == f"/v1/jobs/{job}/outputs/second.bytes"
+    assert [event.data for event in log if event.type == "shop.counted"] == [
+        {"number": 3, "step": "first"},
+        {"number": 6, "step": "second"},
+    ]
+    progress = [(event.data["stage"], event.data["current"]) for event in log if event.type == "progress"]
+    assert [current for _, current in progress] == sorted(current for _, current in progress)
+    assert progress[-1] == ("second", 100)
+    listed, _ = await store.jobs("me")
+    assert [one.id for one in listed] == [job]
+
+
+async def test_no_step_is_done_twice_however_often_its_parent_is_tried(store: Store, blobs: Blobs) -> None:
+    """Broken off before, between and after its steps; calls = steps."""
+    async with working(store, blobs):
+        record = await end_of(store, await submit(store, twice_double, number=3, breaks=3))
+
+    assert record.attempt == 4
+    assert record.end_data()["result"]["second"] == 12
+    assert CALLS == [3, 6]
+
+
+@pytest.mark.parametrize("boundary", range(4))
+async def test_a_takeover_finds_what_its_dead_worker_had_done(store: Store, tmp_path: Path, boundary: int) -> None:
+    """Killed before, between and after its steps; another worker ends the job, and calls = steps."""
+    calls = tmp_path / "calls"
+    async with worker_process(store, tmp_path, module="tests.step_kinds") as worker:
+        job = await submit(store, three_paid, calls=str(calls), stops_at=boundary)
+        await wait_until(lambda: store.output(job, "stopped"), 20)
+        worker.signal(signal.SIGKILL)
+
+    async with worker_process(store, tmp_path, module="tests.step_kinds"):
+        record = await end_of(store, job)
+
+    assert (record.attempt, record.end_data()) == (2, {"result": 3})
+    assert calls.read_text().split() == ["0", "1", "2"]
+
+
+async def test_a_failed_step_fails_its_parent_by_name_and_a_retry_pays_for_it_alone(store: Store, blobs: Blobs) -> None:
+    """The job that does the failed one again finds the first step done."""
+    FAILING.add("6")
+    async with working(store, blobs):
+        job = await submit(store, twice_double, number=3)
+        problem = (await end_of(store, job)).end_data()["problem"]
+        assert (problem["code"], problem["cause"], problem["step"]) == ("retries_exhausted", "too_expensive", "second")
+
+        FAILING.clear()
+        again = await end_of(store, await submit(store, twice_double, retry_of=job, number=3))
+
+    assert again.end_data()["result"]["second"] == 12
+    assert CALLS == [3, 6, 6]
+
+
+async def test_several_at_once_keep_their_order_and_the_limit(store: Store, blobs: Blobs) -> None:
+    """From a thread as well."""
+    async with working(store, blobs, concurrency=8):
+        record = await end_of(store, await submit(store, from_a_thread, count=7))
+
+    assert record.end_data() == {"result": [0, 2, 4, 6, 8, 10, 12]}
+    assert AT_ONCE[1] == 2
+
+
+async def test_a_cancel_reaches_the_step(store: Store, blobs: Blobs) -> None:
+    """The step has stopped before its parent says that it has."""
+    async with working(store, blobs):
+        job = await submit(store, waits_for_ever)
+        await wait_until(lambda: CALLS)
+        await store.cancel(job, "me", "enough")
+        record = await end_of(store, job)
+
+    [child] = record.children
+    assert record.state is State.CANCELLED
+    stopped = await store.job(child)
+    assert (stopped.state, stopped.ended_ms or 0) <= (State.CANCELLED, record.ended_ms or 0)
+
+
+async def test_the_end_of_a_parent_without_a_worker_ends_its_steps(store: Store, tmp_path: Path) -> None:
+    """All workers are dead: the cancel finds the step by the parent's record."""
+    async with worker_process(store, tmp_path, module="tests.step_kinds") as worker:
+        job = await submit(store, step_kinds.waits)
+
+        async def step_runs() -> bool:
+            children = await store.read_jobs(list((await store.job(job)).children))
+            return any(child is not None and child.state is State.RUNNING for child in children)
+
+        await wait_until(step_runs, 20)
+        worker.signal(signal.SIGKILL)
+    children = (await store.job(job)).children
+
+    async def both_waiting() -> bool:
+        await store.look(["waits", "runs_on"])
+        return all(one is not None and one.state is State.QUEUED for one in await store.read_jobs([job, *children]))
+
+    await wait_until(both_waiting, 10)
+    await store.cancel(job, "me", "enough")
+
+    assert [(await store.job(one)).state for one in (job, *children)] == [State.CANCELLED] * 2
+
+
+async def test_a_waiting_parent_takes_no_place_under_its_kinds_cap(store: Store, blobs: Blobs) -> None:
+    """`max_running` counts those that do something; a look doesn't put the parent back among them."""
+    async with working(store, blobs, concurrency=2):
+        await submit(store, waits_for_ever)
+        await wait_until(lambda: CALLS)
+
+        async def only_the_step_is_in_hand() -> bool:
+            await store.look(KINDS)
+            depths = await store.depths(["waits_for_ever", "endless"])
+            return depths == {"waits_for_ever": (0, 0), "endless": (0, 1)}
+
+        await wait_until(only_the_step_is_in_hand)
+        for _ in range(20):
+            assert await only_the_step_is_in_hand()
+            await asyncio.sleep(store.lease_seconds / 10)
+
+
+async def test_a_pipeline_hands_results_on(store: Store, blobs: Blobs) -> None:
+    """A row of steps, one of them for each of several inputs."""
+    async with working(store, blobs, concurrency=4):
+        record = await end_of(store, await submit(store, SUM, number=2))
+
+    # 2 -> 4; 0, 1, 2, 3 -> 0, 2, 4, 6; 12 + 4 -> 32
+    assert record.end_data() == {"result": 32}
+    assert sorted(CALLS) == [0, 1, 2, 2, 3, 16]
+    assert SUM.document.description == "first >> each >> last."
+    assert SUM.document.result_schema == {"type": "integer"}
+
+
+def test_a_pipeline_with_two_steps_of_one_name_is_refused() -> None:
+    """Their events could not be told apart."""
+    with pytest.raises(ConfigurationError, match="two steps"):
+        pipeline("refused", step("a") >> step("b") >> step("a"))
+
+
+def test_a_failed_step_keeps_only_a_code_that_is_one() -> None:
+    """What a step says is another program's."""
+    assert StepFailed("ocr", "job", {"code": "input_empty", "detail": "x"}).code == "input_empty"
+    assert StepFailed("ocr", "job", {"code": "Not a code", "detail": "x"}).code == "step_failed"
