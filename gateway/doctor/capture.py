@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -103,7 +103,7 @@ def _from_curl(text: str) -> Captured:
         request.body,
         tuple(request.files),
         request.insecure,
-        secrets=(*request.secrets, *_secrets_of(request.headers)),
+        secrets=(*request.secrets, *secrets_of(request.headers)),
     )
 
 
@@ -118,7 +118,7 @@ def _from_har(text: str) -> Captured:
         {name: value for name, value in headers.items() if name.lower() in _REPEATED},
         seen=seen,
         finding=recognize(seen),
-        secrets=tuple(_secrets_of(headers)),
+        secrets=tuple(secrets_of(headers)),
     )
 
 
@@ -126,8 +126,8 @@ def _from_har(text: str) -> Captured:
 _REPEATED = frozenset({"accept", "authorization", "cookie", "content-type", "last-event-id", "user-agent", "prefer"})
 
 
-def _secrets_of(headers: dict[str, str]) -> list[str]:
-    """The values that must not be told, word by word."""
+def secrets_of(headers: Mapping[str, str]) -> list[str]:
+    """The values of headers that must not be told, word by word; those of ordinary headers may be."""
     lines = {f"{name}: {value}": value for name, value in headers.items()}
     hidden = [value for line, value in lines.items() if redact(line) != line]
     return [word for value in hidden for word in value.replace(";", " ").replace("=", " ").split() if len(word) >= 8]

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from urllib.parse import urlsplit
 
-from gateway.doctor.capture import Captured
+from gateway.doctor.capture import Captured, secrets_of
 from gateway.doctor.compare import Difference, compare, explaining
 from gateway.doctor.diagnosis import diagnose, origin_finding
 from gateway.doctor.exchange import Ended, Exchange, exchange
@@ -63,7 +63,7 @@ class Inquiry:
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must not be told, word by word."""
-        return (*self.captured.secrets, *([self.token] if self.token else []), *self.headers.values())
+        return (*self.captured.secrets, *([self.token] if self.token else []), *secrets_of(self.headers))
 
 
 class _Walk:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.doctor.capture import capture
+from gateway.doctor.capture import capture, secrets_of
 from gateway.doctor.curl import parse_curl
 from gateway.doctor.redact import HIDDEN, redact, redact_url
 from gateway.errors import InvalidInput
@@ -207,6 +207,17 @@ def test_a_known_secret_is_left_out_wherever_it_stands() -> None:
 def test_what_helps_stays(text: str) -> None:
     """A report of nothing but holes helps nobody."""
     assert redact(text) == text
+
+
+def test_of_headers_only_secrets_are_left_out() -> None:
+    """The word gzip in a report must not become a hole because a header said it."""
+    headers = {
+        "Accept-Encoding": "gzip",
+        "CF-Access-Client-Secret": "Zx9secretZx9",
+        "Authorization": "Bearer abcdefgh1",
+    }
+
+    assert secrets_of(headers) == ["Zx9secretZx9", "abcdefgh1"]
 
 
 def test_an_address_keeps_its_shape_only() -> None:
