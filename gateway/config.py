@@ -92,6 +92,13 @@ class Settings(BaseSettings):
     upstream_networks: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Networks of upstreams that are not public, separated by commas, such as 10.1.0.0/16."
     )
+    llm_url: str = Field(
+        "", description="Base URL of an OpenAI-compatible model server, such as http://127.0.0.1:8000/v1; starts `llm`."
+    )
+    llm_key: SecretStr = Field(SecretStr(""), description="API key for that server.")
+    llm_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Models that may be asked, separated by commas; empty: all that the server has."
+    )
     routes: Path | None = Field(None, description="File with slow routes: public paths and the upstreams behind them.")
     upstream_connect_seconds: float = Field(10, gt=0, le=300, description="For a connection to an upstream.")
     max_upstream_bytes: int = Field(
@@ -117,7 +124,7 @@ class Settings(BaseSettings):
             raise ValueError("a name stands for one key; give every key its own")
         return keys
 
-    @field_validator("upstreams", "upstream_networks", mode="before")
+    @field_validator("upstreams", "upstream_networks", "llm_models", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -129,6 +136,24 @@ class Settings(BaseSettings):
             Upstreams(value)
         except Refused as refused:
             raise ValueError(refused.detail) from None
+        return value
+
+    @field_validator("llm_url")
+    @classmethod
+    def _check_llm_url(cls, value: str) -> str:
+        try:
+            Upstreams([value] if value else [])
+        except Refused as refused:
+            raise ValueError(refused.detail) from None
+        if "://*" in value:
+            raise ValueError("it is one server's address, without a `*`")
+        return value
+
+    @field_validator("llm_key")
+    @classmethod
+    def _check_llm_key(cls, value: SecretStr) -> SecretStr:
+        if not _KEY_SECRET.fullmatch(value.get_secret_value()):
+            raise ValueError("it travels in a header; make it of visible ASCII characters")
         return value
 
     @field_validator("upstream_networks")

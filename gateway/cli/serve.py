@@ -31,8 +31,9 @@ BUILT_IN: Final = (
     BuiltIn("ocr", "processors.ocr", "ocr", ("rapidocr", "onnxruntime", "pypdfium2", "PIL", "numpy")),
     BuiltIn("probe", "processors.probe", "", ()),
 )
-# It needs no packages, but something that it may call.
+# They need no packages, but something that they may call.
 HTTP: Final = BuiltIn("http", "processors.http", "", ())
+LLM: Final = BuiltIn("llm", "processors.llm", "", ())
 
 
 def add_commands(subparsers: Any) -> None:
@@ -50,7 +51,7 @@ def add_commands(subparsers: Any) -> None:
         "--without",
         action="append",
         default=[],
-        choices=[one.kind for one in (*BUILT_IN, HTTP)],
+        choices=[one.kind for one in (*BUILT_IN, HTTP, LLM)],
         help="do not run this built-in kind",
     )
     up.add_argument("--workers", type=_positive, default=1, metavar="N", help="worker processes (default: 1)")
@@ -159,7 +160,7 @@ def _up(args: argparse.Namespace) -> int:
     unserved = [one for one in wanted if one not in served]
 
     # A mistake in the file is told before anything starts.
-    calls = bool(settings.upstreams or load_routes(settings.routes))
+    calls = {HTTP: bool(settings.upstreams or load_routes(settings.routes)), LLM: bool(settings.llm_url)}
 
     def announce(running: Running) -> None:
         print_banner(console, settings, running, unserved)
@@ -167,7 +168,7 @@ def _up(args: argparse.Namespace) -> int:
     product = Product(
         settings,
         [one.module for one in served] + args.modules,
-        waiting_modules=[HTTP.module] if calls and HTTP.kind not in args.without else [],
+        waiting_modules=[one.module for one, called in calls.items() if called and one.kind not in args.without],
         workers=args.workers,
         announce=announce,
         say=lambda text: console.print(text, style="dim", markup=False),

@@ -332,6 +332,43 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "A worker stopped while the upstream had a request that is not safe to repeat.",
         "Look whether it was done; an Idempotency-Key that the upstream knows makes it safe.",
     ),
+    # What asking a language model can come to
+    "llm_unknown_model": Meaning(
+        _FAILED,
+        "The model server has no such model, or OUTLAST_LLM_MODELS doesn't list it.",
+        "The detail says which there are, or what the server said.",
+    ),
+    "llm_context_too_long": Meaning(
+        _FAILED, "The messages are longer than the model's context.", "Send less, or ask a model with a longer context."
+    ),
+    "llm_refused": Meaning(
+        _FAILED, "The model server refuses the request as it is.", "The detail has its own words; mend the parameter."
+    ),
+    "llm_unauthorized": Meaning(
+        _FAILED,
+        "The model server refuses the gateway's own key.",
+        "The operator mends OUTLAST_LLM_KEY; the worker's log has the server's words.",
+    ),
+    "llm_rate_limited": Meaning(
+        _RETRYING,
+        "The model server says that it is asked too much.",
+        "It is tried again when the server says; `retry_after_seconds` where that is too far off.",
+    ),
+    "llm_upstream_failed": Meaning(
+        _RETRYING,
+        "The model server failed, before or in the midst of its answer.",
+        "Look at the server's log; what was said by then is kept.",
+    ),
+    "llm_broke_off": Meaning(
+        _RETRYING,
+        "The model server's stream ended before the answer did.",
+        "Look at the server's log; what was said by then is kept.",
+    ),
+    "llm_garbage": Meaning(
+        _RETRYING,
+        "What the model server sent is no JSON of OpenAI's form.",
+        "Check that OUTLAST_LLM_URL is the base URL of an OpenAI-compatible API; it often ends in /v1.",
+    ),
     # Inside, or on a client's side
     "configuration": Meaning("start", "A setting is wrong.", "The message names it and what to set."),
     "bad_stream": Meaning(

@@ -29,6 +29,7 @@ _MAKERS = {
     "Rejected": 1,
     "ProcessorError": 0,
     "UpstreamError": 0,
+    "LlmFailure": 0,
     "_said": 1,
     "Refused": 0,
 }

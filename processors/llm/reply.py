@@ -1,0 +1,131 @@
+"""A model's answer while it comes: chunks of OpenAI's form in, reports to the context and the whole result out."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pydantic import BaseModel, Field
+
+from processors.context import Context
+from processors.llm.failures import not_json
+
+TEXT: Final = "text"
+REASONING: Final = "reasoning"
+REFUSAL: Final = "refusal"
+# Servers disagree about the name; nobody sends both.
+_REASONING_FIELDS: Final = ("reasoning_content", "reasoning")
+# A channel each; a model that loops must not make more.
+_MAX_TOOL_CALLS: Final = 128
+
+
+class ToolCall(BaseModel):
+    """A function that the model wants to be called. `arguments` is the model's text: JSON, if it does as it should."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class LlmResult(BaseModel):
+    """A model's whole answer."""
+
+    model: str = Field(description="As the upstream says it.")
+    text: str
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCall] = Field(default_factory=list)
+    finish_reason: str = Field(description="`stop`, `length`, `tool_calls`, `content_filter` or the upstream's own.")
+    usage: dict[str, Any] | None = Field(None, description="Tokens, as the upstream counts them.")
+    logprobs: list[dict[str, Any]] | None = Field(None, description="Where they were asked for.")
+
+
+class _Call:
+    def __init__(self, id: str, name: str) -> None:
+        self.id = id
+        self.name = name
+        self.arguments: list[str] = []
+
+
+class Reply:
+    """Takes the chunks one after the other."""
+
+    def __init__(self, ctx: Context, model: str) -> None:
+        self.finish_reason: str | None = None
+        self.has_spoken = False
+        """Whether listeners have heard anything of this answer."""
+        self._ctx = ctx
+        self._model = model
+        self._said: dict[str, list[str]] = {}
+        self._calls: dict[int, _Call] = {}
+        self._usage: dict[str, Any] | None = None
+        self._logprobs: list[dict[str, Any]] = []
+
+    async def take(self, chunk: dict[str, Any]) -> None:
+        """Report what is new. Raises `LlmFailure` for what is nothing of OpenAI's form."""
+        if isinstance(chunk.get("usage"), dict):
+            self._usage = chunk["usage"]
+        if isinstance(chunk.get("model"), str) and chunk["model"]:
+            self._model = chunk["model"]
+        choices = chunk.get("choices")
+        if not isinstance(choices, list):
+            raise not_json()
+        for choice in choices:
+            if not isinstance(choice, dict):
+                raise not_json()
+            await self._take_choice(choice)
+
+    async def _take_choice(self, choice: dict[str, Any]) -> None:
+        # A chunk of a chat, a whole chat answer, or (with neither) a completion.
+        said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
+        if not isinstance(said, dict):
+            raise not_json()
+        for field in _REASONING_FIELDS:
+            await self._say(REASONING, said.get(field))
+        await self._say(TEXT, said.get("content"))
+        await self._say(REFUSAL, said.get("refusal"))
+        for position, call in enumerate(said.get("tool_calls") or ()):
+            await self._take_call(position, call)
+        if isinstance(choice.get("logprobs"), dict):
+            self._logprobs += [one for one in choice["logprobs"].get("content") or () if isinstance(one, dict)]
+        if isinstance(choice.get("finish_reason"), str):
+            self.finish_reason = choice["finish_reason"]
+
+    async def _say(self, channel: str, text: object) -> None:
+        if isinstance(text, str) and text:
+            self._said.setdefault(channel, []).append(text)
+            self.has_spoken = True
+            await self._ctx.delta(text, channel)
+
+    async def _take_call(self, position: int, call: object) -> None:
+        if not isinstance(call, dict) or not isinstance(function := call.get("function") or {}, dict):
+            raise not_json()
+        index = call.get("index", position)
+        if not isinstance(index, int) or not 0 <= index < _MAX_TOOL_CALLS:
+            raise not_json()
+        known = self._calls.get(index)
+        if known is None:
+            id, name = call.get("id") or f"call_{self._ctx.job_id}_{index}", function.get("name") or ""
+            known = self._calls[index] = _Call(str(id), str(name))
+            self.has_spoken = True
+            await self._ctx.event("llm.tool_call", {"index": index, "id": known.id, "name": known.name})
+        arguments = function.get("arguments")
+        if isinstance(arguments, str) and arguments:
+            known.arguments.append(arguments)
+            await self._ctx.delta(arguments, f"tool_call.{index}")
+
+    def result(self) -> LlmResult:
+        """All of it."""
+        said = {channel: "".join(pieces) for channel, pieces in self._said.items()}
+        return LlmResult(
+            model=self._model,
+            text=said.get(TEXT, ""),
+            reasoning=said.get(REASONING),
+            refusal=said.get(REFUSAL),
+            tool_calls=[
+                ToolCall(id=call.id, name=call.name, arguments="".join(call.arguments))
+                for _, call in sorted(self._calls.items())
+            ],
+            finish_reason=self.finish_reason or "stop",
+            usage=self._usage,
+            logprobs=self._logprobs or None,
+        )

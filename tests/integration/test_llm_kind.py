@@ -1,0 +1,237 @@
+"""The kind `llm` with a scripted model server: what it tells, what it keeps, and everything that fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.blobs import Blobs
+from gateway.store import Store
+from tests.faults import wait_until
+from tests.llm_jobs import ASK, KEY, Asking, llm_worker
+from tests.token_source import MODEL, USAGE, TokenSource, token_source
+
+
+@pytest.fixture
+async def source() -> AsyncIterator[TokenSource]:
+    """A model server."""
+    async with token_source() as source:
+        yield source
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    """A folder for files."""
+    folder = tmp_path / "blobs"
+    folder.mkdir()
+    return Blobs.open(folder.as_uri())
+
+
+@pytest.fixture
+async def asking(
+    store: Store, blobs: Blobs, source: TokenSource, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Asking]:
+    """A worker that asks it."""
+    async with llm_worker(store, blobs, source, monkeypatch):
+        yield Asking(store, blobs)
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_chat_is_streamed_and_kept(asking: Asking, source: TokenSource) -> None:
+    """Text comes as deltas; the result has it whole, with the finish reason and the usage."""
+    job = await asking.submit(messages=ASK, temperature=0.5, stream=False)
+
+    result = (await asking.end(job)).end_data()["result"]
+
+    assert (result["text"], result["finish_reason"], result["usage"]) == (source.text, "stop", USAGE)
+    assert await asking.said(job) == source.text
+    [asked] = source.seen
+    assert (asked["model"], asked["messages"], asked["temperature"]) == (MODEL, ASK, 0.5)
+    assert (asked["stream"], asked["stream_options"]) == (True, {"include_usage": True})
+    assert source.authorizations == [f"Bearer {KEY}"]
+
+
+async def test_a_prompt_is_gone_on_with(asking: Asking, source: TokenSource) -> None:
+    """A completion has the same result as a chat."""
+    assert (await asking.result(prompt="The"))["text"] == source.text
+    assert source.seen[0]["prompt"] == "The"
+
+
+async def test_an_upstream_that_does_not_stream_serves_too(asking: Asking, source: TokenSource) -> None:
+    """One JSON instead of chunks is one delta."""
+    source.streams = False
+
+    assert (await asking.result())["text"] == source.text
+
+
+async def test_reasoning_is_a_channel_of_its_own(asking: Asking, source: TokenSource) -> None:
+    """What the model thinks doesn't stand in its answer."""
+    source.reasoning = ["Six times", " seven."]
+
+    job = await asking.submit()
+    result = (await asking.end(job)).end_data()["result"]
+
+    assert (result["reasoning"], result["text"]) == ("Six times seven.", source.text)
+    assert await asking.said(job, "reasoning") == "Six times seven."
+
+
+async def test_tool_calls_are_events_and_their_arguments_deltas(asking: Asking, source: TokenSource) -> None:
+    """Each call is announced once; its arguments come as they are written, and stand whole in the result."""
+    source.tokens, source.finish_reason = [], "tool_calls"
+    source.tool_calls = [("weather", ['{"city"', ': "Rome"}']), ("time", ["{}"])]
+
+    job = await asking.submit()
+    result = (await asking.end(job)).end_data()["result"]
+
+    announced = [event.data for event in await asking.events(job) if event.type == "llm.tool_call"]
+    assert [(one["index"], one["id"], one["name"]) for one in announced] == [
+        (0, "call_0", "weather"),
+        (1, "call_1", "time"),
+    ]
+    assert await asking.said(job, "tool_call.0") == '{"city": "Rome"}'
+    assert result["tool_calls"][0] == {"id": "call_0", "name": "weather", "arguments": '{"city": "Rome"}'}
+
+
+async def test_a_large_request_comes_as_a_file(asking: Asking, source: TokenSource) -> None:
+    """A long context is no input that stands in a record."""
+    long = [{"role": "user", "content": "x" * 500_000}]
+
+    await asking.result(file=json.dumps({"messages": long}).encode(), temperature=0)
+
+    assert (source.seen[0]["messages"], source.seen[0]["temperature"]) == (long, 0)
+
+
+async def test_the_models_are_listed(asking: Asking) -> None:
+    """The kind `llm.models` asks the server."""
+    assert await asking.result(kind="llm.models", model="") == {"models": ["another", MODEL]}
+
+
+async def test_only_allowed_models_are_asked(
+    store: Store, blobs: Blobs, source: TokenSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where models are listed, another one doesn't reach the server."""
+    async with llm_worker(store, blobs, source, monkeypatch, models="another"):
+        asking = Asking(store, blobs)
+
+        assert (await asking.problem())["code"] == "llm_unknown_model"
+        assert await asking.result(kind="llm.models", model="") == {"models": ["another"]}
+    assert source.asked == 0
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def _error(message: str, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "x", "code": code}}
+
+
+@pytest.mark.parametrize(
+    ("status", "document", "code"),
+    [
+        (404, _error("The model `x` does not exist", "model_not_found"), "llm_unknown_model"),
+        (404, _error('model "x" not found, try pulling it first'), "llm_unknown_model"),
+        (400, _error("too long", "context_length_exceeded"), "llm_context_too_long"),
+        (400, _error("This model's maximum context length is 4096 tokens."), "llm_context_too_long"),
+        (401, _error("Incorrect API key provided: sk-scr***key"), "llm_unauthorized"),
+        (400, _error("temperature must be at most 2"), "llm_refused"),
+        (429, _error("You exceeded your current quota", "insufficient_quota"), "llm_rate_limited"),
+    ],
+)
+async def test_a_refusal_has_a_code_and_is_not_repeated(
+    asking: Asking, source: TokenSource, status: int, document: dict[str, Any], code: str
+) -> None:
+    """What would be refused again is told at once, and our key's traces are not."""
+    source.refusals = [(status, document, {})]
+
+    problem = await asking.problem()
+
+    assert problem["code"] == code
+    assert "sk-" not in problem["detail"]
+    assert source.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "code"),
+    [
+        (429, {"Retry-After": "0"}, "llm_rate_limited"),
+        (429, {"retry-after-ms": "20"}, "llm_rate_limited"),
+        (503, {"Retry-After": "0"}, "llm_upstream_failed"),
+    ],
+)
+async def test_what_may_pass_is_tried_again_when_the_upstream_says(
+    asking: Asking, source: TokenSource, status: int, headers: dict[str, str], code: str
+) -> None:
+    """The next attempt comes after Retry-After, and answers."""
+    source.refusals = [(status, _error("slow down"), headers)]
+
+    job = await asking.submit()
+
+    assert (await asking.end(job)).state == "succeeded"
+    [retrying] = [event.data for event in await asking.events(job) if event.type == "retrying"]
+    assert (retrying["problem"]["code"], retrying["delay_seconds"] < 0.5) == (code, True)
+    assert source.asked == 2
+
+
+async def test_a_limit_that_lasts_too_long_is_told(asking: Asking, source: TokenSource) -> None:
+    """Nobody waits for an hour; the caller hears how long it would be."""
+    source.refusals = [(429, _error("later"), {"Retry-After": "3600"})]
+
+    problem = await asking.problem()
+
+    assert (problem["code"], problem["retry_after_seconds"]) == ("llm_rate_limited", 3600)
+
+
+@pytest.mark.parametrize(
+    ("switch", "code"),
+    [
+        ("cut_after", "upstream_broke_off"),
+        ("end_after", "llm_broke_off"),
+        ("garbage_after", "llm_garbage"),
+        ("error_after", "llm_upstream_failed"),
+    ],
+)
+async def test_after_the_first_token_a_failure_keeps_what_was_said(
+    asking: Asking, source: TokenSource, switch: str, code: str
+) -> None:
+    """It is not asked a second time, the job fails with its own code, and the text stays."""
+    setattr(source, switch, 2)
+
+    job = await asking.submit()
+    record = await asking.end(job)
+
+    end = record.end_data()
+    assert (record.state, end["problem"]["code"], end["partial"]) == ("failed", code, True)
+    assert await asking.said(job) == "The answer"
+    assert source.asked == 1
+
+
+async def test_before_the_first_token_a_broken_stream_is_tried_again(asking: Asking, source: TokenSource) -> None:
+    """Nobody has read anything yet, so a second answer is as good."""
+    source.cut_after = 0
+    job = await asking.submit()
+    await wait_until(lambda: source.asked == 1, 5, what="the first try")
+    source.cut_after = None
+
+    assert (await asking.end(job)).state == "succeeded"
+    assert source.asked == 2
+
+
+async def test_a_cancel_closes_the_upstreams_stream(asking: Asking, source: TokenSource) -> None:
+    """The model server sees its caller go, and can stop."""
+    source.hold_after = 2
+    job = await asking.submit()
+
+    async def has_spoken() -> bool:
+        return await asking.said(job) == "The answer"
+
+    await wait_until(has_spoken, 5, what="the first tokens")
+    await asking.store.cancel(job, "me", "enough")
+
+    assert (await asking.end(job)).state == "cancelled"
+    await wait_until(lambda: source.cancelled == 1, 5, what="the upstream sees it")
