@@ -122,6 +122,10 @@ class FaultProxy:
         self.dropped.clear()
         self._drop_after = after
 
+    def lead_to(self, url: str) -> None:
+        """Lead new connections to another server from now on."""
+        self._turns = itertools.repeat(urlsplit(url))
+
     def alternate_with(self, url: str) -> None:
         """Lead every second new connection to another server, as a wrong load balancer does."""
         self._turns = itertools.cycle([urlsplit(url), self._target])

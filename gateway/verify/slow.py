@@ -11,8 +11,14 @@ from gateway.verify.trial import Check, Followed, Trial, check_lags, check_same,
 
 async def _others(trial: Trial) -> str:
     fast, _ = await trial.once("bulk", _bulk)
+    try:
+        lags = check_lags(fast.heard, "the other listener")
+    except Broken:
+        # One late row may be a busy machine's; a listener that is waited for makes every row late.
+        fast, _ = await _bulk(trial)
+        lags = check_lags(fast.heard, "the other listener")
     size = sum(len(text) for text in fast.texts)
-    return f"{size // 1000} kB beside a listener that stopped reading: {check_lags(fast.heard, 'the other listener')}"
+    return f"{size // 1000} kB beside a listener that stopped reading: {lags}"
 
 
 async def _itself(trial: Trial) -> str:

@@ -105,7 +105,7 @@ async def test_a_gateway_that_is_killed_loses_nothing(
         writing = asyncio.create_task(write_slowly(store, lease, 40, 0.03))
         await wait_until(lambda: len(numbers) > 12, 20)
         first.process.kill()
-        address._target = urlsplit(second.url)
+        address.lead_to(second.url)
         async with asyncio.timeout(30):
             await asyncio.gather(listening, writing)
 

@@ -53,7 +53,11 @@ async def story(store: Store) -> dict[str, Any]:
     await store.pause("echo", True)
     answers["claimed while paused"] = await store.claim("echo", "worker", 1)
     await store.pause("echo", False)
+    await store.present("worker", ["echo"], 1)
     lease = await begin(store, "echo")
+    await store.wait_for_child(lease, await store.job(MAIN), "f" * 26)
+    await store.go_on(lease)
+    answers["children"] = (await store.job(MAIN)).children
     await store.hand_over(lease, 60, "worker")
     begun, _ = await store.adopt(lease, "adopter")
     assert begun.lease is not None
@@ -118,7 +122,19 @@ async def picture(store: Store) -> dict[str, Any]:
             (entry.number, entry.type, re.sub(rb'"time":"[^"]*"', b'"time":""', entry.text)) for entry in entries
         ]
         record = await store._client.hgetall(store._keys.record(job))
-        kept = ("state", "attempt", "failures", "last", "bytes", "batch", "worker", "progress", "end", "redone_as")
+        kept = (
+            "state",
+            "attempt",
+            "failures",
+            "last",
+            "bytes",
+            "batch",
+            "worker",
+            "progress",
+            "end",
+            "redone_as",
+            "waits",
+        )
         seen[f"record {job[0]}"] = {name: record.get(name.encode()) for name in kept}
         seen[f"outputs {job[0]}"] = len(await store.outputs(job))
         seen[f"marks {job[0]}"] = await store._client.zrange(store._keys.job(job)[4], 0, -1)
