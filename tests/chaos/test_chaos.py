@@ -14,6 +14,7 @@ SEED = int(os.environ.get("OUTLAST_SEED", "524"))
 SECONDS = 14.0
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(240)
 async def test_nothing_is_lost_or_doubled_whatever_dies(tmp_path: Path) -> None:
     """Accepted = ended, each log and each listener has 1..n, one terminal each; faults met a job in every step.

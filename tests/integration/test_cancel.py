@@ -31,6 +31,7 @@ def blobs(tmp_path: Path) -> Blobs:
     return Blobs.open(folder.as_uri())
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["gated", "polite"])
 async def test_a_cancel_reaches_a_processor_within_200_ms(
     valkey: str, prefix: str, blobs: Blobs, tmp_path: Path, kind: str

@@ -181,6 +181,7 @@ async def refuses(gateway: GatewayProcess) -> bool:
     return False
 
 
+@pytest.mark.alone
 async def test_a_storm_of_a_thousand_that_come_back_starves_nobody(
     store: Store, valkey: str, prefix: str, tmp_path: Path
 ) -> None:

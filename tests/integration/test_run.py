@@ -358,6 +358,7 @@ QUIET_SECONDS = 1.0
 HEARTBEAT_SECONDS = 1.0
 
 
+@pytest.mark.alone
 async def test_five_hundred_held_requests_hear_each_heartbeat_in_time(
     store: Store, prefix: str, tmp_path: Path
 ) -> None:
