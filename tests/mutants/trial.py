@@ -15,6 +15,7 @@ PASSED: Final = _FIRST_CODE + 0
 TESTS_FAILED: Final = _FIRST_CODE + 1
 # A mutant may wait for ever for what it has taken out.
 _TEST_SECONDS: Final = 20
+_LEFT_OUT: Final = ("cacheprovider", "hypothesispytest", "valkey", "anyio")
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 # Nothing of the tree itself: that is imported from the copy.
 _CONTEXT.set_forkserver_preload(
@@ -44,5 +45,7 @@ def _test(tree: Path, tests: list[str], said: Path) -> None:
         del sys.modules[name]
     import pytest
 
-    options = ["-q", "-x", "-p", "no:cacheprovider", f"--timeout={_TEST_SECONDS}"]
+    # What the tests of the table don't need and costs a second or two to import.
+    left_out = [word for plugin in _LEFT_OUT for word in ("-p", f"no:{plugin}")]
+    options = ["-q", "-x", *left_out, f"--timeout={_TEST_SECONDS}"]
     sys.exit(_FIRST_CODE + int(pytest.main([*options, *tests])))
