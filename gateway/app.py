@@ -35,6 +35,7 @@ from gateway.handlers.context import (
     Readiness,
     principal,
 )
+from gateway.handlers.openai import chat, models
 from gateway.handlers.problems import (
     cross_origin_headers,
     cross_origin_middleware,
@@ -66,6 +67,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     *results.routes,
     *tus.routes,
     *worker.routes,
+    *chat.routes,
+    *models.routes,
     *websocket.routes,
     *kinds.routes,
     *pages.routes,

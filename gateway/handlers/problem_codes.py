@@ -192,7 +192,9 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
     ),
     "blobs_unavailable": Meaning("503", "The store for files does not answer.", "Try again with the same key."),
     "no_worker": Meaning(
-        "503", "A slow route was called, and no worker calls upstreams.", "`outlast up --routes FILE` starts one."
+        "503",
+        "A slow route or OpenAI's API was called, and no worker that does it has been here.",
+        "The detail says what starts one.",
     ),
     "queue_full": Meaning("503", "The queue of this kind is full.", "Try again later."),
     "too_many_connections": Meaning(

@@ -24,6 +24,7 @@ from pydantic_core import to_json
 
 from gateway.auth import PRINCIPAL
 from gateway.errors import BadRequest, JobBroke, MethodNotAllowed, NotFound, OutlastError, RequestError, TooLarge
+from gateway.handlers.openai import errors as openai
 from gateway.limits import Connection
 from gateway.metrics import Metrics
 
@@ -70,6 +71,13 @@ def problem_response(error: OutlastError, request_id: str | None = None) -> web.
     )
 
 
+def _response(request: web.Request, error: OutlastError) -> web.Response:
+    """The error as the client that asked can read it."""
+    if request.path.startswith(openai.PREFIX):
+        return openai.error_response(error)
+    return problem_response(error, request[REQUEST_ID])
+
+
 def translate(error: Exception, request: web.Request) -> OutlastError:
     """What was raised as one of our errors; what nobody foresaw becomes a bare `internal`."""
     if isinstance(error, OutlastError):
@@ -103,7 +111,7 @@ def problem_middleware(metrics: Metrics) -> Middleware:
             if raised.status < 400:
                 raise
             error = translate(raised, request)
-            response = problem_response(error)
+            response = _response(request, error)
             if isinstance(raised, web.HTTPMethodNotAllowed):
                 response.headers["Allow"] = ", ".join(sorted(raised.allowed_methods))
         except ClientConnectionResetError:
@@ -113,7 +121,7 @@ def problem_middleware(metrics: Metrics) -> Middleware:
             error = translate(raised, request)
             if error.code == "internal":
                 logger.error("request %s failed", request[REQUEST_ID], exc_info=raised)
-            response = problem_response(error, request[REQUEST_ID])
+            response = _response(request, error)
         metrics.count("problems", code=error.code)
         connection = request.protocol
         if not request.content.at_eof() or (isinstance(connection, Connection) and connection.refused):

@@ -237,6 +237,18 @@ async def _serve(
     settings, hub = request.app[SETTINGS], request.app[HUB]
     if planned_end:
         listener.ends_at = hub.pulse.clock() + settings.stream_max_age_seconds * random.uniform(0.8, 1.2)
+    code = await listen(request, listener, places, snapshot=snapshot)
+    if code is not None and not listener.transport.is_closing():
+        _advise(listener, places[0], code, settings.retry_seconds)
+    await response.write_eof()
+    return response
+
+
+async def listen(
+    request: web.Request, listener: StreamListener, places: list[Subscription], *, snapshot: bool = False
+) -> CloseCode | None:
+    """Let a listener hear its places until it is closed; returns why, None for the regular end."""
+    settings, hub = request.app[SETTINGS], request.app[HUB]
     cut = requested_seconds(request, "cut", 3600) if settings.dev else None
     cutter = None
     if cut is not None:
@@ -248,14 +260,11 @@ async def _serve(
             await hub.start(place, snapshot=snapshot)
         code = await listener.closed
         reason = code.value if code else "end"
-        if code is not None and not listener.transport.is_closing():
-            _advise(listener, places[0], code, settings.retry_seconds)
+        return code
     finally:
         if cutter is not None:
             cutter.cancel()
         hub.close(listener, reason)
-    await response.write_eof()
-    return response
 
 
 async def many_events(request: web.Request) -> web.StreamResponse:

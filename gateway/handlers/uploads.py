@@ -207,7 +207,7 @@ class Received:
         self.request = _request(options, input_)
         disposition = request.headers.get("Content-Disposition")
         name = query.get("filename") or _disposition_name(disposition) or ""
-        await self._store(name, content_type, body_chunks(request, self._settings.max_upload_bytes))
+        await self.store(name, content_type, body_chunks(request, self._settings.max_upload_bytes))
 
     async def _read_multipart(self, request: web.Request) -> None:
         _refuse_query(request, frozenset())
@@ -253,12 +253,12 @@ class Received:
         if len(self.files) >= MAX_FILES:
             raise TooLarge(f"A job takes at most {MAX_FILES} files.", code="too_many_files")
         content_type = media_type(part.headers.get("Content-Type")) or UNKNOWN
-        await self._store(filename, content_type, self._part_chunks(request, part))
+        await self.store(filename, content_type, self._part_chunks(request, part))
 
     # --- files ------------------------------------------------------------------------------------------------------
 
-    async def _store(self, name: str, content_type: str, chunks: AsyncGenerator[bytes, None]) -> None:
-        """Stream a file to the blob store under the job's id."""
+    async def store(self, name: str, content_type: str, chunks: AsyncGenerator[bytes, None]) -> None:
+        """Stream a file to the blob store under the job's id. Raises `TooLarge`, `InvalidInput`, `UnsupportedType`."""
         if content_type not in {UNKNOWN, FORM}:
             # Before the first byte is asked for: a client that waits for `100 Continue` need not send it.
             check_file_allowed(self.kind, content_type)

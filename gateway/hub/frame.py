@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class Frame:
     """One event, and its bytes on each transport: each is built once, at first use, and shared by all listeners."""
 
-    __slots__ = ("_sse", "_websocket", "number", "text", "time_ms", "type")
+    __slots__ = ("_forms", "_sse", "_websocket", "number", "text", "time_ms", "type")
 
     def __init__(self, number: int, time_ms: int, type_: bytes, text: bytes) -> None:
         self.number = number
@@ -15,6 +17,7 @@ class Frame:
         self.text = text
         self._sse: bytes | None = None
         self._websocket: bytes | None = None
+        self._forms: dict[str, bytes] | None = None
 
     @property
     def sse(self) -> bytes:
@@ -29,6 +32,15 @@ class Frame:
         if self._websocket is None:
             self._websocket = websocket_frame(self.text)
         return self._websocket
+
+    def form(self, name: str, build: Callable[[Frame], bytes]) -> bytes:
+        """The event in another protocol. What is built under a name must be the same for every listener of the job."""
+        if self._forms is None:
+            self._forms = {}
+        form = self._forms.get(name)
+        if form is None:
+            form = self._forms[name] = build(self)
+        return form
 
 
 def websocket_frame(text: bytes) -> bytes:

@@ -1,0 +1,140 @@
+"""A request at the door becomes a job of the kind `llm`; an ended job becomes its result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any, Final
+
+from aiohttp import web
+from pydantic_core import from_json, to_json
+
+from gateway.documents import KindDocument
+from gateway.errors import InvalidInput, NotFound, OutlastError, TooLarge, Unavailable
+from gateway.handlers.context import BLOBS, SETTINGS, STORE, known_kind, principal
+from gateway.handlers.documents import failure
+from gateway.handlers.held import HELD_ERRORS, Held
+from gateway.handlers.openai.errors import error_document, error_headers, error_status
+from gateway.handlers.routes import Answer, Parameter
+from gateway.handlers.strict_json import read_json
+from gateway.handlers.submission import checked_key
+from gateway.handlers.uploads import Received, body_chunks
+from gateway.handlers.validation import validated
+from gateway.requests import JobRequest
+from gateway.store import JobRecord, Submitted
+
+LLM: Final = "llm"
+# For clients of a chat that is read once: nobody wants the rest of an answer whose reader has left.
+ON_DISCONNECT: Final = "Outlast-On-Disconnect"
+_INLINE_SPARE_BYTES: Final = 4096
+
+IDEMPOTENCY: Final = Parameter(
+    "Idempotency-Key", "The same key, the same answer: nothing is generated or paid for twice.", place="header"
+)
+DISCONNECT: Final = Parameter(
+    ON_DISCONNECT, "`cancel` ends the answer when nobody has listened to it for a minute.", place="header"
+)
+ERROR: Final = {
+    status: Answer("An error in OpenAI's form; its packages raise an exception of their own for it.")
+    for status in (400, 401, 404, 429, 500, 503)
+}
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """The request's body. Raises `BadRequest`, `InvalidInput` and `TooLarge`."""
+    limit = request.app[SETTINGS].max_upload_bytes
+    body = bytearray()
+    async for chunk in body_chunks(request, limit):
+        body += chunk
+        if len(body) > limit:
+            raise TooLarge(f"The body is over {limit} bytes.")
+    value = read_json(body, "The body")
+    if not isinstance(value, dict):
+        raise InvalidInput("The body is no JSON object.", errors=[{"field": "body", "message": "not an object"}])
+    return value
+
+
+def flag(body: dict[str, Any], name: str) -> bool:
+    """A boolean of the body's, which is no parameter of the model. Raises `InvalidInput`."""
+    value = body.pop(name, None)
+    if value is not None and not isinstance(value, bool):
+        raise InvalidInput(f"{name} is true or false.", errors=[{"field": name, "message": "not a boolean"}])
+    return bool(value)
+
+
+async def llm_kind(app: web.Application, name: str = LLM) -> KindDocument:
+    """The kind that answers. Raises `Unavailable` where no worker has ever offered it."""
+    try:
+        return await known_kind(app[STORE], name)
+    except NotFound:
+        raise Unavailable(
+            "No worker that asks a model has been here yet; `OUTLAST_LLM_URL=... outlast up` starts one.",
+            code="no_worker",
+        ) from None
+
+
+async def ask(request: web.Request, asked: dict[str, Any], kept: dict[str, Any] | None = None) -> Submitted:
+    """Make the job of a request, or find the one that its Idempotency-Key has made before.
+
+    `kept` is what the job's input holds for our own answers. What is too large for an input goes along as a file.
+    Raises what a submit does.
+    """
+    app, owner = request.app, principal(request)
+    key = checked_key(request.headers.get("Idempotency-Key"))
+    kind = await llm_kind(app)
+    own = {} if kept is None else {"responses": kept}
+    job = await app[STORE].job_id(owner, key)
+    options = {"on_disconnect": request.headers.get(ON_DISCONNECT, "continue")}
+    async with Received(app, kind, job, validated(JobRequest, options)) as received:
+        input_ = asked | own
+        if len(to_json(input_)) > app[SETTINGS].max_inline_bytes - _INLINE_SPARE_BYTES:
+            # Sorted, so that the same request has the same digest.
+            await received.store("request.json", "application/json", _once(json.dumps(asked, sort_keys=True).encode()))
+            input_ = {"model": asked.get("model")} | own
+        received.request = received.request.model_copy(update={"input": input_})
+        return await received.submit(owner, key)
+
+
+async def _once(data: bytes) -> AsyncGenerator[bytes, None]:
+    yield data
+
+
+def check_messages(asked: dict[str, Any]) -> None:
+    """Raises `InvalidInput` for what would only fail as a job: the rest is for the kind's schema to say."""
+    messages = asked.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise InvalidInput("A chat needs messages.", errors=[{"field": "messages", "message": "needed, a list"}])
+
+
+async def result_of(app: web.Application, record: JobRecord) -> dict[str, Any]:
+    """An ended job's result. Raises why it has none."""
+    error = failure(record)
+    if error is not None:
+        raise error
+    if record.result_blob is not None:
+        return dict(from_json(await app[BLOBS].get(record.result_blob)))
+    return dict(record.end_data()["result"])
+
+
+async def held_result(
+    request: web.Request, submitted: Submitted, document: Any, *, fails: bool = True
+) -> web.StreamResponse:
+    """Hold the request until the job has ended, and answer with `document(record, result, error)`.
+
+    `fails`: a job without a result is an error; otherwise a document that says so.
+    """
+    headers = {"Idempotency-Replayed": "true"} if submitted.replayed else {}
+    async with Held(request, submitted.record, headers, "application/json") as held:
+        record, result, error = submitted.record, None, None
+        try:
+            record = await held.end()
+            result = await result_of(request.app, record)
+        except HELD_ERRORS as raised:
+            error, fails = raised, True
+        except OutlastError as raised:
+            error = raised
+        if error is not None and fails:
+            body = to_json({"error": error_document(error)})
+            return await held.answer(error_status(error), _once(body), len(body), error_headers(error).items())
+        body = to_json(document(record, result, error))
+        return await held.answer(200, _once(body), len(body))

@@ -1,0 +1,44 @@
+"""`GET /openai/v1/models`: the models that can be asked. A worker knows; the gateway calls nobody."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from aiohttp import web
+
+from gateway.handlers.context import STORE, principal
+from gateway.handlers.openai.asking import ERROR, LLM, held_result, llm_kind
+from gateway.handlers.routes import Answer, Route
+from gateway.handlers.uploads import Received
+from gateway.store import JobRecord
+
+
+async def models(request: web.Request) -> web.StreamResponse:
+    """`GET /openai/v1/models`."""
+    app, owner = request.app, principal(request)
+    kind = await llm_kind(app, f"{LLM}.models")
+    async with Received(app, kind, await app[STORE].job_id(owner, None)) as received:
+        submitted = await received.submit(owner, None)
+    return await held_result(request, submitted, lambda record, result, _: _list(record, result))
+
+
+def _list(record: JobRecord, result: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "object": "list",
+        "data": [
+            {"id": name, "object": "model", "created": record.created_ms // 1000, "owned_by": "outlast"}
+            for name in result["models"]
+        ],
+    }
+
+
+routes: Final = (
+    Route(
+        "GET",
+        "/openai/v1/models",
+        models,
+        "List models, as in OpenAI's API",
+        responses={200: Answer("The models that can be asked.")} | ERROR,
+        held=True,
+    ),
+)
