@@ -46,6 +46,8 @@ async def test_every_v1_route_asks_for_a_key(keyed: Gateway) -> None:
         if route.path.startswith("/v1/"):
             assert (answer.status, answer.json()["code"]) == (401, "unauthorized"), route.path
             assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+        elif route.path.startswith("/openai/v1/"):
+            assert (answer.status, answer.json()["error"]["code"]) == (401, "invalid_api_key"), route.path
         elif route.path.startswith("/_probe/"):
             assert answer.status == 404, "probes are off, and nobody learns that there are any"
         elif route.path != "/metrics":
