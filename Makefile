@@ -7,6 +7,7 @@ SHELL := bash
 PYTHON_IN_VENV := .venv/bin/python
 RUN_READY := .venv/.ready-to-run
 TEST_READY := .venv/.ready-to-test
+SLOW_READY := .venv/.ready-for-slow
 
 # `make run PORT=9000 DATA=some/folder`; what is not given has the default of docs/settings.md.
 options = $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") \
@@ -18,7 +19,7 @@ help: ## List what can be done.
 run: $(RUN_READY) ## Start everything: Valkey, gateway, workers. PORT=9000, DATA=folder, MODULES="package.module" are options.
 	@exec .venv/bin/outlast up $(options) $(MODULES)
 
-test: $(TEST_READY) ## Format, lint, types, layers, Python, JavaScript and browser tests. SLOW=1 adds the slow ones.
+test: $(TEST_READY) $(if $(SLOW),$(SLOW_READY)) ## Format, lint, types, layers, Python, JavaScript and browser tests. SLOW=1 adds the slow ones.
 	@SLOW="$(SLOW)" exec .ci/test
 
 dev: $(TEST_READY) ## Tests of one room in seconds: make dev ROOM=store (or hub, worker, client_js, ...).
@@ -57,3 +58,7 @@ $(RUN_READY): requirements-run.lock pyproject.toml .ci/setup
 $(TEST_READY): requirements.lock pyproject.toml client_js/package-lock.json deploy/cloudflare/package-lock.json .ci/setup
 	@.ci/setup test
 	@touch $@ $(RUN_READY)
+
+$(SLOW_READY): requirements-slow.lock $(TEST_READY)
+	@.ci/setup slow
+	@touch $@

@@ -1,0 +1,98 @@
+"""A slow service that reports its progress over HTTP, with nothing but Python's own library; see http_callback.py.
+
+python examples/slow_service.py PORT
+"""
+
+import json
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Job:
+    """A job of somebody's, of which we know an address and a token."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._url = url
+        self._token = token
+        self._batch = 0
+        self._over = threading.Event()
+        self.stopped = threading.Event()
+        """Somebody wants the job to end, or it is not ours any more."""
+
+    def __enter__(self) -> Any:
+        """Take the job: an order that comes twice is done once, since the second one is refused here."""
+        adopted = self._post("adopt", {})
+        self._token = adopted["token"]
+        threading.Thread(target=self._renew, args=(adopted["lease_seconds"] / 3,), daemon=True).start()
+        return adopted["input"]
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def report(self, type_: str, **data: Any) -> None:
+        """Tell one event; sent again under the same number until it has been heard."""
+        self._batch += 1
+        self._post("events", {"batch": self._batch, "events": [{"type": type_, "data": data}]})
+
+    def _renew(self, every_seconds: float) -> None:
+        while not self._over.wait(every_seconds):
+            try:
+                self._post("events", {})
+            except urllib.error.HTTPError:
+                self.stopped.set()
+                return
+
+    def _post(self, what: str, body: dict[str, Any]) -> Any:
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self._url}/{what}", json.dumps(body).encode(), headers)
+        for tries in range(10):
+            try:
+                with urllib.request.urlopen(request, timeout=20) as response:
+                    answer = json.load(response)
+            except urllib.error.HTTPError as error:
+                error.close()
+                if error.code < 500:
+                    raise
+            except OSError:
+                pass
+            else:
+                if answer.get("cancel_requested_by"):
+                    self.stopped.set()
+                return answer
+            time.sleep(min(10, 0.2 * 2**tries))
+        raise ConnectionError(f"{self._url} can't be reached")
+
+
+def work(url: str, token: str) -> None:
+    """The slow part: a line takes a while."""
+    job = Job(url, token)
+    try:
+        with job as wanted:
+            lines = wanted["text"].splitlines()
+            for number, line in enumerate(lines, 1):
+                if job.stopped.wait(0.3):
+                    job.report("cancelled", reason="as asked")
+                    return
+                job.report("output", index=str(number), content_type="text/plain", value=line[::-1])
+                job.report("progress", current=number, total=len(lines), unit="lines")
+            job.report("succeeded", result={"lines": len(lines)})
+    except urllib.error.HTTPError as error:
+        print(f"the job is not ours: {error.code}", flush=True)
+
+
+class Service(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        """Accept an order at once; do it afterwards."""
+        order = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        threading.Thread(target=work, args=(order["url"], order["token"])).start()
+        self.send_response(202)
+        self.end_headers()
+
+
+if __name__ == "__main__":
+    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Service).serve_forever()

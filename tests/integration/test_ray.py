@@ -1,0 +1,97 @@
+"""Jobs handed over to a real Ray, started here: an actor does them, and one that dies is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.blobs import Blobs
+from gateway.protocol import State
+from gateway.store import JobRecord, Store
+from processors import load_processors
+from processors.worker import Worker
+from tests.faults import wait_until
+from tests.jobs import submit
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+PATIENCE_SECONDS = 90.0
+LEASE_SECONDS = 2.0
+
+
+@pytest.fixture
+async def store(valkey: str, prefix: str) -> AsyncIterator[Store]:
+    """A store whose leases a slow machine keeps."""
+    store = await Store.connect(valkey, prefix=prefix, lease_seconds=LEASE_SECONDS)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def ray_app(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    """The example, served by a worker with one place; its setup starts Ray."""
+    ray = pytest.importorskip("ray", reason="make test SLOW=1 installs it")
+    from examples import ray_app
+
+    kinds = load_processors(["examples.ray_app"])
+    (tmp_path / "blobs").mkdir()
+    location = (tmp_path / "blobs").as_uri()
+    for name, value in {
+        "OUTLAST_REDIS_URL": store._url,
+        "OUTLAST_PREFIX": store._keys.prefix,
+        "OUTLAST_LEASE_SECONDS": str(store.lease_seconds),
+        "OUTLAST_BLOB_URL": location,
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    worker = Worker(store, Blobs.open(location), kinds, concurrency=1, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
+    running = asyncio.create_task(worker.run())
+    await worker.ready.wait()
+    yield ray_app
+    worker.stop()
+    async with asyncio.timeout(10):
+        await running
+    await asyncio.to_thread(ray.shutdown)
+
+
+async def ended(store: Store, job: str) -> JobRecord:
+    """The job at its end."""
+
+    async def there() -> JobRecord | None:
+        record = await store.job(job)
+        return record if record.terminal else None
+
+    try:
+        record: JobRecord = await wait_until(there, PATIENCE_SECONDS, what="the end of the job")
+    except AssertionError as error:
+        raise AssertionError(f"{error}; it is {await store.job(job)}") from None
+    return record
+
+
+async def test_a_ray_actor_does_the_job_and_a_killed_one_is_replaced(store: Store, ray_app: Any) -> None:
+    """One actor for all jobs, in a process of its own; killed in the middle of one, Ray makes another for the rest."""
+    ray, kind = ray_app.ray, ray_app.embed.document
+    first = (await submit(store, kind, input_={"texts": ["a cat", "a dog"]})).id
+    record = await ended(store, first)
+    assert (record.state, record.end_data()) == (State.SUCCEEDED, {"result": {"texts": 2, "dimensions": 26}})
+
+    pid = await asyncio.to_thread(lambda: ray.get(ray_app.embedder().pid.remote()))
+    assert pid != os.getpid()
+    second = (await submit(store, kind, input_={"texts": ["word"] * 3_000})).id
+
+    async def begun() -> bool:
+        return bool(await store.outputs(second))
+
+    await wait_until(begun, PATIENCE_SECONDS, what="the first output")
+    os.kill(pid, signal.SIGKILL)
+    record = await ended(store, second)
+
+    assert (record.state, record.attempt) == (State.SUCCEEDED, 2)
+    assert record.end_data()["result"]["texts"] == 3_000
