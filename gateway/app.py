@@ -35,7 +35,7 @@ from gateway.handlers.context import (
     Readiness,
     principal,
 )
-from gateway.handlers.openai import chat, models
+from gateway.handlers.openai import chat, models, responses
 from gateway.handlers.problems import (
     cross_origin_headers,
     cross_origin_middleware,
@@ -68,6 +68,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *tus.routes,
     *worker.routes,
     *chat.routes,
+    *responses.routes,
     *models.routes,
     *websocket.routes,
     *kinds.routes,

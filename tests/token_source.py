@@ -33,6 +33,8 @@ class TokenSource:
         """Between two tokens."""
         self.hold_after: int | None = None
         """Go on after so many tokens only when `go` is set."""
+        self.hold_from = 1
+        """The first request to which that applies."""
         self.go = asyncio.Event()
         self.cut_after: int | None = None
         """Close the connection after so many tokens."""
@@ -74,6 +76,7 @@ class TokenSource:
             raise
 
     async def _stream(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
+        number = self.asked
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
 
@@ -90,7 +93,7 @@ class TokenSource:
         for piece in self.reasoning:
             await say({"reasoning_content": piece})
         for index, token in enumerate(self.tokens):
-            if index == self.hold_after:
+            if index == self.hold_after and number >= self.hold_from:
                 await self.go.wait()
             if index == self.cut_after:
                 assert request.transport is not None

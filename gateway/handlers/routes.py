@@ -65,6 +65,7 @@ PATH_PARAMETERS: Final[Mapping[str, str]] = {
     "index": "The output's index.",
     "name": "The file's name, as the job document says it.",
     "upload": "The upload's id.",
+    "response": "The response's id, `resp_` and the job's.",
     "path": "A file of the browser client.",
 }
 

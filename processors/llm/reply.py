@@ -24,6 +24,7 @@ class ToolCall(BaseModel):
     id: str
     name: str
     arguments: str
+    channel: str = Field(description="Of the deltas with its arguments.")
 
 
 class LlmResult(BaseModel):
@@ -34,16 +35,17 @@ class LlmResult(BaseModel):
     reasoning: str | None = None
     refusal: str | None = None
     tool_calls: list[ToolCall] = Field(default_factory=list)
+    channels: list[str] = Field(description="All channels that it spoke on, in the order in which they began.")
     finish_reason: str = Field(description="`stop`, `length`, `tool_calls`, `content_filter` or the upstream's own.")
     usage: dict[str, Any] | None = Field(None, description="Tokens, as the upstream counts them.")
     logprobs: list[dict[str, Any]] | None = Field(None, description="Where they were asked for.")
 
 
 class _Call:
-    def __init__(self, id: str, name: str) -> None:
+    def __init__(self, index: int, id: str, name: str) -> None:
+        self.channel = f"tool_call.{index}"
         self.id = id
         self.name = name
-        self.arguments: list[str] = []
 
 
 class Reply:
@@ -83,7 +85,10 @@ class Reply:
             await self._say(REASONING, said.get(field))
         await self._say(TEXT, said.get("content"))
         await self._say(REFUSAL, said.get("refusal"))
-        for position, call in enumerate(said.get("tool_calls") or ()):
+        calls = said.get("tool_calls") or []
+        if not isinstance(calls, list):
+            raise not_json()
+        for position, call in enumerate(calls):
             await self._take_call(position, call)
         if isinstance(choice.get("logprobs"), dict):
             self._logprobs += [one for one in choice["logprobs"].get("content") or () if isinstance(one, dict)]
@@ -105,13 +110,11 @@ class Reply:
         known = self._calls.get(index)
         if known is None:
             id, name = call.get("id") or f"call_{self._ctx.job_id}_{index}", function.get("name") or ""
-            known = self._calls[index] = _Call(str(id), str(name))
+            known = self._calls[index] = _Call(index, str(id), str(name))
+            self._said[known.channel] = []
             self.has_spoken = True
             await self._ctx.event("llm.tool_call", {"index": index, "id": known.id, "name": known.name})
-        arguments = function.get("arguments")
-        if isinstance(arguments, str) and arguments:
-            known.arguments.append(arguments)
-            await self._ctx.delta(arguments, f"tool_call.{index}")
+        await self._say(known.channel, function.get("arguments"))
 
     def result(self) -> LlmResult:
         """All of it."""
@@ -122,9 +125,10 @@ class Reply:
             reasoning=said.get(REASONING),
             refusal=said.get(REFUSAL),
             tool_calls=[
-                ToolCall(id=call.id, name=call.name, arguments="".join(call.arguments))
+                ToolCall(id=call.id, name=call.name, arguments=said[call.channel], channel=call.channel)
                 for _, call in sorted(self._calls.items())
             ],
+            channels=list(said),
             finish_reason=self.finish_reason or "stop",
             usage=self._usage,
             logprobs=self._logprobs or None,

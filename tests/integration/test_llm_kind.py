@@ -95,7 +95,9 @@ async def test_tool_calls_are_events_and_their_arguments_deltas(asking: Asking, 
         (1, "call_1", "time"),
     ]
     assert await asking.said(job, "tool_call.0") == '{"city": "Rome"}'
-    assert result["tool_calls"][0] == {"id": "call_0", "name": "weather", "arguments": '{"city": "Rome"}'}
+    assert result["channels"] == ["tool_call.0", "tool_call.1"]
+    call = {"id": "call_0", "name": "weather", "arguments": '{"city": "Rome"}', "channel": "tool_call.0"}
+    assert result["tool_calls"][0] == call
 
 
 async def test_a_large_request_comes_as_a_file(asking: Asking, source: TokenSource) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import web
@@ -13,7 +13,7 @@ from gateway.documents import KindDocument
 from gateway.errors import InvalidInput, NotFound, OutlastError, TooLarge, Unavailable
 from gateway.handlers.context import BLOBS, SETTINGS, STORE, known_kind, principal
 from gateway.handlers.documents import failure
-from gateway.handlers.held import HELD_ERRORS, Held
+from gateway.handlers.held import Held
 from gateway.handlers.openai.errors import error_document, error_headers, error_status
 from gateway.handlers.routes import Answer, Parameter
 from gateway.handlers.strict_json import read_json
@@ -22,6 +22,9 @@ from gateway.handlers.uploads import Received, body_chunks
 from gateway.handlers.validation import validated
 from gateway.requests import JobRequest
 from gateway.store import JobRecord, Submitted
+
+# An ended job's document, from its result or from why it has none.
+Document = Callable[[JobRecord, dict[str, Any] | None, OutlastError | None], Awaitable[dict[str, Any]]]
 
 LLM: Final = "llm"
 # For clients of a chat that is read once: nobody wants the rest of an answer whose reader has left.
@@ -92,7 +95,13 @@ async def ask(request: web.Request, asked: dict[str, Any], kept: dict[str, Any] 
             await received.store("request.json", "application/json", _once(json.dumps(asked, sort_keys=True).encode()))
             input_ = {"model": asked.get("model")} | own
         received.request = received.request.model_copy(update={"input": input_})
-        return await received.submit(owner, key)
+        try:
+            return await received.submit(owner, key)
+        except InvalidInput as error:
+            # The caller's fields are the input's.
+            for one in error.errors:
+                one["field"] = one["field"].removeprefix("input.")
+            raise
 
 
 async def _once(data: bytes) -> AsyncGenerator[bytes, None]:
@@ -117,11 +126,11 @@ async def result_of(app: web.Application, record: JobRecord) -> dict[str, Any]:
 
 
 async def held_result(
-    request: web.Request, submitted: Submitted, document: Any, *, fails: bool = True
+    request: web.Request, submitted: Submitted, document: Document, *, tells_failure: bool = False
 ) -> web.StreamResponse:
-    """Hold the request until the job has ended, and answer with `document(record, result, error)`.
+    """Hold the request until the job has ended, and answer with its document.
 
-    `fails`: a job without a result is an error; otherwise a document that says so.
+    `tells_failure`: the document itself can say that there is no result, where the status can't any more.
     """
     headers = {"Idempotency-Replayed": "true"} if submitted.replayed else {}
     async with Held(request, submitted.record, headers, "application/json") as held:
@@ -129,12 +138,10 @@ async def held_result(
         try:
             record = await held.end()
             result = await result_of(request.app, record)
-        except HELD_ERRORS as raised:
-            error, fails = raised, True
         except OutlastError as raised:
             error = raised
-        if error is not None and fails:
-            body = to_json({"error": error_document(error)})
-            return await held.answer(error_status(error), _once(body), len(body), error_headers(error).items())
-        body = to_json(document(record, result, error))
-        return await held.answer(200, _once(body), len(body))
+        if error is None or (tells_failure and held.begun and record.terminal):
+            body = to_json(await document(record, result, error))
+            return await held.answer(200, _once(body), len(body))
+        body = to_json({"error": error_document(error)})
+        return await held.answer(error_status(error), _once(body), len(body), error_headers(error).items())

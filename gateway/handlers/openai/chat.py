@@ -45,7 +45,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     submitted = await ask(request, body)
     model = str(body["model"])
     if not streams:
-        return await held_result(request, submitted, lambda record, result, _: _completion(record, result))
+        return await held_result(request, submitted, _completion)
     response = await begin_stream(request, submitted)
     if (transport := request.transport) is None:
         return response
@@ -122,8 +122,9 @@ def _head(record: JobRecord, object_: str, model: str) -> dict[str, Any]:
     }
 
 
-def _completion(record: JobRecord, result: dict[str, Any]) -> dict[str, Any]:
+async def _completion(record: JobRecord, result: dict[str, Any] | None, _: OutlastError | None) -> dict[str, Any]:
     """A whole answer."""
+    assert result is not None
     message: dict[str, Any] = {"role": "assistant", "content": result["text"] or None, "refusal": result["refusal"]}
     if result["reasoning"] is not None:
         message["reasoning_content"] = result["reasoning"]

@@ -42,7 +42,7 @@ def error_document(error: OutlastError) -> dict[str, Any]:
     return {
         "message": error.detail,
         "type": _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
-        "param": field.removeprefix("input.") or None,
+        "param": field or None,
         "code": _CODES.get(_cause(error), error.code),
     }
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from gateway.errors import OutlastError
 from gateway.handlers.context import STORE, principal
 from gateway.handlers.openai.asking import ERROR, LLM, held_result, llm_kind
 from gateway.handlers.routes import Answer, Route
@@ -19,15 +20,16 @@ async def models(request: web.Request) -> web.StreamResponse:
     kind = await llm_kind(app, f"{LLM}.models")
     async with Received(app, kind, await app[STORE].job_id(owner, None)) as received:
         submitted = await received.submit(owner, None)
-    return await held_result(request, submitted, lambda record, result, _: _list(record, result))
+    return await held_result(request, submitted, _list)
 
 
-def _list(record: JobRecord, result: dict[str, Any]) -> dict[str, Any]:
+async def _list(record: JobRecord, result: dict[str, Any] | None, _: OutlastError | None) -> dict[str, Any]:
+    names = result["models"] if result is not None else []
     return {
         "object": "list",
         "data": [
             {"id": name, "object": "model", "created": record.created_ms // 1000, "owned_by": "outlast"}
-            for name in result["models"]
+            for name in names
         ],
     }
 

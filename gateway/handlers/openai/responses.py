@@ -1,0 +1,180 @@
+"""`/openai/v1/responses`: answers that are fetched later, followed again after a cut, and cancelled."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from aiohttp import web
+from pydantic_core import to_json
+
+from gateway.errors import BadRequest, NotFound, OutlastError
+from gateway.handlers.context import HUB, STORE, STREAMS, owned, principal
+from gateway.handlers.openai.asking import (
+    DISCONNECT,
+    ERROR,
+    IDEMPOTENCY,
+    LLM,
+    ask,
+    flag,
+    held_result,
+    read_object,
+    result_of,
+)
+from gateway.handlers.openai.response_document import Asked, partial_items, response_document
+from gateway.handlers.openai.response_events import PARTS, ResponseEvents
+from gateway.handlers.openai.response_request import KEPT, chat_request
+from gateway.handlers.openai.translation import begin_stream, ended
+from gateway.handlers.routes import Answer, Parameter, Route
+from gateway.store import JobRecord, Submitted
+
+# What a response says again stands in the job's record; long instructions and tools need not.
+_MAX_KEPT_BYTES: Final = 32 * 1024
+# A worker that asks a model is told at once and stops within a moment.
+_CANCEL_SECONDS: Final = 5.0
+
+
+async def create_response(request: web.Request) -> web.StreamResponse:
+    """`POST /openai/v1/responses`."""
+    body = await read_object(request)
+    streams, background = flag(body, "stream"), flag(body, "background")
+    flag(body, "store")
+    body.pop("stream_options", None)
+    asked = chat_request(body)
+    kept = {name: body[name] for name in KEPT if body.get(name) is not None} | {"background": background}
+    if len(to_json(kept)) > _MAX_KEPT_BYTES:
+        kept = {name: value for name, value in kept.items() if name not in {"instructions", "tools", "text"}}
+    submitted = await ask(request, asked, kept)
+    if streams:
+        return await _stream(request, submitted, -1)
+    if background:
+        return await _document(request, submitted.record)
+
+    async def document(record: JobRecord, result: dict[str, Any] | None, error: OutlastError | None) -> dict[str, Any]:
+        return await _whole(request.app, record, result, error)
+
+    return await held_result(request, submitted, document, tells_failure=True)
+
+
+async def fetch_response(request: web.Request) -> web.StreamResponse:
+    """`GET /openai/v1/responses/{response}`."""
+    record = await _owned_response(request)
+    after, streams = request.query.get("starting_after"), request.query.get("stream", "false").lower() == "true"
+    if not streams:
+        if after is not None:
+            raise BadRequest("starting_after is for streams: add stream=true.")
+        return await _document(request, record)
+    with request.app[STREAMS].place(record.owner):
+        return await _stream(request, Submitted(record, False), _sequence_number(after, record))
+
+
+async def cancel_response(request: web.Request) -> web.StreamResponse:
+    """`POST /openai/v1/responses/{response}/cancel`."""
+    record = await _owned_response(request)
+    owner = principal(request)
+    record = await request.app[STORE].cancel(record.id, owner, "cancelled by the client")
+    if not record.terminal:
+        await request.app[HUB].wait_for_end(record, _CANCEL_SECONDS)
+        record = await owned(request.app[STORE], record.id, owner)
+    return await _document(request, record)
+
+
+async def _owned_response(request: web.Request) -> JobRecord:
+    name = request.match_info["response"]
+    record = await owned(request.app[STORE], name.removeprefix("resp_"), principal(request))
+    if record.kind != LLM or not name.startswith("resp_"):
+        raise NotFound(f"There is no response {name[:40]!r}.", code="job_not_found")
+    return record
+
+
+def _sequence_number(text: str | None, record: JobRecord) -> int:
+    if text is None:
+        return -1
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise BadRequest("starting_after is the sequence_number of an event that you have.", code="bad_cursor")
+    if int(text) >= record.last.number * PARTS and not record.terminal:
+        raise BadRequest(
+            f"starting_after={text} is beyond the response's last event; use a sequence_number that you have.",
+            code="bad_cursor",
+        )
+    return int(text)
+
+
+async def _stream(request: web.Request, submitted: Submitted, after: int) -> web.StreamResponse:
+    record = submitted.record
+    response = await begin_stream(request, submitted)
+    if (transport := request.transport) is None:
+        return response
+    chunked = bool(response.chunked) or request.version >= (1, 1)
+    listener = ResponseEvents(request.app[HUB].pulse, transport, record, Asked.of(record), after=after, chunked=chunked)
+    end = await ended(request, listener)
+    try:
+        if isinstance(end, OutlastError):
+            raise end
+        result, error = await _outcome(request.app, end)
+        listener.say(listener.end(end, result, await _whole(request.app, end, result, error)))
+    except OutlastError as raised:
+        listener.say(listener.error(raised))
+    await response.write_eof()
+    return response
+
+
+async def _outcome(app: web.Application, record: JobRecord) -> tuple[dict[str, Any] | None, OutlastError | None]:
+    """An ended job's result, or why it has none."""
+    try:
+        return await result_of(app, record), None
+    except OutlastError as error:
+        if record.result_blob is not None:
+            # There is one; it can't be had now.
+            raise
+        return None, error
+
+
+async def _document(request: web.Request, record: JobRecord) -> web.Response:
+    """The response as it is now."""
+    result, error = await _outcome(request.app, record) if record.terminal else (None, None)
+    document = await _whole(request.app, record, result, error)
+    headers = {"Cache-Control": "no-store", "X-Job-Id": record.id}
+    return web.Response(body=to_json(document), content_type="application/json", headers=headers)
+
+
+async def _whole(
+    app: web.Application, record: JobRecord, result: dict[str, Any] | None, error: OutlastError | None
+) -> dict[str, Any]:
+    partial = await partial_items(app, record) if record.terminal and result is None else None
+    return response_document(record, Asked.of(record), result=result, error=error, partial=partial)
+
+
+_RESPONSE: Final = {200: Answer("The response.")} | ERROR
+routes: Final = (
+    Route(
+        "POST",
+        "/openai/v1/responses",
+        create_response,
+        "Ask a model, as in OpenAI's Responses API",
+        "`background` answers at once and the response is fetched later; `stream` sends its events as they come;"
+        " without either the answer is held and white space comes before it.",
+        responses={200: Answer("The response.", content_types=("application/json", "text/event-stream"))} | ERROR,
+        parameters=(IDEMPOTENCY, DISCONNECT),
+        held=True,
+    ),
+    Route(
+        "GET",
+        "/openai/v1/responses/{response}",
+        fetch_response,
+        "Read or follow a response",
+        "With `stream=true` its events, from the begin or after `starting_after`.",
+        responses={200: Answer("The response.", content_types=("application/json", "text/event-stream"))} | ERROR,
+        parameters=(
+            Parameter("stream", "`true`: its events, as they come.", {"type": "boolean"}),
+            Parameter("starting_after", "Only those after this `sequence_number`.", {"type": "integer", "minimum": 0}),
+        ),
+    ),
+    Route(
+        "POST",
+        "/openai/v1/responses/{response}/cancel",
+        cancel_response,
+        "Cancel a response",
+        "The model server's stream is closed. What was said by then stays.",
+        responses=_RESPONSE,
+    ),
+)
