@@ -399,6 +399,7 @@ class Machine(RuleBasedStateMachine):
         await self.store.close()
 
 
+@pytest.mark.timeout(300)
 def test_promises_hold_in_random_histories(redis_url: str) -> None:
     """Nothing lost, nothing twice, one end each, whoever dies at whatever step."""
     run_state_machine_as_test(

@@ -77,7 +77,7 @@ class Jobs:
                 return events
             events += [decode_event(entry.text) for entry in page.entries]
 
-    async def end(self, job: str, seconds: float = 30) -> Outcome:
+    async def end(self, job: str, seconds: float = 90) -> Outcome:
         """Wait for a job's end."""
 
         async def ended() -> JobRecord | None:
@@ -106,7 +106,7 @@ async def working(store: Store, blobs: Blobs, **options: Any) -> AsyncIterator[W
     worker = Worker(store, blobs, {ocr.kind: replace(ocr, setup=None)}, **values)
     running = asyncio.create_task(worker.run())
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             await worker.ready.wait()
         yield worker
     finally:
