@@ -241,3 +241,49 @@ async def test_a_reader_that_leaves_can_end_the_answer(
         return (await store.job(job)).terminal
 
     await wait_until(ended, 5, what="the job's end")
+
+
+async def test_a_lost_worker_ends_the_stream_and_the_same_key_gives_the_new_answer(
+    store: Store, source: TokenSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read can't be taken back, so the stream raises; nothing of the old answer is in the new one."""
+    source.hold_after = 2
+    heard = ""
+    key = {"Idempotency-Key": "again"}
+
+    async def read(client: openai.AsyncOpenAI) -> None:
+        nonlocal heard
+        stream = await client.chat.completions.create(model=MODEL, messages=Messages, stream=True, extra_headers=key)
+        async for chunk in stream:
+            heard += chunk.choices[0].delta.content or ""
+
+    async with (
+        gateway_for(store, tmp_path / "data", api_keys=KEYS) as gateway,
+        openai.AsyncOpenAI(base_url=f"{gateway.url}/openai/v1", api_key=KEY, max_retries=0) as client,
+    ):
+        async with llm_worker(store, gateway.blobs, source, monkeypatch):
+            reading = asyncio.create_task(read(client))
+            await wait_until(lambda: heard == "The answer", 5, what="the first tokens")
+        source.hold_after, source.tokens = None, ["Another", " one."]
+        async with llm_worker(store, gateway.blobs, source, monkeypatch):
+            with pytest.raises(openai.APIError) as caught:
+                await reading
+            again = await chunks(client, extra_headers=key)
+
+    assert (heard, caught.value.code) == ("The answer", "worker_lost")
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in again if chunk.choices) == "Another one."
+    assert source.asked == 2
+
+
+async def test_a_gateway_that_stops_tells_its_readers(
+    gateway: Gateway, client: openai.AsyncOpenAI, source: TokenSource
+) -> None:
+    """An answer that only stops coming would look like a whole one."""
+    source.hold_after = 2
+    stream = await client.chat.completions.create(model=MODEL, messages=Messages, stream=True)
+    await anext(stream)
+    await gateway.server.drain()
+
+    with pytest.raises(openai.APIError) as caught:
+        [chunk async for chunk in stream]
+    assert caught.value.code == "draining"

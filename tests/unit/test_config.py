@@ -166,3 +166,26 @@ def test_settings_cannot_be_changed() -> None:
 def test_blobs_can_live_elsewhere() -> None:
     """A shared store, where gateways and workers are on several machines."""
     assert load_settings(blob_url="s3://bucket/jobs").blob_location == "s3://bucket/jobs"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("llm_url", "localhost:8000/v1", "no http or https URL"),
+        ("llm_url", "https://*.example.com/v1", "one server's address"),
+        ("llm_url", "https://example.com/v1?key=1", "has a query"),
+        ("llm_key", "line\nbreak", "visible ASCII"),
+    ],
+)
+def test_a_model_server_is_one_address_and_a_key_for_a_header(name: str, value: str, reason: str) -> None:
+    """What can't work is told at the start."""
+    with pytest.raises(ConfigurationError, match=reason):
+        load_settings(**{name: value})
+
+
+def test_the_model_servers_key_is_not_shown() -> None:
+    """Neither where settings are printed nor where they are dumped."""
+    settings = load_settings(llm_url="http://127.0.0.1:1/v1", llm_key="sk-hidden", llm_models="a, b")
+
+    assert "sk-hidden" not in f"{settings!r} {settings} {settings.model_dump()}"
+    assert settings.llm_models == ("a", "b")
