@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 PRESENCE_SECONDS: Final = 5.0
 HEALTH_SECONDS: Final = 15.0
+# Attempts that only wait for their steps take no place, but memory and a renewal each; beyond about so many, a worker
+# begins no more of the kinds that do so.
+MAX_ASIDE: Final = 256
 # The bell rings for new work; this finds what a lost ring, a retry or another worker's end has left.
 POLL_SECONDS: Final = 2.0
 # After a stopping worker's attempts were told to stop: enough to write `retrying`, not enough to annoy who stops it.
@@ -75,6 +78,8 @@ class Worker:
         self._running: Counter[str] = Counter()
         self._unwell: set[str] = set()
         self._returning: list[tuple[str, asyncio.Future[None]]] = []
+        self._steppers: set[str] = set()
+        self._stepped_aside = 0
         self._shown: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._attempts: set[Attempt] = set()
@@ -254,7 +259,7 @@ class Worker:
 
     def _room(self, kind: str) -> int:
         """How many more jobs of a kind could begin now."""
-        if kind in self._unwell:
+        if kind in self._unwell or (kind in self._steppers and self._stepped_aside >= MAX_ASIDE):
             return 0
         most = self._processors[kind].concurrency
         if max_batch := self._processors[kind].max_batch:
@@ -293,6 +298,8 @@ class Worker:
     @asynccontextmanager
     async def _aside(self, kind: str) -> AsyncIterator[None]:
         """Give an attempt's place to others while it waits for its children; it waits for a place to come back."""
+        self._steppers.add(kind)
+        self._stepped_aside += 1
         self._give_up_place(kind)
         try:
             yield
@@ -300,6 +307,9 @@ class Worker:
             # It comes back to end, for which it needs no turn.
             self._running[kind] += 1
             raise
+        finally:
+            self._stepped_aside -= 1
+            self._room_made.set()
         if self._room(kind) > 0:
             self._running[kind] += 1
             return

@@ -289,6 +289,24 @@ async def test_a_waiting_parent_takes_no_place_under_its_kinds_cap(store: Store,
             await asyncio.sleep(store.lease_seconds / 10)
 
 
+async def test_a_worker_holds_so_many_waiting_parents_and_no_more(
+    store: Store, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take no place, but memory; the steps themselves are still begun."""
+    monkeypatch.setattr("processors.worker.MAX_ASIDE", 2)
+    async with working(store, blobs, concurrency=4):
+        parents = []
+        for _ in range(2):
+            parents.append(await submit(store, waits_for_ever))
+            await wait_until(lambda: len(CALLS) == len(parents))
+        third = await submit(store, waits_for_ever)
+        await end_of(store, await submit(store, double, number=1))
+        assert (await store.job(third)).state is State.QUEUED
+
+        await store.cancel(parents[0], "me", "enough")
+        await wait_until(lambda: CALLS.count("endless") == 3, 10)
+
+
 async def test_a_pipeline_hands_results_on(store: Store, blobs: Blobs) -> None:
     """A row of steps, one of them for each of several inputs."""
     async with working(store, blobs, concurrency=4):
