@@ -97,6 +97,21 @@ export class DocumentView {
     if (line instanceof HTMLElement) scrollTo(this.textPane, line.offsetTop - this.textPane.clientHeight * 0.7);
   }
 
+  /** The place for what is no page, below them. @returns {HTMLElement} */
+  rest() {
+    const last = this.textPane.lastElementChild;
+    if (last instanceof HTMLElement && last.classList.contains("rest")) return last;
+    const rest = make("section", { className: "rest" });
+    this.textPane.append(rest);
+    return rest;
+  }
+
+  /** Bring its last part, the result, into view, unless somebody reads elsewhere. */
+  showRest() {
+    const heading = [...this.rest().querySelectorAll("h3")].at(-1);
+    if (this.following && heading) scrollTo(this.textPane, heading.offsetTop - this.textPane.offsetTop);
+  }
+
   /** @param {number} number @returns {Shown} */
   #add(number) {
     const figure = make("figure", { className: "page" });
@@ -116,7 +131,7 @@ export class DocumentView {
     // Pages may be read side by side, and come in any order.
     const after = [...this.#shown].filter(([other]) => other > number).sort(([one], [two]) => one - two)[0]?.[1];
     this.documentPane.insertBefore(figure, after?.figure ?? null);
-    this.textPane.insertBefore(section, after?.section ?? null);
+    this.textPane.insertBefore(section, after?.section ?? this.textPane.querySelector(":scope > .rest"));
     this.#shown.set(number, shown);
     return shown;
   }

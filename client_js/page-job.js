@@ -33,6 +33,7 @@ export class JobView {
   #pages = new OcrPages();
   #tally = new Tally();
   #title = "";
+  #kind = "";
   #drawing = false;
   #hasWorker = true;
   #announcedAt = 0;
@@ -125,6 +126,7 @@ export class JobView {
     this.mirror = null;
     this.#pages = new OcrPages();
     this.#tally = new Tally();
+    this.#kind = "";
     this.#changed.clear();
     this.#wasOpen = false;
     this.#lostAfter = null;
@@ -151,6 +153,7 @@ export class JobView {
   /** @param {Partial<JobDocument>} job */
   #describe(job) {
     if (!job.kind) return;
+    this.#kind = job.kind;
     this.#title = job.files?.map(({ name }) => name).join(", ") || `${job.kind} job`;
     this.#hasWorker = this.page.hasWorker(job.kind);
     if (job.kind === "ocr") by("job").dataset.layout = "pages";
@@ -225,7 +228,8 @@ export class JobView {
     const { fold, subscription } = mirror;
     this.#drawConnection(mirror);
     this.#drawPages();
-    if (by("job").dataset.layout === "plain") this.#drawPlain(mirror);
+    // The result of the kind `ocr` is its pages; what a pipeline makes of them is shown below them.
+    if (by("job").dataset.layout === "plain" || (this.#kind && this.#kind !== "ocr")) this.#drawPlain(mirror);
     const state = fold.state ?? "queued";
     by("job-state").textContent = STATE_WORDS[state] ?? state;
     by("job-state").dataset.state = state;
@@ -254,20 +258,22 @@ export class JobView {
     if (reading && !this.mirror?.fold.terminal) this.document.follow(reading);
   }
 
-  /** A kind that has no pages: its text, its outputs, its result. @param {JobMirror} mirror */
+  /** What is no page: a job's text, its outputs, its result. @param {JobMirror} mirror */
   #drawPlain({ fold, outputs }) {
-    const pane = by("text");
-    for (const [channel, text] of Object.entries(fold.text)) growText(slot(pane, `channel-${channel}`, "pre"), text);
-    for (const node of pane.querySelectorAll("pre[data-slot^=channel-]")) {
+    // Made when there is something to put into it: an empty pane says that it is.
+    const pane = () => this.document.rest();
+    for (const [channel, text] of Object.entries(fold.text)) growText(slot(pane(), `channel-${channel}`, "pre"), text);
+    for (const node of by("text").querySelectorAll("pre[data-slot^=channel-]")) {
       if (!(node.dataset.slot.slice("channel-".length) in fold.text)) node.remove();
     }
     for (const [index, { data }] of outputs) {
-      if (index.startsWith("result.")) continue;
+      if (OcrPages.knows(index) || /(^|\.)result\./.test(index)) continue;
       const shown = data.value === undefined ? `${data.content_type}, ${data.size ?? "?"} bytes` : plain(data.value);
-      growText(slot(pane, `output-${index}`, "pre", index), shown);
+      growText(slot(pane(), `output-${index}`, "pre", index), shown);
     }
     if (fold.end.result !== undefined && fold.end.result !== null) {
-      growText(slot(pane, "result", "pre", "Result"), plain(fold.end.result));
+      growText(slot(pane(), "result", "pre", "Result"), plain(fold.end.result));
+      if (this.#pages.pages.size) this.document.showRest();
     }
   }
 

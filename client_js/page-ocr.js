@@ -1,6 +1,9 @@
 /**
  * The pages of an OCR job, put together from its outputs. Pure.
  *
+ * A pipeline has them under the name of the step that reads (`ocr.page-3`); of several such steps the first to speak is
+ * shown, since their pages have the same numbers.
+ *
  * Outputs come as `page-3.image` (the picture that was read), `page-3.lines-0`, `-1`, ... (lines as they are read) and
  * `page-3` (the finished page, which replaces its pieces, or the problem that it met).
  *
@@ -19,13 +22,15 @@
  * @property {{code?: string, detail?: string} | null} problem
  */
 
-const INDEX = /^page-([0-9]{1,7})(?:\.(image)|\.lines-([0-9]{1,7}))?$/;
+const INDEX = /^((?:[^.]+\.)*)page-([0-9]{1,7})(?:\.(image)|\.lines-([0-9]{1,7}))?$/;
 
 export class OcrPages {
   /** @type {Map<number, Page>} */
   pages = new Map();
   /** @type {Map<number, Map<number, Line[]>>} */
   #pieces = new Map();
+  /** The step that reads, with a dot; empty without steps. @type {string | null} */
+  #step = null;
 
   /** Whether an output belongs to a page. @param {string} index */
   static knows(index) {
@@ -41,10 +46,13 @@ export class OcrPages {
   take(index, data) {
     const match = INDEX.exec(index);
     if (!match) return null;
-    const page = this.#page(Number(match[1]));
-    if (match[2]) page.image = data.url ?? null;
-    else if (match[3] === undefined) this.#finish(page, data.value ?? {});
-    else if (!page.finished) this.#addLines(page, Number(match[3]), data.value ?? {});
+    const step = match[1] ?? "";
+    this.#step ??= step;
+    if (step !== this.#step) return null;
+    const page = this.#page(Number(match[2]));
+    if (match[3]) page.image = data.url ?? null;
+    else if (match[4] === undefined) this.#finish(page, data.value ?? {});
+    else if (!page.finished) this.#addLines(page, Number(match[4]), data.value ?? {});
     return page;
   }
 

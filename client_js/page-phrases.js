@@ -66,12 +66,12 @@ export function queuePhrase(position) {
  */
 export function progressPhrase(progress, etaAge) {
   if (!progress) return { done: "", left: "" };
-  const { current = 0, total = null, unit = "", message = "", eta_seconds = null } = progress;
+  const { current = 0, total = null, unit = "", stage = "", message = "", eta_seconds = null } = progress;
   // A half-read page is none yet; the bar shows the half.
   const whole = Math.floor(current).toLocaleString("en");
-  const amount = total === null ? `${whole} ${unit ?? ""}` : `${whole} of ${total.toLocaleString("en")} ${unit ?? ""}`;
+  const amount = total === null || unit === "%" ? `${whole} ${unit ?? ""}` : `${whole} of ${total.toLocaleString("en")} ${unit ?? ""}`;
   const left = eta_seconds === null || current === total ? null : eta_seconds - etaAge;
-  return { done: [amount.trim(), message].filter(Boolean).join(" · "), left: left === null ? "" : leftPhrase(left) };
+  return { done: [amount.trim(), stage, message].filter(Boolean).join(" · "), left: left === null ? "" : leftPhrase(left) };
 }
 
 /** @param {number} seconds */

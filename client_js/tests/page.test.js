@@ -61,6 +61,15 @@ test("outputs of other kinds are none of its business", () => {
   assert.deepEqual(["0", "result.txt", "page-x", "page-1.other"].map(OcrPages.knows), [false, false, false, false]);
 });
 
+test("a pipeline's pages come under its step's name, and a second step that reads is no page of the first", () => {
+  const pages = new OcrPages();
+
+  assert.deepEqual(["ocr.page-1", "ocr.0.page-2.image", "ocr.result.txt"].map(OcrPages.knows), [true, true, false]);
+  assert.deepEqual(texts(pages.take("ocr.page-1.lines-0", { value: { lines: lines("a") } })), ["a"]);
+  assert.equal(pages.take("again.page-1.lines-0", { value: { lines: lines("b") } }), null);
+  assert.deepEqual(pages.sorted().map(texts), [["a"]]);
+});
+
 test("the tally counts what reached the page, and sees holes and repeats by itself", () => {
   const tally = new Tally();
   for (const id of [1, 2, 3, 5, 5]) tally.take(event(id, "log"));
@@ -96,6 +105,8 @@ test("progress says how far, and how long by a clock that goes on between events
   assert.equal(progressPhrase(progress, 60).left, "");
   assert.equal(progressPhrase({ current: 1.87, total: 1200, unit: "pages" }, 0).done, "1 of 1,200 pages");
   assert.deepEqual(progressPhrase({ current: 7, total: null, unit: "tokens" }, 0), { done: "7 tokens", left: "" });
+  const steps = { current: 37.2, total: 100, unit: "%", stage: "ocr", message: "page 1" };
+  assert.equal(progressPhrase(steps, 0).done, "37 % · ocr · page 1");
   assert.deepEqual(progressPhrase(null, 0), { done: "", left: "" });
 });
 

@@ -1,4 +1,4 @@
-"""Make the sample documents in this folder: a scan of several pages, and a photo of a receipt.
+"""Make the sample documents in this folder: a scan of several pages, one of an invoice, and a photo of a receipt.
 
     python examples/documents/make_documents.py
 
@@ -313,6 +313,9 @@ def main() -> None:
         FOLDER / "scan.pdf", save_all=True, append_images=images[1:], resolution=150, quality=38, title="Harbour Museum"
     )
     (FOLDER / "scan.txt").write_text("\f".join("\n".join(sheet.lines) + "\n" for sheet in sheets))
+
+    alone = scan(np.asarray(invoice().image), np.random.default_rng(417), skew=-0.7, shade=0.12)
+    Image.fromarray(alone).save(FOLDER / "invoice.jpg", quality=60, dpi=(150, 150))
 
     paper = receipt()
     # The phone lay on its side: the file's pixels do, too, and a tag says how to turn them.

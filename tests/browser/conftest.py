@@ -106,9 +106,9 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture(scope="session")
 def scanner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    """A product that reads scans, and that has the README's processor. One for all, since its start takes long."""
+    """A product that reads scans and invoices, and has the README's processor. One, since its start takes long."""
     folder = tmp_path_factory.mktemp("scanner")
-    with running_product(folder, "examples.word_count", OUTLAST_RETRY_SECONDS="0.3") as running:
+    with running_product(folder, "examples.word_count", "examples.invoice", OUTLAST_RETRY_SECONDS="0.3") as running:
         yield running
 
 

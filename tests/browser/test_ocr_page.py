@@ -15,7 +15,8 @@ from tests.browser.job_page import JobPage
 
 pytestmark = [pytest.mark.browser, pytest.mark.ocr, pytest.mark.timeout(180)]
 
-_SCAN = Path(__file__).parents[2] / "examples" / "documents" / "scan.pdf"
+_DOCUMENTS = Path(__file__).parents[2] / "examples" / "documents"
+_SCAN = _DOCUMENTS / "scan.pdf"
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,7 @@ def test_a_scan_shows_its_lines_live_through_cuts_and_a_reload(new_page: NewPage
     shown = JobPage(new_page(), line.url).open()
     page = shown.page
     page.set_default_timeout(60_000)
+    page.get_by_role("radio", name="ocr", exact=True).check(force=True)
     page.set_input_files("#file", _SCAN)
 
     expect(page.locator("#text .line").nth(2)).to_be_visible(timeout=60_000)
@@ -49,6 +51,25 @@ def test_a_scan_shows_its_lines_live_through_cuts_and_a_reload(new_page: NewPage
     assert tally == {"events received": shown.logged_events(), "missed": 0, "repeated": 0, "reconnects": 1}
     labels = page.locator("#downloads button").all_text_contents()
     assert labels == ["JSON", "Text", "hOCR"]
+
+
+def test_a_pipeline_shows_its_pages_one_bar_and_its_result(new_page: NewPage, product: Product) -> None:
+    """The invoice of the examples: boxes and lines as its step reads them, then what was made of them."""
+    shown = JobPage(new_page(), product.url).open()
+    page = shown.page
+    page.get_by_role("radio", name="invoice", exact=True).check(force=True)
+    expect(page.locator("#kind-description")).to_contain_text("invoice")
+    page.set_input_files("#file", _DOCUMENTS / "invoice.jpg")
+
+    expect(page.locator("#progress-done")).to_contain_text(" % · ocr", timeout=60_000)
+    expect(page.locator("#document polygon").nth(5)).to_be_attached(timeout=60_000)
+    shown.until("Done", timeout=60_000)
+
+    assert "INVOICE 2026-0417" in shown.lines()
+    assert page.locator("#document polygon").count() == len(shown.lines())
+    expect(page.locator("#text pre")).to_have_count(1)
+    expect(page.locator("#text pre")).to_contain_text('"total": "3439.00"')
+    assert shown.tally()["missed"] == 0
 
 
 def _result(shown: JobPage) -> dict[str, Any]:

@@ -19,7 +19,13 @@ from processors.worker import Worker
 from tests.faults import wait_until
 from tests.jobs import submit
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    # Ray lets go of the processes that it has started before they have ended.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
 
 PATIENCE_SECONDS = 90.0
 LEASE_SECONDS = 2.0
