@@ -172,6 +172,8 @@ def test_an_abort_ends_the_waiting_and_the_job_only_if_asked(
     cancelled = origin.app.cancelled
     shown.evaluate(_BEGIN, [f"{origin.app.url}/slow", {"cancelJob": cancel_job}])
     wait_for(lambda: origin.app.waiting > 0, 20, "the call")
+    # The call may be there before the page has heard of its job.
+    shown.wait_for_function("window.job")
 
     shown.evaluate("window.stop()")
 

@@ -328,13 +328,13 @@ def test_a_key_is_asked_for_only_where_it_is_needed(new_page: NewPage, keyed_pro
         page.get_by_role("textbox", name="API key").fill(key)
         page.keyboard.press("Enter")
     shown = JobPage(page, keyed_product.url)
-    shown.choose_file(pages=1, lines=20, pause_seconds=0.1)
+    shown.choose_file(pages=1, lines=25, pause_seconds=0.2)
     shown.until_lines(1)
 
     shown.use(transport)
     shown.until("Done")
 
-    assert shown.lines() == expected_lines(1, 20)
+    assert shown.lines() == expected_lines(1, 25)
     assert page.evaluate("document.querySelector('#document img').naturalWidth") == 620
     with page.expect_download() as download:
         page.get_by_role("button", name="Download as JSON").click()
