@@ -150,7 +150,6 @@ def _up(args: argparse.Namespace) -> int:
 
     from gateway import logs
     from gateway.cli.product import Product
-    from gateway.slow_routes import load_routes
 
     settings = _settings(args)
     logs.configure(settings.log_format)
@@ -159,8 +158,8 @@ def _up(args: argparse.Namespace) -> int:
     served = [one for one in wanted if not missing_packages(one)]
     unserved = [one for one in wanted if one not in served]
 
-    # A mistake in the file is told before anything starts.
-    calls = {HTTP: bool(settings.upstreams or load_routes(settings.routes)), LLM: bool(settings.llm_url)}
+    # A mistake in the file with routes is told before anything starts.
+    waiting = waiting_modules(settings, args.without)
 
     def announce(running: Running) -> None:
         print_banner(console, settings, running, unserved)
@@ -168,12 +167,20 @@ def _up(args: argparse.Namespace) -> int:
     product = Product(
         settings,
         [one.module for one in served] + args.modules,
-        waiting_modules=[one.module for one, called in calls.items() if called and one.kind not in args.without],
+        waiting_modules=waiting,
         workers=args.workers,
         announce=announce,
         say=lambda text: console.print(text, style="dim", markup=False),
     )
     return asyncio.run(product.run())
+
+
+def waiting_modules(settings: Settings, without: Sequence[str]) -> list[str]:
+    """The built-in kinds that wait for other servers, where settings name any. Raises `ConfigurationError`."""
+    from gateway.slow_routes import load_routes
+
+    called = {HTTP: bool(settings.upstreams or load_routes(settings.routes)), LLM: bool(settings.llm_url)}
+    return [one.module for one in called if called[one] and one.kind not in without]
 
 
 def missing_packages(built_in: BuiltIn) -> list[str]:
@@ -198,6 +205,8 @@ def print_banner(console: Any, settings: Settings, running: Running, unserved: S
 
     row("page", f"{running.address}/", "bold cyan")
     row("API", f"{running.address}/docs")
+    if LLM.kind in running.kinds:
+        row("OpenAI", f"{running.address}/openai/v1")
     row("kinds", ", ".join(running.kinds) or "none: start a worker (below)")
     for built_in in unserved:
         row("", f"not {built_in.kind}: pip install 'outlast[{built_in.extra}]'")

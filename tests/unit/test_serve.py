@@ -13,7 +13,15 @@ from rich.console import Console
 
 from gateway.cli import serve
 from gateway.cli.product import Running, check_address
-from gateway.cli.serve import BUILT_IN, curl_line, missing_packages, own_command, print_banner, worker_line
+from gateway.cli.serve import (
+    BUILT_IN,
+    curl_line,
+    missing_packages,
+    own_command,
+    print_banner,
+    waiting_modules,
+    worker_line,
+)
 from gateway.config import Settings
 from gateway.errors import ConfigurationError
 
@@ -63,6 +71,21 @@ def test_the_banner_tells_of_what_is_missing_and_what_goes_on() -> None:
     assert "2 unfinished jobs go on" in text
     assert "appendonly is off" in text
     assert "curl" not in text
+
+
+def test_the_banner_tells_openais_packages_their_base_url() -> None:
+    """Only where a model can be asked."""
+    assert "http://127.0.0.1:8080/openai/v1" in banner(replace(RUNNING, kinds=("llm", "ocr")))
+    assert "/openai" not in banner(RUNNING)
+
+
+def test_kinds_that_call_others_start_where_settings_name_some() -> None:
+    """A model server for `llm`, upstreams for `http`; either can be left out."""
+    both = Settings(llm_url="http://127.0.0.1:1/v1", upstreams=("http://127.0.0.1:2",))
+
+    assert waiting_modules(Settings(), []) == []
+    assert waiting_modules(both, []) == ["processors.http", "processors.llm"]
+    assert waiting_modules(both, ["http"]) == ["processors.llm"]
 
 
 def test_the_curl_line_names_a_document_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,229 @@
+"""What a model's token costs on its way to a client, and how late it is, beside a plain relay in the same run.
+
+    python -m benchmarks.tokens [--streams 200] [--deltas 500] [--rate 10]
+
+A scripted model server writes its clock into each token; clients read chat completions as OpenAI's package does. The
+peer is FastAPI with sse-starlette and httpx, passing the chunks on as they come: it parses nothing, keeps nothing and
+can't resume. Ours is a gateway process, a worker process and Valkey. First each stream has `rate` tokens a second (how
+late), then as many as there can be (what it costs). CPU time is that of each process, per token on a client's socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import httpx
+import uvicorn
+from aiohttp import web
+from fastapi import FastAPI, Request
+from sse_starlette.sse import EventSourceResponse
+
+from benchmarks.delivery import connect_when_up, free_port
+from benchmarks.fanout import cpu_seconds
+from gateway.embedded import EmbeddedValkey
+
+PATH = "/openai/v1/chat/completions"
+_STAMP = re.compile(rb"t([0-9]{9,20}) ")
+_SETTLE_SECONDS = 1.0
+
+
+def clock_us() -> int:
+    """Microseconds on a clock that all processes of this machine share."""
+    return time.monotonic_ns() // 1000
+
+
+async def serve_upstream(port: int) -> None:
+    """The model server: `deltas` tokens, `rate` a second or, with 0, as fast as they are taken."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        deltas, rate = body["deltas"], body["rate"]
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        begin = asyncio.get_running_loop().time()
+        for index in range(deltas):
+            if rate:
+                await asyncio.sleep(max(0.0, begin + index / rate - asyncio.get_running_loop().time()))
+            else:
+                await asyncio.sleep(0)
+            choice = b'{"index":0,"delta":{"content":"t%d "},"finish_reason":null}' % clock_us()
+            await response.write(b'data: {"id":"x","object":"chat.completion.chunk","choices":[%b]}\n\n' % choice)
+        await response.write(b'data: {"id":"x","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n')
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    app = web.Application()
+    app.router.add_post(PATH, answer)
+    runner = web.AppRunner(app, handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port, backlog=1024).start()
+    await asyncio.Event().wait()
+
+
+def serve_peer(port: int, upstream: str) -> None:
+    """The relay as one would write it."""
+    app = FastAPI()
+    client = httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None))
+
+    @app.post(PATH)
+    async def relay(request: Request) -> EventSourceResponse:
+        body = await request.body()
+
+        async def chunks() -> object:
+            headers = {"Content-Type": "application/json"}
+            async with client.stream("POST", upstream, content=body, headers=headers) as answer:
+                async for line in answer.aiter_lines():
+                    if line.startswith("data: "):
+                        yield {"data": line[6:]}
+
+        return EventSourceResponse(chunks())  # type: ignore[arg-type]
+
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", backlog=1024)
+
+
+class Reader(asyncio.Protocol):
+    """Reads one streamed answer, and notes how late each token is."""
+
+    def __init__(self, head: bytes, delays: list[int]) -> None:
+        self._head = head
+        self._delays = delays
+        self._rest = b""
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.write(self._head)
+
+    def data_received(self, data: bytes) -> None:
+        now = clock_us()
+        data = self._rest + data
+        end = 0
+        for match in _STAMP.finditer(data):
+            self._delays.append(now - int(match[1]))
+            end = match.end()
+        self._rest = data[max(end, len(data) - 32) :]
+        if b"[DONE]" in self._rest and not self.done.done():
+            self.done.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(ConnectionResetError("the stream ended early"))
+
+
+async def read_all(port: int, streams: int, deltas: int, rate: float) -> list[int]:
+    """Ask for all answers at once; the delays of their tokens in microseconds."""
+    question = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    body = json.dumps(question | {"deltas": deltas, "rate": rate}).encode()
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+    delays: list[int] = []
+    readers = []
+    for _ in range(streams):
+        _, reader = await asyncio.get_running_loop().create_connection(partial(Reader, head, delays), "127.0.0.1", port)
+        readers.append(reader)
+    async with asyncio.timeout(300):
+        await asyncio.gather(*(reader.done for reader in readers))
+    for reader in readers:
+        reader.transport.abort()
+    assert len(delays) == streams * deltas, f"{len(delays)} of {streams * deltas} tokens came"
+    return delays
+
+
+async def measure(name: str, port: int, pids: dict[str, int], given: argparse.Namespace) -> dict[str, float]:
+    """Both rates; prints them and returns the CPU microseconds per token at full speed, by process."""
+    costs: dict[str, float] = {}
+    for rate in (given.rate, 0.0):
+        before = {process: cpu_seconds(pid) for process, pid in pids.items()}
+        began = time.perf_counter()
+        delays = await read_all(port, given.streams, given.deltas, rate)
+        wall = time.perf_counter() - began
+        costs = {process: (cpu_seconds(pid) - before[process]) / len(delays) * 1e6 for process, pid in pids.items()}
+        spent = ", ".join(f"{process} {cost:.1f}" for process, cost in costs.items())
+        p50, p99 = statistics.median(delays) / 1000, statistics.quantiles(delays, n=100)[98] / 1000
+        pace = f"{rate:g}/s each" if rate else "full speed"
+        print(
+            f"  {name:8} {pace:11} {len(delays) / wall:>8,.0f} tokens/s  delay p50 {p50:7.1f} ms, p99 {p99:7.1f} ms"
+            f"  us CPU per token: {spent}"
+        )
+        await asyncio.sleep(_SETTLE_SECONDS)
+    return costs
+
+
+async def main(given: argparse.Namespace) -> None:
+    """The peer first, then ours, over the same model server."""
+    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(f"{given.streams} streams of {given.deltas} tokens")
+    upstream_port, peer_port, port = free_port(), free_port(), free_port()
+    base = f"http://127.0.0.1:{upstream_port}/openai/v1"
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(*command: str, **environment: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            env=os.environ | environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        processes.append(process)
+        return process
+
+    with tempfile.TemporaryDirectory() as folder:
+        async with EmbeddedValkey(Path(folder)) as server:
+            try:
+                upstream = start("benchmarks.tokens", "--upstream", str(upstream_port))
+                await connect_when_up(upstream_port, upstream)
+                peer = start("benchmarks.tokens", "--peer", str(peer_port), f"{base}/chat/completions")
+                await connect_when_up(peer_port, peer)
+                theirs = await measure("relay", peer_port, {"relay": peer.pid}, given)
+                peer.terminate()
+                settings = {
+                    "OUTLAST_REDIS_URL": server.url,
+                    "OUTLAST_PORT": str(port),
+                    "OUTLAST_DATA": folder,
+                    "OUTLAST_LLM_URL": base,
+                }
+                worker = start(
+                    "gateway.cli", "worker", "processors.llm", "--concurrency", str(given.streams), **settings
+                )
+                gateway = start("gateway.cli", "gateway", **settings)
+                await connect_when_up(port, gateway)
+                await asyncio.sleep(_SETTLE_SECONDS * 2)
+                ours = await measure("outlast", port, {"gateway": gateway.pid, "worker": worker.pid}, given)
+            finally:
+                for process in processes:
+                    process.terminate()
+                for process in processes:
+                    process.wait()
+    print(f"  relay / gateway: {theirs['relay'] / ours['gateway']:.1f}")
+    print(f"  relay / (gateway and worker): {theirs['relay'] / sum(ours.values()):.1f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=200)
+    parser.add_argument("--deltas", type=int, default=500)
+    parser.add_argument("--rate", type=float, default=10.0)
+    parser.add_argument("--upstream", help=argparse.SUPPRESS)
+    parser.add_argument("--peer", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.upstream:
+        asyncio.run(serve_upstream(int(arguments.upstream)))
+    elif arguments.peer:
+        serve_peer(int(arguments.peer[0]), arguments.peer[1])
+    else:
+        asyncio.run(main(arguments))
