@@ -156,10 +156,14 @@ class Upstreams:
                 f"{target.scheme}://{target.host}:{target.port}{target.path[:200]} is not among the upstreams that may"
                 " be called; the operator lists them in OUTLAST_UPSTREAMS.",
             )
-        address = _address(target.host)
-        if address is not None and all(listed.wildcard for listed in covering):
-            self.check_addresses(target.host, [target.host])
+        if all(listed.wildcard for listed in covering):
+            self.check_host(target.host)
         return target
+
+    def check_host(self, host: str) -> None:
+        """Raises `Refused` for a host that is an address, and one that may not be connected to."""
+        if _address(host) is not None:
+            self.check_addresses(host, [host])
 
     def check_addresses(self, host: str, addresses: Iterable[str]) -> None:
         """Ask for all addresses that a host's name stands for, before any of them is connected to. Raises `Refused`."""

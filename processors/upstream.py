@@ -160,9 +160,18 @@ class Upstream:
         reason = "which is another origin than the one that was called"
         try:
             url = urljoin(url, location).partition("#")[0]
-            if self._allowed.check(url).origin == first.origin:
+            target = Target.parse(url)
+            if target.origin == first.origin:
+                self._allowed.check(url)
                 return url
+            self._allowed.check_host(target.host)
         except Refused as refused:
+            if refused.code == "upstream_private":
+                raise UpstreamError(
+                    "upstream_redirected_private",
+                    f"The upstream redirected to {location[:200]!r}, which is no public address; it was not called.",
+                    passing=False,
+                ) from None
             reason = refused.detail
         except ValueError:
             reason = "which is no URL"

@@ -319,6 +319,11 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "The upstream redirected to another origin, to what is not listed, or too often.",
         "Call the address that is meant.",
     ),
+    "upstream_redirected_private": Meaning(
+        _FAILED,
+        "The upstream redirected to an address of a private network, or of the machine itself.",
+        "It was not called. If it is no attack, mend the upstream's idea of its own address.",
+    ),
     "input_url_failed": Meaning(
         _RETRYING,
         "The server of `input_url` answered with another status than a success.",

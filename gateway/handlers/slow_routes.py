@@ -61,6 +61,8 @@ _NOT_FOR_OUR_ORIGIN: Final = frozenset(
     }
 )
 _NO_BODY: Final = frozenset({204, 304})
+# An edge puts a page of its own in the place of these answers, and from us they would pass for the edge's.
+_REPLACED: Final = frozenset({502, 504})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,13 @@ class Response:
         media_type = dict(self.headers).get("content-type", "").split(";", 1)[0].strip().lower()
         encoded = "content-encoding" in dict(self.headers)
         return (media_type == "application/json" or media_type.endswith("+json")) and not encoded
+
+    @property
+    def head(self) -> tuple[int, tuple[tuple[str, str], ...]]:
+        """Status and headers for the client: 503 for what an edge would replace, with the upstream's own beside it."""
+        if self.status in _REPLACED:
+            return 503, (*self.headers, ("x-upstream-status", str(self.status)))
+        return self.status, self.headers
 
     async def pieces(self, request: web.Request) -> AsyncIterator[bytes]:
         """The body."""
@@ -209,7 +218,8 @@ async def _hold(request: web.Request, route: SlowRoute, submitted: Submitted) ->
         if held.begun and not (200 <= response.status < 300 and response.is_json):
             return await held.answer(200, _once(await _wrapped(request, record, response)))
         size = None if request.method == "HEAD" or response.status in _NO_BODY else response.size
-        return await held.answer(response.status, response.pieces(request), size, response.headers)
+        status, headers = response.head
+        return await held.answer(status, response.pieces(request), size, headers)
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
@@ -290,12 +300,13 @@ async def read_response(request: web.Request) -> web.StreamResponse:
 
 async def _answer(request: web.Request, response: Response, record: JobRecord, *, ours: bool) -> web.StreamResponse:
     """Give an upstream's answer as it is; `ours`: at an address of ours, where it may not speak for our origin."""
-    headers = merged({"X-Job-Id": record.id, "Cache-Control": "no-store"}, response.headers)
+    status, theirs = response.head
+    headers = merged({"X-Job-Id": record.id, "Cache-Control": "no-store"}, theirs)
     if ours:
         for name in _NOT_FOR_OUR_ORIGIN:
             headers.popall(name, None)
         headers["Content-Security-Policy"] = DATA_POLICY
-    answer = web.StreamResponse(status=response.status, headers=headers)
+    answer = web.StreamResponse(status=status, headers=headers)
     if response.status not in _NO_BODY:
         answer.content_length = response.size
     await answer.prepare(request)

@@ -48,8 +48,9 @@ async def submit(
     """Check a request and make its job, or find the job that its Idempotency-Key has made before.
 
     `meaning` says what makes two requests the same where the gateway itself has made the input, which then needs no
-    check. `job` is its id, under which the files are stored already. Cancelling it leaves open whether the job was
-    accepted.
+    check. Nor does the input of an earlier job, `retry_of`: it was accepted, and its URL may be listed for a slow route
+    alone. `job` is the new job's id, under which the files are stored already. Cancelling it leaves open whether the
+    job was accepted.
     Raises `NotFound` for an unknown kind, `InvalidInput`, `TooLarge`, `UnsupportedType`, and what `Store.submit` does.
     """
     store = app[STORE]
@@ -58,7 +59,7 @@ async def submit(
         app[VALIDATORS].check_url("input_url", body.input_url)
     check_files(document, files, by_url=body.input_url is not None)
     check_size(body.input, app[SETTINGS].max_inline_bytes)
-    if meaning is None:
+    if meaning is None and retry_of is None:
         await app[VALIDATORS].check(document, body.input)
     options = JobOptions.model_validate(body.model_dump(include=set(JobOptions.model_fields), exclude_unset=True))
     new = NewJob(

@@ -75,7 +75,7 @@ async def test_the_file_behind_a_url_is_the_jobs(gateway: Gateway, app: SlowApp)
         ("/status/404", "input_url_failed"),
         ("/echo", "unsupported_type"),
         ("/bytes/20000", "upstream_too_large"),
-        ("/redirect?to=http://10.0.0.1/", "upstream_redirected"),
+        ("/redirect?to=http://10.0.0.1/", "upstream_redirected_private"),
     ],
 )
 async def test_a_file_that_cannot_be_had_fails_the_job(gateway: Gateway, app: SlowApp, path: str, code: str) -> None:

@@ -209,6 +209,33 @@ async def test_an_upstream_that_fails_is_a_problem_with_its_code(gateway: Gatewa
     assert (document.get("error") or document)["code"] == "run_timeout"
 
 
+@pytest.mark.parametrize("path", ["/hold", "/bytes", "/later"])
+@pytest.mark.parametrize("status", [502, 504])
+async def test_what_an_edge_would_replace_has_another_status(
+    gateway: Gateway, app: SlowApp, path: str, status: int
+) -> None:
+    """The body comes as it was, and the upstream's own status is in a header."""
+    app.go.set()
+    answer = await gateway.post(f"{path}?status={status}", data=b"x")
+    if path == "/later":
+        answer = await gateway.get(answer.headers["Location"] + "?wait=10")
+
+    assert (answer.status, answer.headers["X-Upstream-Status"]) == (503, str(status))
+    assert answer.json() == {"slow": True, "body": "x"}
+
+
+async def test_a_call_can_be_made_again(gateway: Gateway, app: SlowApp) -> None:
+    """Though no list but its route's has its upstream."""
+    app.go.set()
+    first = await gateway.post("/hold?status=500", data=b"x")
+    again = await gateway.post(f"/v1/jobs/{first.headers['X-Job-Id']}/retry")
+    assert again.status == 202, again.body
+    answer = await gateway.get(again.headers["Location"] + "/response?wait=10")
+
+    assert (answer.status, answer.json()) == (500, {"slow": True, "body": "x"})
+    assert app.asked == 2
+
+
 # --- async ------------------------------------------------------------------------------------------------------------
 
 
