@@ -173,7 +173,7 @@ def test_an_abort_ends_the_waiting_and_the_job_only_if_asked(
     shown.evaluate(_BEGIN, [f"{origin.app.url}/slow", {"cancelJob": cancel_job}])
     wait_for(lambda: origin.app.waiting > 0, 20, "the call")
     # The call may be there before the page has heard of its job.
-    shown.wait_for_function("window.job")
+    wait_for(lambda: shown.evaluate("window.job"), 20, "the id of the job")
 
     shown.evaluate("window.stop()")
 
