@@ -29,9 +29,10 @@ renew() {
     case $(post '{}') in *'"cancel_requested_by":null'*) ;; *) kill $$; exit ;; esac
   done
 }
+stop() { report cancelled '{"reason": "stopped by a signal"}'; exit; }
 
 batch=0 frame=0
-trap 'report cancelled "{}"; exit' TERM
+trap stop TERM
 renew & trap "kill $!" EXIT
 
 while [ $frame -lt $FRAMES ]; do
