@@ -236,8 +236,10 @@ class Steps:
         self._parts[step] = max(self._parts.get(step, 0.0), fraction)
         self._shares[step] = (part, share)
         total = sum(self._weights.values()) if self._weights else None
+        # A step that a plan leaves out is no part of what the bar shows.
+        alone = 0.0 if self._weights else 1.0
         current = sum(
-            self._weights.get(of, 1.0) * share * self._parts[name] for name, (of, share) in self._shares.items()
+            self._weights.get(of, alone) * share * self._parts[name] for name, (of, share) in self._shares.items()
         )
         unit = "steps" if not self._weights else "%"
         if total is not None:

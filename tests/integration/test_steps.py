@@ -82,6 +82,14 @@ async def twice_double(ctx: Context, input: dict[str, Any]) -> dict[str, Any]:
     return {"first": first, "second": second, "bytes": (await ctx.read_output("first.bytes")).decode()}
 
 
+@processor("half_planned")
+async def half_planned(ctx: Context) -> None:
+    """Its plan leaves a step out."""
+    ctx.plan(first=1)
+    await ctx.run("double", {"number": 1}, step="first")
+    await ctx.run("double", {"number": 2}, step="second")
+
+
 @processor("from_a_thread")
 def from_a_thread(ctx: SyncContext, input: dict[str, Any]) -> list[int]:
     """The same from plain code, for several at once."""
@@ -106,7 +114,7 @@ SUM = pipeline(
     >> step("double", "last", input=add_up),
     result=int,
 )
-KINDS = {one.kind: one for one in (double, endless, twice_double, from_a_thread, waits_for_ever, SUM)}
+KINDS = {one.kind: one for one in (double, endless, twice_double, half_planned, from_a_thread, waits_for_ever, SUM)}
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +191,16 @@ async def test_a_parent_takes_no_place_while_it_waits(store: Store, blobs: Blobs
     assert progress[-1] == ("second", 100)
     listed, _ = await store.jobs("me")
     assert [one.id for one in listed] == [job]
+
+
+async def test_a_step_that_the_plan_leaves_out_moves_no_bar_past_its_end(store: Store, blobs: Blobs) -> None:
+    """The plan's steps are the whole of it."""
+    async with working(store, blobs):
+        job = await submit(store, half_planned)
+        await end_of(store, job)
+
+    said = [event.data["current"] for event in await log_of(store, job) if event.type == "progress"]
+    assert max(said) == 100
 
 
 async def test_no_step_is_done_twice_however_often_its_parent_is_tried(store: Store, blobs: Blobs) -> None:
