@@ -136,11 +136,12 @@ export class GatewayClient {
   /**
    * Ask for the job's end. It is over when the terminal event says so; an ended job is answered unchanged.
    * @param {string} id
-   * @param {{signal?: AbortSignal}} [options]
+   * @param {{reason?: string, signal?: AbortSignal}} [options] `reason`: what others read in the job's end
    * @returns {Promise<JobDocument>}
    */
-  cancel(id, { signal } = {}) {
-    return this.#json(`/v1/jobs/${encodeURIComponent(id)}/cancel`, { method: "POST", signal });
+  cancel(id, { reason, signal } = {}) {
+    const body = reason === undefined ? undefined : { reason };
+    return this.#json(`/v1/jobs/${encodeURIComponent(id)}/cancel`, { method: "POST", body, signal });
   }
 
   /**
@@ -184,14 +185,15 @@ export class GatewayClient {
   /**
    * Any of the gateway's addresses, such as an output's `url`, with the key. Throws `GatewayError` unless 2xx.
    * @param {string} path
-   * @param {{method?: string, accept?: string, headers?: Record<string, string>, signal?: AbortSignal}} [options]
+   * @param {{method?: string, accept?: string, headers?: Record<string, string>, body?: string,
+   *   signal?: AbortSignal}} [options]
    */
-  async request(path, { method = "GET", accept = "*/*", headers: more = {}, signal } = {}) {
+  async request(path, { method = "GET", accept = "*/*", headers: more = {}, body, signal } = {}) {
     const headers = { Accept: accept, ...more, ...authorization(await this.#key()) };
     /** @type {Response} */
     let response;
     try {
-      response = await this.#fetch(this.url(path), { method, headers, signal, cache: "no-store" });
+      response = await this.#fetch(this.url(path), { method, headers, body, signal, cache: "no-store" });
     } catch (error) {
       throw signal?.aborted ? signal.reason : connectionError(error);
     }
@@ -207,16 +209,17 @@ export class GatewayClient {
   /**
    * @param {string} path
    * @param {{method?: string, query?: Record<string, string | number | undefined>, headers?: Record<string, string>,
-   *   signal?: AbortSignal}} options
+   *   body?: unknown, signal?: AbortSignal}} options `body` is sent as JSON
    * @returns {Promise<any>}
    */
-  async #json(path, { method, query = {}, headers, signal }) {
+  async #json(path, { method, query = {}, headers, body, signal }) {
     const given = Object.entries(query).filter(([, value]) => value !== undefined);
     const search = new URLSearchParams(given.map(([name, value]) => [name, String(value)])).toString();
     const response = await this.request(search ? `${path}?${search}` : path, {
       method,
       accept: "application/json",
-      headers,
+      headers: body === undefined ? headers : { "Content-Type": "application/json", ...headers },
+      body: body === undefined ? undefined : JSON.stringify(body),
       signal,
     });
     return response.json();

@@ -117,6 +117,7 @@ class CancelFrame(WireModel):
     op: Literal["cancel"]
     ref: str | None = Field(None, max_length=64)
     job: Annotated[str, Field(pattern=JOB_PATTERN)]
+    reason: str = Field("cancelled by the client", min_length=1, max_length=500)
 
 
 ClientFrame = Annotated[SubscribeFrame | UnsubscribeFrame | SubmitFrame | CancelFrame, Field(discriminator="op")]

@@ -151,7 +151,7 @@ class Session:
                     await self._submit(frame, group)
                 case CancelFrame():
                     record = await owned(self._store, frame.job, self._owner)
-                    record = await self._store.cancel(record.id, self._owner, "cancelled by the client")
+                    record = await self._store.cancel(record.id, self._owner, frame.reason)
                     self._answer("cancelling", frame.ref, **self._document(record))
         except OutlastError as error:
             if error.status >= 500 and error.default_code == "internal":

@@ -118,6 +118,16 @@ test("job, jobs, kinds, cancel and result are one request each", async () => {
   assert.deepEqual(await client.result(JOB), { pages: 2 });
 });
 
+test("a cancel carries its reason, if it has one", async () => {
+  gateway.routes = { [`POST /v1/jobs/${JOB}/cancel`]: { id: JOB } };
+
+  await client.cancel(JOB);
+  await client.cancel(JOB, { reason: "the page was wrong" });
+
+  assert.deepEqual(gateway.requests.map(({ body }) => body), ["", '{"reason":"the page was wrong"}']);
+  assert.equal(gateway.requests[1]?.headers["content-type"], "application/json");
+});
+
 test("a retry is a new job under a key of its own", async () => {
   gateway.routes = { [`POST /v1/jobs/${JOB}/retry`]: { id: "b".repeat(26), retry_of: JOB } };
 

@@ -28,6 +28,7 @@ LONGEST_LOOK_MS: Final = 300_000
 _DEAD_RETENTION_SECONDS: Final = 14 * DAY_SECONDS
 # Recent jobs kept per owner.
 _MAX_LISTED: Final = 10_000
+_READ_JOBS: Final = 200
 
 
 def encode_id(digest: bytes) -> str:
@@ -275,7 +276,14 @@ class Jobs(Connection):
         found: list[JobRecord] = []
         while True:
             async with translated():
-                rows = await self._client.zrevrangebyscore(key, highest, "-inf", start=0, num=200, withscores=True)
+                rows = await self._client.zrevrangebyscore(
+                    key, highest, "-inf", start=0, num=_READ_JOBS, withscores=True
+                )
+                if len(rows) == _READ_JOBS:
+                    # The next read begins below this millisecond: what else is of it belongs to this one.
+                    last = await self._client.zrangebyscore(key, rows[-1][1], rows[-1][1], withscores=True)
+                    read = {job for job, _ in rows}
+                    rows += [row for row in last if row[0] not in read]
             if not rows:
                 return found, None
             records = await self.read_jobs([job.decode() for job, _ in rows])

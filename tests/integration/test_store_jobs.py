@@ -189,3 +189,16 @@ async def test_an_ended_job_keeps_no_key_without_a_ttl(store: Store) -> None:
 
     assert ttls
     assert all(ttl > 0 for ttl in ttls.values()), ttls
+
+
+async def test_jobs_of_one_millisecond_are_all_listed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the list is read in pieces that end in the middle of it."""
+    monkeypatch.setattr("gateway.store.jobs._READ_JOBS", 2)
+    submitted = {(await submit(store, KIND)).id for _ in range(7)}
+    same = dict.fromkeys(submitted, 1_700_000_000_000)
+    await store._client.zadd(store._keys.owner("me"), same)
+
+    records, _ = await store.jobs("me")
+
+    assert {record.id for record in records} == submitted
+    assert len(records) == 7

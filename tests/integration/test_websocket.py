@@ -144,6 +144,15 @@ async def test_a_cancel_reaches_the_job(socket: Socket, store: Store) -> None:
     assert (answer["op"], answer["ref"], answer["job"]["state"]) == ("cancelling", "c", "cancelled")
 
 
+async def test_a_cancel_keeps_its_reason(socket: Socket, store: Store) -> None:
+    """As over HTTP: others read it in the job's end."""
+    record = await job(store)
+    await socket.send(op="cancel", job=record.id, reason="the page was wrong")
+    await socket.receive()
+
+    assert (await store.job(record.id)).end_data()["reason"] == "the page was wrong"
+
+
 @pytest.mark.parametrize(
     ("frame", "code"),
     [
