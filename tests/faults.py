@@ -17,7 +17,7 @@ _CHUNK_BYTES = 64 * 1024
 
 
 async def wait_until(
-    predicate: Callable[[], Any | Awaitable[Any]], timeout_seconds: float = 5, *, what: str = "the condition"
+    predicate: Callable[[], Any | Awaitable[Any]], timeout_seconds: float = 15, *, what: str = "the condition"
 ) -> Any:
     """Wait until the predicate, a plain or an async function, returns something true; returns that.
 
