@@ -25,7 +25,8 @@ from pathlib import Path
 
 from gateway.blobs import Blobs
 from gateway.embedded import EmbeddedValkey
-from gateway.protocol import START, Event, decode_event
+from gateway.event_text import decode_event
+from gateway.protocol import START, Event
 from gateway.requests import JobOptions
 from gateway.store import NewJob, Store, StoredFile
 from processors.children import Children

@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.delivery import connect_when_up, free_port
 from gateway.documents import KindDocument
 from gateway.embedded import EmbeddedValkey
-from gateway.protocol import encode_event_tail
+from gateway.event_text import encode_event_tail
 from gateway.requests import JobOptions
 from gateway.store import NewJob, Store, WriterEvent
 

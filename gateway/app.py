@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 import signal
@@ -371,6 +372,9 @@ async def _run(settings: Settings) -> int:
                 asyncio.create_task(keep_running(store.look_loop, "look"), name="look"),
                 asyncio.create_task(keep_running(lambda: collect_loop(store, blobs), "collector"), name="collector"),
             ]
+            # What the start made stays for ever: a full collection that walks it would hold up every listener for it.
+            gc.collect()
+            gc.freeze()
             logger.info("listening on %s", server.url)
             try:
                 await signals.stop.wait()

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Self
 
-from pydantic_core import to_json
-
 from gateway.protocol import START, TERMINAL, TERMINAL_TYPES, TRANSITIONS, UNNUMBERED, Cursor, Event, EventType, State
 
 # Types that only stand where the transition table has them; all others are legal while the job runs.
@@ -110,10 +108,6 @@ class Fold:
             "cancel_requested": self.cancel_requested,
             **self.end,
         }
-
-    def encode(self) -> bytes:
-        """The data of a snapshot event as JSON, as the store keeps it."""
-        return to_json(self.data(), inf_nan_mode="null")
 
     def _next_state(self, type_: str) -> State | None:
         known = EventType(type_) if type_ in _CHANGING else None

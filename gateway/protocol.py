@@ -1,9 +1,8 @@
 """The wire protocol: states, events, cursors and close codes.
 
-No I/O here, and no pydantic models, whose import takes longer than all else that a program waits for which only
-imports the client: `gateway.documents` has what is answered, `gateway.requests` what is asked for. The text of one
-event is the same bytes in the log, in SSE `data:`, in a WebSocket frame, in an NDJSON line and in a JSON array;
-`docs/protocol.md` is its description.
+No I/O here, and nothing of pydantic, whose import takes longer than all else that a program waits for which only
+imports the client: `gateway.documents` has what is answered, `gateway.requests` what is asked for, and
+`gateway.event_text` writes and reads an event's text. `docs/protocol.md` is the description.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import NoneType
 from typing import Any, Final, Literal, NamedTuple
-
-from pydantic_core import from_json, to_json
 
 from gateway.errors import BadRequest
 
@@ -85,7 +82,6 @@ JOB_PATTERN: Final = r"^[a-z0-9]{26}$"
 TYPE_PATTERN: Final = r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)*$"
 # 15 digits: exact as a double too, which is what Lua and JavaScript count with.
 _CURSOR: Final = re.compile(r"(0|[1-9][0-9]{0,14})(?:-(0|[1-9][0-9]{0,14}))?", re.ASCII)
-_TYPE: Final = re.compile(TYPE_PATTERN, re.ASCII)
 
 # One event's JSON text, and one append. A larger value goes to the blob store and travels as a url.
 MAX_EVENT_BYTES: Final = 256 * 1024
@@ -169,28 +165,6 @@ class Event:
         return Cursor(self.id, parse_time(self.time))
 
 
-def encode_event_tail(type_: str, data: Mapping[str, Any] | None = None) -> bytes:
-    """Encode all of an event that its writer knows: `"type":"progress","data":{...}}`.
-
-    The append script puts `{"id":17,"time":"...","job":"...","attempt":1,` before it, so the number and the time are
-    Redis's, and the text is never decoded again on its way to a listener.
-    Raises `ValueError` for a type that could not stand in the protocol, for data that is no JSON, and for an event over
-    `MAX_EVENT_BYTES`.
-    """
-    if _TYPE.fullmatch(type_) is None:
-        raise ValueError(f"{type_!r} is no event type: use lower-case words, and a dot in an application's own types")
-    terminal = b'"terminal":true,' if type_ in TERMINAL_TYPES else b""
-    tail = b'"type":"%b",%b"data":%b}' % (type_.encode(), terminal, to_json(data or {}, inf_nan_mode="null"))
-    if len(tail) > MAX_EVENT_BYTES:
-        raise ValueError(f"a {type_} event of {len(tail)} bytes is over {MAX_EVENT_BYTES}: put the value in a file")
-    return tail
-
-
-def encode_transient(type_: EventType, job: str, time_ms: int, data: Mapping[str, Any]) -> bytes:
-    """Encode an event that has no number: it is in no log and leaves a listener's cursor where it is."""
-    return to_json({"time": format_time(time_ms), "job": job, "type": type_, "data": data})
-
-
 _EVENT_FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
     "job": (str,),
     "type": (str,),
@@ -200,18 +174,6 @@ _EVENT_FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
     "data": (dict,),
     "terminal": (bool,),
 }
-
-
-def decode_event(text: bytes | str) -> Event:
-    """Read one event's JSON text. Raises `ValueError` if it is none."""
-    return read_event(from_json(text))
-
-
-def encode_event(event: Event) -> bytes:
-    """Write an event that was read as the JSON text that it was, but for spaces and the order of unknown fields."""
-    known = {name: getattr(event, name) for name in ("id", "time", "job", "attempt", "type")}
-    fields = {name: value for name, value in known.items() if value is not None}
-    return to_json(fields | ({"terminal": True} if event.terminal else {}) | {"data": event.data} | event.extra)
 
 
 def read_event(value: object) -> Event:

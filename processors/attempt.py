@@ -32,7 +32,8 @@ from pydantic_core import from_json, to_json
 
 from gateway.blobs import Blobs
 from gateway.errors import EventsLost, LeaseLost, Unavailable
-from gateway.protocol import MAX_EVENT_BYTES, Event, EventType, decode_event
+from gateway.event_text import decode_event
+from gateway.protocol import MAX_EVENT_BYTES, Event, EventType
 from gateway.store import Claim, JobRecord, Lease, Store
 from processors.batching import Batches
 from processors.context import Context

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from pydantic_core import to_json
 
-from gateway.protocol import INDEX_PATTERN, MAX_EVENT_BYTES, EventType, decode_event, encode_event_tail
+from gateway.event_text import decode_event, encode_event_tail
+from gateway.protocol import INDEX_PATTERN, MAX_EVENT_BYTES, EventType
 from processors.children import Children
 from processors.files import InputFile, SyncInputFile, Workspace
 from processors.text import clean

@@ -8,8 +8,9 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from pydantic_core import from_json
 
+from gateway.event_text import decode_event, encode_snapshot_data
 from gateway.fold import Fold
-from gateway.protocol import START, Cursor, Event, EventType, decode_event, format_time
+from gateway.protocol import START, Cursor, Event, EventType, format_time
 from gateway.store import JobRecord, LogPage
 
 logger = logging.getLogger("outlast.worker")
@@ -104,7 +105,7 @@ class Folding:
         news = self.cursor.number - self._stored_at
         if self._fold is None or (news < FOLD_EVENTS and self._bytes < max(FOLD_BYTES, self._stored_bytes)):
             return None
-        text = self._fold.encode()
+        text = encode_snapshot_data(self._fold)
         self._stored_at, self._stored_bytes = self.cursor.number, len(text)
         self._bytes = 0
         return StoredFold(text, self.cursor)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from pydantic_core import from_json, to_json, to_jsonable_python
 
 from gateway.errors import NotFound, TooMany, Unavailable
-from gateway.protocol import START, Cursor, Event, EventType, State, decode_event, encode_event_tail
+from gateway.event_text import decode_event, encode_event_tail
+from gateway.protocol import START, Cursor, Event, EventType, State
 from gateway.requests import JobOptions
 from gateway.store import MAX_CHILDREN, JobRecord, Lease, NewJob, Store
 from processors.backoff import Backoff

@@ -8,6 +8,7 @@ look loop looks after everybody's open jobs, and the renewal thread keeps the le
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import logging
 import os
@@ -415,6 +416,9 @@ async def _serve(settings: Settings, processors: Mapping[str, Processor]) -> int
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.stop)
+        # What the imports made stays for ever: a full collection that walks it would hold up every attempt for it.
+        gc.collect()
+        gc.freeze()
         await worker.run()
     finally:
         await store.close()

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from gateway.errors import Unavailable
-from gateway.protocol import MAX_BATCH_EVENTS, Cursor, Event, EventType, decode_event, encode_event_tail
+from gateway.event_text import decode_event, encode_event_tail
+from gateway.protocol import MAX_BATCH_EVENTS, Cursor, Event, EventType
 from gateway.store import Appended, JobRecord, Lease, WriterEvent
 from processors.backoff import Backoff
 from processors.folding import Folding, ReadableLog, StoredFold

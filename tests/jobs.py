@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.documents import KindDocument
-from gateway.protocol import encode_event_tail
+from gateway.event_text import encode_event_tail
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, Lease, NewJob, Store, WriterEvent
 

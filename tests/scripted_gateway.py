@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from gateway.event_text import decode_event
 from gateway.hub import websocket_frame
-from gateway.protocol import Cursor, decode_event, format_time
+from gateway.protocol import Cursor, format_time
 from gateway.sse import comment, encode_event, retry
 
 JOB = "22jcerhx2axjbe4xdcug5w4evm"

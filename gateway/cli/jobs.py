@@ -130,7 +130,7 @@ def _submit(args: argparse.Namespace) -> int:
 
 def _watch(args: argparse.Namespace) -> int:
     from gateway.cli.display import display
-    from gateway.protocol import encode_event
+    from gateway.event_text import encode_event
 
     _check_output(args)
     followed = _Followed(args, args.job)

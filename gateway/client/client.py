@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -10,10 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from urllib.parse import quote, urlsplit
 
-from pydantic_core import to_json, to_jsonable_python
-
 from gateway.client.backoff import Backoff
-from gateway.client.submitting import Submit
 from gateway.client.subscription import Subscription
 from gateway.client.upload import File, Progress, Source, as_files, prepare
 from gateway.errors import ConfigurationError, JobFailed
@@ -172,10 +170,11 @@ class Client:
         `priority`, `tags`, `start_at`, `run_timeout_seconds`, ... Cancelling it leaves open whether the job was
         accepted: submit again with the same `idempotency_key` to find out.
         """
+        from gateway.client.submitting import Submit  # noqa: PLC0415 - its pydantic_core would be half of the import
+
         key = idempotency_key or os.urandom(16).hex()
-        plain = to_jsonable_python(input if input is not None else {})
-        chosen = to_jsonable_python({name: value for name, value in options.items() if value is not None})
-        submit = Submit(self._connection, kind, plain, chosen, key=key, patience_seconds=patience_seconds)
+        chosen = {name: value for name, value in options.items() if value is not None}
+        submit = Submit(self._connection, kind, input, chosen, key=key, patience_seconds=patience_seconds)
         answer = await submit.send(prepare(as_files(files)), part_bytes=self._part_bytes, on_upload=on_upload)
         replayed = answer.headers.get("Idempotency-Replayed") == "true"
         return Job(self, answer.job(), replayed=replayed)
@@ -246,7 +245,7 @@ class Client:
             "POST",
             f"/v1/jobs/{_id(job)}/cancel",
             headers=headers,
-            body=to_json({} if reason is None else {"reason": reason}),
+            body=json.dumps({} if reason is None else {"reason": reason}).encode(),
         )
         asked = Job(self, answer.job())
         return await self._wait(asked) if wait and not asked.terminal else asked

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from pydantic_core import to_json
+from pydantic_core import to_json, to_jsonable_python
 
 from gateway.client.parts import LEAST_PART_BYTES, Parts
 from gateway.client.subscription import may_pass
@@ -38,8 +38,8 @@ class Submit:
         self._connection = connection
         self._kind = kind
         self._path = f"/v1/kinds/{quote(kind, safe='')}/jobs"
-        self._input = input_
-        self._options = options
+        self._input = to_jsonable_python({} if input_ is None else input_)
+        self._options = to_jsonable_python(options)
         self._headers = {"Accept": "application/json", "Idempotency-Key": key}
         self._patience_seconds = patience_seconds
 

@@ -15,9 +15,10 @@ from pydantic_core import to_json
 
 from gateway.blobs import Blobs
 from gateway.errors import Conflict, Gone, JobFailed, NotAcceptable, NotFound, RangeNotSatisfiable
+from gateway.event_text import decode_event
 from gateway.handlers.context import BLOBS, STORE, owned_job
 from gateway.handlers.routes import Answer, Parameter, Route
-from gateway.protocol import Cursor, Event, State, decode_event
+from gateway.protocol import Cursor, Event, State
 from gateway.store import JobRecord
 
 JSON: Final = "application/json"

@@ -15,6 +15,7 @@ from pydantic_core import from_json, to_json
 
 from gateway.auth import LOCAL, PRINCIPAL, Principal
 from gateway.errors import InvalidInput, NotFound, OutlastError, Unavailable
+from gateway.event_text import decode_event
 from gateway.handlers.context import BLOBS, HUB, SETTINGS, STORE, STREAMS, known_kind, owned, owned_job, principal
 from gateway.handlers.documents import failure, job_document
 from gateway.handlers.held import Held, merged
@@ -30,7 +31,7 @@ from gateway.handlers.streams import (
 )
 from gateway.handlers.submission import checked_key
 from gateway.handlers.uploads import Received
-from gateway.protocol import START, decode_event
+from gateway.protocol import START
 from gateway.requests import JobRequest
 from gateway.slow_routes import SlowRoute
 from gateway.store import JobRecord, Submitted

@@ -14,10 +14,11 @@ from typing import Final, Literal
 from aiohttp import web
 
 from gateway.errors import BadRequest
+from gateway.event_text import encode_transient
 from gateway.handlers.context import HUB, METRICS, SETTINGS, STORE, owned, owned_job, principal
 from gateway.handlers.routes import EVENT_STREAM, NO_BODY, SECONDS, Answer, Parameter, Route
 from gateway.hub import Frame, Listener, Place, Pulse, Subscription
-from gateway.protocol import START, TYPE_PATTERN, CloseCode, Cursor, EventType, encode_transient
+from gateway.protocol import START, TYPE_PATTERN, CloseCode, Cursor, EventType
 from gateway.requests import MAX_SUBSCRIPTIONS
 from gateway.sse import comment, encode_event, id_only, retry
 from gateway.store import JobRecord

@@ -14,13 +14,14 @@ from pydantic_core import from_json
 
 from gateway.documents import JobDocument
 from gateway.errors import BadRequest, Conflict, EventsLost, LeaseLost, NotFound, TooLarge, Unauthorized
+from gateway.event_text import encode_event_tail
 from gateway.handlers.context import BLOBS, SETTINGS, STORE
 from gateway.handlers.documents import job_document
 from gateway.handlers.routes import Answer, Parameter, Route
 from gateway.handlers.strict_json import read_json
 from gateway.handlers.validation import validated
 from gateway.handlers.worker_events import ReportRequest, Retrying, checked_events, problem_of
-from gateway.protocol import INDEX_PATTERN, TERMINAL_TYPES, EventType, encode_event_tail
+from gateway.protocol import INDEX_PATTERN, TERMINAL_TYPES, EventType
 from gateway.store import Appended, JobRecord, Lease, Store, WriterEvent
 
 _INDEX: Final = re.compile(INDEX_PATTERN, re.ASCII)

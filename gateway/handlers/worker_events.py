@@ -8,8 +8,9 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.errors import InvalidInput
+from gateway.event_text import encode_event_tail
 from gateway.handlers.validation import validated
-from gateway.protocol import INDEX_PATTERN, MAX_BATCH_EVENTS, TYPE_PATTERN, EventType, encode_event_tail
+from gateway.protocol import INDEX_PATTERN, MAX_BATCH_EVENTS, TYPE_PATTERN, EventType
 from gateway.store import WriterEvent
 
 _CODE = r"^[a-z][a-z0-9_]{0,63}$"

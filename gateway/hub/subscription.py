@@ -9,19 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.errors import Gone, NotFound, Unavailable
+from gateway.event_text import encode_snapshot_data, encode_transient
 from gateway.fold import Fold
 from gateway.hub.frame import Frame
 from gateway.hub.listener import CONGESTED_BYTES, Listener
 from gateway.hub.tail import Tail
-from gateway.protocol import (
-    NEVER_HIDDEN,
-    TERMINAL_TYPES,
-    CloseCode,
-    Cursor,
-    EventType,
-    encode_transient,
-    format_time,
-)
+from gateway.protocol import NEVER_HIDDEN, TERMINAL_TYPES, CloseCode, Cursor, EventType, format_time
 from gateway.store import Follower, Store
 
 _TERMINAL: Final = frozenset(type_.encode() for type_ in TERMINAL_TYPES)
@@ -171,7 +164,7 @@ class Subscription:
 
     def push_snapshot(self, stored: tuple[Cursor, bytes] | None) -> None:
         """Send the stored fold as it is, and go on from its cursor; without one, start from nothing."""
-        cursor, fold = stored or (Cursor(0, 0), Fold.empty(self.job).encode())
+        cursor, fold = stored or (Cursor(0, 0), encode_snapshot_data(Fold.empty(self.job)))
         text = b'{"id":%d,"time":"%b","job":"%b","type":"snapshot","data":%b}' % (
             cursor.number,
             format_time(cursor.time_ms or self._source.created_ms).encode(),

@@ -6,11 +6,12 @@ import secrets
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from gateway.event_text import encode_transient
 from gateway.hub.frame import Frame
 from gateway.hub.listener import Pulse
 from gateway.hub.subscription import Source, Subscription
 from gateway.hub.tail import Tail
-from gateway.protocol import Cursor, EventType, State, encode_transient, format_time
+from gateway.protocol import Cursor, EventType, State, format_time
 from gateway.store import JobRecord, Position, Store
 
 _STATE_AFTER: Final = {b"queued": State.QUEUED, b"started": State.RUNNING, b"retrying": State.QUEUED}

@@ -14,7 +14,8 @@ from typing import Any, Final
 from pydantic_core import from_json, to_json
 
 from gateway.errors import Gone, KeyReused, NotFound, OutlastError, TooMany, Unavailable
-from gateway.protocol import DAY_SECONDS, PRIORITY_STEPS, TERMINAL, Cursor, EventType, State, encode_event_tail
+from gateway.event_text import encode_event_tail
+from gateway.protocol import DAY_SECONDS, PRIORITY_STEPS, TERMINAL, Cursor, EventType, State
 from gateway.requests import JobOptions
 from gateway.store.connection import Connection, translated
 from gateway.store.records import JobRecord, NewJob, StoredFile, Submitted

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from gateway.errors import BadRequest, EventsLost, Gone, LeaseLost, NotFound
-from gateway.protocol import TERMINAL, TERMINAL_TYPES, Cursor, EventType, encode_event_tail
+from gateway.event_text import encode_event_tail
+from gateway.protocol import TERMINAL, TERMINAL_TYPES, Cursor, EventType
 from gateway.store.connection import Connection, translated
 from gateway.store.records import Appended, Lease, LogEntry, WriterEvent
 

@@ -14,7 +14,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 from gateway.errors import Unavailable
-from gateway.protocol import OPEN, EventType, encode_event_tail
+from gateway.event_text import encode_event_tail
+from gateway.protocol import OPEN, EventType
 from gateway.store.children import Children
 from gateway.store.connection import translated
 from gateway.store.dead import Dead

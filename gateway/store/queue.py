@@ -9,7 +9,8 @@ import secrets
 import time
 from typing import Any, Final
 
-from gateway.protocol import EventType, encode_event_tail
+from gateway.event_text import encode_event_tail
+from gateway.protocol import EventType
 from gateway.store.connection import Connection, translated
 from gateway.store.jobs import LONGEST_LOOK_MS, read_record
 from gateway.store.records import Begun, Claim, JobRecord, Lease

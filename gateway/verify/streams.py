@@ -19,7 +19,8 @@ import aiohttp
 from aiohttp import WSMsgType
 
 from gateway.errors import BadRequest
-from gateway.protocol import UNNUMBERED, Event, decode_event, parse_time
+from gateway.event_text import decode_event
+from gateway.protocol import UNNUMBERED, Event, parse_time
 from gateway.sse import Decoder
 from gateway.verify.report import Broken
 from gateway.verify.target import Target, shown

@@ -7,7 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.protocol import START, Cursor, EventType, decode_event
+from gateway.event_text import decode_event
+from gateway.protocol import START, Cursor, EventType
 
 
 @dataclass(slots=True)

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Final
 
-from gateway.protocol import TERMINAL_TYPES, Event, EventType, decode_event
+from gateway.event_text import decode_event
+from gateway.protocol import TERMINAL_TYPES, Event, EventType
 from gateway.store.scripts import Keys
 from tests.chaos.book import Book, Entry
 

@@ -13,7 +13,8 @@ import pytest
 from gateway.blobs import Blobs
 from gateway.documents import KindDocument
 from gateway.errors import LeaseLost
-from gateway.protocol import START, TERMINAL_TYPES, State, decode_event
+from gateway.event_text import decode_event
+from gateway.protocol import START, TERMINAL_TYPES, State
 from gateway.store import Lease, Store
 from tests.integration.test_worker import end_of, log_of, seen, working
 from tests.integration.test_worker import submit as submit_to_worker

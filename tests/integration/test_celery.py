@@ -16,7 +16,8 @@ import redis.asyncio as redis
 
 from examples import celery_app
 from gateway.blobs import Blobs
-from gateway.protocol import START, Event, State, decode_event
+from gateway.event_text import decode_event
+from gateway.protocol import START, Event, State
 from gateway.store import JobRecord, Store
 from processors import load_processors
 from processors.worker import Worker

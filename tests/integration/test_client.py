@@ -25,9 +25,10 @@ from gateway.errors import (
     Unavailable,
     UnsupportedType,
 )
+from gateway.event_text import decode_event, encode_snapshot_data
 from gateway.fold import Fold, fold_log
 from gateway.handlers.context import HUB
-from gateway.protocol import Cursor, Event, State, decode_event, format_time
+from gateway.protocol import Cursor, Event, State, format_time
 from gateway.store import Lease, Store
 from tests.faults import FaultProxy, wait_until
 from tests.jobs import begin, end, event
@@ -252,7 +253,7 @@ async def test_a_trimmed_log_is_told_and_built_upon(client: Client, store: Store
     text = "x" * 60_000
     for batch in range(1, 101):
         data = {"channel": "text", "text": text}
-        stored = fold.encode() if batch % 10 == 0 else None
+        stored = encode_snapshot_data(fold) if batch % 10 == 0 else None
         appended = await store.append(
             lease, batch, [event("delta", data)], fold=stored, fold_cursor=fold.cursor if stored else None
         )

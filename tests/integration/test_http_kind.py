@@ -13,7 +13,8 @@ import aiohttp
 import pytest
 
 from gateway.blobs import Blobs
-from gateway.protocol import START, Event, decode_event
+from gateway.event_text import decode_event
+from gateway.protocol import START, Event
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, NewJob, Store, StoredFile
 from processors import upstream

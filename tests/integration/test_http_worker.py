@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gateway.documents import KindDocument
-from gateway.protocol import START, State, decode_event
+from gateway.event_text import decode_event
+from gateway.protocol import START, State
 from gateway.store import Lease, Store
 from tests.jobs import begin, submit
 from tests.serving import AS_ME, KEYS, Answer, Gateway, gateway_for

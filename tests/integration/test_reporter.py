@@ -15,7 +15,8 @@ import pytest
 from gateway.config import Settings
 from gateway.documents import KindDocument
 from gateway.errors import LeaseLost
-from gateway.protocol import START, Event, State, decode_event
+from gateway.event_text import decode_event
+from gateway.protocol import START, Event, State
 from gateway.store import JobRecord, Store
 from processors import AsyncReporter, Reporter, Retry
 from tests.faults import wait_until

@@ -13,7 +13,8 @@ import pytest
 
 from gateway.blobs import Blobs
 from gateway.errors import ConfigurationError
-from gateway.protocol import START, Event, State, decode_event
+from gateway.event_text import decode_event
+from gateway.protocol import START, Event, State
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, NewJob, Store
 from processors import (

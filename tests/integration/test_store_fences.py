@@ -6,7 +6,8 @@ import pytest
 
 from gateway.documents import KindDocument
 from gateway.errors import LeaseLost
-from gateway.protocol import START, State, encode_event_tail
+from gateway.event_text import encode_event_tail
+from gateway.protocol import START, State
 from gateway.store import Lease, Store
 from tests.faults import wait_until
 from tests.jobs import begin, end, event, new_job, submit

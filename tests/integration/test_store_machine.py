@@ -22,8 +22,9 @@ from pydantic_core import from_json
 
 from gateway.documents import KindDocument
 from gateway.errors import EventsLost, KeyReused, LeaseLost
+from gateway.event_text import decode_event, encode_event_tail
 from gateway.fold import fold_log
-from gateway.protocol import START, TERMINAL_TYPES, Cursor, decode_event, encode_event_tail
+from gateway.protocol import START, TERMINAL_TYPES, Cursor
 from gateway.store import Claim, JobRecord, Lease, Store
 from gateway.store.jobs import encode_id
 from tests.jobs import event, new_job

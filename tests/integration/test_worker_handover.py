@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gateway.blobs import Blobs
-from gateway.protocol import START, State, decode_event
+from gateway.event_text import decode_event
+from gateway.protocol import START, State
 from gateway.store import JobRecord, Store, read_token
 from processors import Context, Processor, SyncContext, processor
 from processors.worker import Worker

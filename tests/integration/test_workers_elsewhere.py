@@ -17,7 +17,8 @@ import pytest
 
 import examples.slow_service
 import examples.subprocess_worker
-from gateway.protocol import START, State, decode_event
+from gateway.event_text import decode_event
+from gateway.protocol import START, State
 from gateway.store import JobRecord, Store
 from processors import load_processors
 from processors.worker import Worker

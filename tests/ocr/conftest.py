@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from gateway.blobs import Blobs
-from gateway.protocol import START, Event, decode_event
+from gateway.event_text import decode_event
+from gateway.protocol import START, Event
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, NewJob, Store, StoredFile
 from processors.ocr import Page, ocr

@@ -12,7 +12,8 @@ import pytest
 
 from examples import invoice
 from gateway.blobs import Blobs
-from gateway.protocol import START, Event, State, decode_event
+from gateway.event_text import decode_event
+from gateway.protocol import START, Event, State
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, NewJob, Store, StoredFile
 from processors import Context, Processor, load_processors, processor

@@ -11,7 +11,8 @@ from rich.console import Console
 from gateway.cli.display import Bars, Display, Lines, Silent, View, display, printable
 from gateway.client import Subscription
 from gateway.errors import Unreachable
-from gateway.protocol import Event, decode_event
+from gateway.event_text import decode_event
+from gateway.protocol import Event
 from tests.scripted_gateway import JOB, event_text, transient_text
 
 PROBLEM = {"code": "worker_lost", "detail": "The worker was silent for 30 s."}

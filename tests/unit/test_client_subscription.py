@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from gateway.client.backoff import Backoff
 from gateway.client.subscription import Advice, Alive, Ended, Frame, Moved, Opened, Subscription
 from gateway.errors import Gone, OutlastError, Unauthorized, Unavailable, Unreachable
-from gateway.protocol import Cursor, Event, EventType, decode_event
+from gateway.event_text import decode_event
+from gateway.protocol import Cursor, Event, EventType
 from tests.scripted_gateway import JOB, LOG, T0, cursor_of, event_text, transient_text
 
 EVENTS = [decode_event(text) for text in LOG]

@@ -8,9 +8,9 @@ import pytest
 from pydantic_core import from_json
 
 from gateway.errors import InvalidInput
+from gateway.event_text import encode_event_tail
 from gateway.handlers.openai.response_request import chat_request
 from gateway.handlers.openai.translation import delta_of
-from gateway.protocol import encode_event_tail
 
 
 @pytest.mark.parametrize("text", ["", "word", 'a "quote" and a \\', "line\nbreak", "é 🦊 \u2028", '","text":"x"}}'])

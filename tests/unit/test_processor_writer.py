@@ -11,7 +11,8 @@ import pytest
 from pydantic_core import from_json
 
 from gateway.errors import EventsLost, LeaseLost, Unavailable
-from gateway.protocol import MAX_BATCH_EVENTS, Cursor, Event, EventType, State, decode_event, encode_event_tail
+from gateway.event_text import decode_event, encode_event_tail
+from gateway.protocol import MAX_BATCH_EVENTS, Cursor, Event, EventType, State
 from gateway.store import Appended, JobRecord, Lease, LogEntry, LogPage, WriterEvent
 from processors.writer import (
     DELTA_GATHER_SECONDS,

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from gateway.documents import KindDocument
 from gateway.errors import BadRequest
+from gateway.event_text import decode_event, encode_event, encode_event_tail, encode_transient
 from gateway.protocol import (
     CLOSE_CODES,
     MAX_EVENT_BYTES,
@@ -29,10 +30,6 @@ from gateway.protocol import (
     Event,
     EventType,
     State,
-    decode_event,
-    encode_event,
-    encode_event_tail,
-    encode_transient,
     format_time,
     parse_time,
     should_come_back,

@@ -10,6 +10,7 @@ from aiohttp import web
 from pydantic_core import to_json
 
 from gateway.errors import InvalidInput, OutlastError
+from gateway.event_text import decode_event
 from gateway.handlers.context import HUB
 from gateway.handlers.openai.asking import (
     DISCONNECT,
@@ -25,7 +26,7 @@ from gateway.handlers.openai.asking import (
 from gateway.handlers.openai.translation import Translator, begin_stream, delta_of, ended, error_text
 from gateway.handlers.routes import Answer, Route
 from gateway.hub import Frame, Pulse
-from gateway.protocol import Cursor, decode_event
+from gateway.protocol import Cursor
 from gateway.store import JobRecord
 
 _FORM: Final = "openai.chat"

@@ -9,9 +9,10 @@ from aiohttp import web
 from pydantic_core import from_json
 
 from gateway.errors import OutlastError
+from gateway.event_text import decode_event
 from gateway.handlers.context import STORE
 from gateway.handlers.openai.errors import error_document
-from gateway.protocol import START, State, decode_event
+from gateway.protocol import START, State
 from gateway.store import JobRecord
 
 _STATUSES: Final = {

@@ -14,11 +14,12 @@ from typing import Any, Final
 from pydantic_core import to_json
 
 from gateway.errors import OutlastError, Unavailable
+from gateway.event_text import decode_event
 from gateway.handlers.openai.errors import error_document
 from gateway.handlers.openai.response_document import Asked, item, item_id, items, part, response_document
 from gateway.handlers.openai.translation import Translator, delta_of
 from gateway.hub import Frame, Pulse
-from gateway.protocol import Cursor, decode_event
+from gateway.protocol import Cursor
 from gateway.store import JobRecord
 
 # An event's parts: an item, its content, its first text. One is left for an error, after which there is none.

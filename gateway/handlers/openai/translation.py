@@ -15,11 +15,12 @@ from aiohttp import web
 from pydantic_core import from_json, to_json
 
 from gateway.errors import OutlastError, Unavailable
+from gateway.event_text import decode_event
 from gateway.handlers.context import HUB, STORE, owned
 from gateway.handlers.openai.errors import error_document
 from gateway.handlers.streams import STREAM_HEADERS, StreamListener, listen
 from gateway.hub import Frame, Place, Pulse
-from gateway.protocol import START, Cursor, EventType, State, decode_event
+from gateway.protocol import START, Cursor, EventType, State
 from gateway.sse import comment
 from gateway.store import JobRecord, Submitted
 
