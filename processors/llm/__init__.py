@@ -14,7 +14,6 @@ keeps what was said: a second answer would begin with other words, and listeners
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from functools import lru_cache
 from typing import Any, Final
 
@@ -162,26 +161,30 @@ async def _ask(input: LlmInput, reply: Reply) -> None:
             raise await refusal(answer)
         if answer.content_type.partition(";")[0].strip().lower() == "application/json":
             # It doesn't stream.
-            await reply.take(_read(await _all(answer)))
+            reply.take(_read(await _all(answer)))
+            await reply.tell()
         else:
-            async for chunk in _chunks(answer):
-                await reply.take(chunk)
+            await _listen(answer, reply)
     if reply.finish_reason is None:
         raise broken_off()
 
 
-async def _chunks(answer: Answer) -> AsyncIterator[dict[str, Any]]:
-    """The chunks of a stream, up to `[DONE]` or its end."""
+async def _listen(answer: Answer, reply: Reply) -> None:
+    """Hear a stream out, up to `[DONE]` or its end."""
     decoder = Decoder()
     async for piece in answer.pieces():
         try:
             messages = decoder.feed(piece)
         except ValueError:
             raise not_json() from None
-        for message in messages:
-            if message.data == "[DONE]":
-                return
-            yield _read(message.data)
+        try:
+            for message in messages:
+                if message.data == "[DONE]":
+                    return
+                reply.take(_read(message.data))
+        finally:
+            # Once for all that came together; and what was said before a broken chunk is kept.
+            await reply.tell()
 
 
 async def _all(answer: Answer) -> bytes:

@@ -12,8 +12,8 @@ from processors.llm.failures import not_json
 TEXT: Final = "text"
 REASONING: Final = "reasoning"
 REFUSAL: Final = "refusal"
-# Servers disagree about the name; nobody sends both.
-_REASONING_FIELDS: Final = ("reasoning_content", "reasoning")
+# Servers disagree about the name of the reasoning; nobody sends both.
+_CHANNELS: Final = (("reasoning_content", REASONING), ("reasoning", REASONING), ("content", TEXT), ("refusal", REFUSAL))
 # A channel each; a model that loops must not make more.
 _MAX_TOOL_CALLS: Final = 128
 
@@ -43,13 +43,14 @@ class LlmResult(BaseModel):
 
 class _Call:
     def __init__(self, index: int, id: str, name: str) -> None:
+        self.index = index
         self.channel = f"tool_call.{index}"
         self.id = id
         self.name = name
 
 
 class Reply:
-    """Takes the chunks one after the other."""
+    """Takes the chunks one after the other, and tells in one go what those said that came together."""
 
     def __init__(self, ctx: Context, model: str) -> None:
         self.finish_reason: str | None = None
@@ -58,12 +59,13 @@ class Reply:
         self._ctx = ctx
         self._model = model
         self._said: dict[str, list[str]] = {}
+        self._untold: list[tuple[str, list[str]] | _Call] = []
         self._calls: dict[int, _Call] = {}
         self._usage: dict[str, Any] | None = None
         self._logprobs: list[dict[str, Any]] = []
 
-    async def take(self, chunk: dict[str, Any]) -> None:
-        """Report what is new. Raises `LlmFailure` for what is nothing of OpenAI's form."""
+    def take(self, chunk: dict[str, Any]) -> None:
+        """Read one chunk. Raises `LlmFailure` for what is nothing of OpenAI's form."""
         if isinstance(chunk.get("usage"), dict):
             self._usage = chunk["usage"]
         if isinstance(chunk.get("model"), str) and chunk["model"]:
@@ -74,34 +76,38 @@ class Reply:
         for choice in choices:
             if not isinstance(choice, dict):
                 raise not_json()
-            await self._take_choice(choice)
+            self._take_choice(choice)
 
-    async def _take_choice(self, choice: dict[str, Any]) -> None:
+    def _take_choice(self, choice: dict[str, Any]) -> None:
         # A chunk of a chat, a whole chat answer, or (with neither) a completion.
         said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
         if not isinstance(said, dict):
             raise not_json()
-        for field in _REASONING_FIELDS:
-            await self._say(REASONING, said.get(field))
-        await self._say(TEXT, said.get("content"))
-        await self._say(REFUSAL, said.get("refusal"))
-        calls = said.get("tool_calls") or []
-        if not isinstance(calls, list):
-            raise not_json()
-        for position, call in enumerate(calls):
-            await self._take_call(position, call)
+        for field, channel in _CHANNELS:
+            if text := said.get(field):
+                self._say(channel, text)
+        if calls := said.get("tool_calls"):
+            if not isinstance(calls, list):
+                raise not_json()
+            for position, call in enumerate(calls):
+                self._take_call(position, call)
         if isinstance(choice.get("logprobs"), dict):
             self._logprobs += [one for one in choice["logprobs"].get("content") or () if isinstance(one, dict)]
         if isinstance(choice.get("finish_reason"), str):
             self.finish_reason = choice["finish_reason"]
 
-    async def _say(self, channel: str, text: object) -> None:
-        if isinstance(text, str) and text:
-            self._said.setdefault(channel, []).append(text)
-            self.has_spoken = True
-            await self._ctx.delta(text, channel)
+    def _say(self, channel: str, text: object) -> None:
+        if not isinstance(text, str) or not text:
+            return
+        self.has_spoken = True
+        self._said.setdefault(channel, []).append(text)
+        last = self._untold[-1] if self._untold else None
+        if isinstance(last, tuple) and last[0] == channel:
+            last[1].append(text)
+        else:
+            self._untold.append((channel, [text]))
 
-    async def _take_call(self, position: int, call: object) -> None:
+    def _take_call(self, position: int, call: object) -> None:
         if not isinstance(call, dict) or not isinstance(function := call.get("function") or {}, dict):
             raise not_json()
         index = call.get("index", position)
@@ -113,8 +119,18 @@ class Reply:
             known = self._calls[index] = _Call(index, str(id), str(name))
             self._said[known.channel] = []
             self.has_spoken = True
-            await self._ctx.event("llm.tool_call", {"index": index, "id": known.id, "name": known.name})
-        await self._say(known.channel, function.get("arguments"))
+            self._untold.append(known)
+        self._say(known.channel, function.get("arguments"))
+
+    async def tell(self) -> None:
+        """Report what the chunks said since the last time, in its order; a channel's tokens as one text."""
+        untold, self._untold = self._untold, []
+        for one in untold:
+            if isinstance(one, _Call):
+                await self._ctx.event("llm.tool_call", {"index": one.index, "id": one.id, "name": one.name})
+            else:
+                channel, pieces = one
+                await self._ctx.delta("".join(pieces), channel)
 
     def result(self) -> LlmResult:
         """All of it."""
