@@ -33,30 +33,34 @@ class Work:
 
 
 class Relay:
-    """The relay; `keeps_jobs`, `keeps_log` mend it, the others break it further."""
+    """The relay; `keeps_jobs`, `keeps_log`, `keeps_keys` mend it, the others break it further."""
 
     def __init__(
         self,
         *,
         keeps_jobs: bool = False,
         keeps_log: bool = False,
+        keeps_keys: bool = False,
         cancels_on_disconnect: bool = False,
         one_queue: bool = False,
         late_writer: bool = False,
     ) -> None:
         self.keeps_jobs = keeps_jobs
         self.keeps_log = keeps_log
+        self.keeps_keys = keeps_keys
         self.cancels_on_disconnect = cancels_on_disconnect
         self.one_queue = one_queue
         self.late_writer = late_writer
         self.started = 0
         self._jobs: dict[str, Work] = {}
+        self._keys: dict[str, Work] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def app(self) -> web.Application:
         """The application."""
         app = web.Application()
         app.router.add_post("/v1/kinds/{kind}/jobs", self._submit)
+        app.router.add_post("/v1/kinds/{kind}/run", self._run)
         app.router.add_get("/v1/jobs/{job}", self._read)
         app.router.add_get("/v1/jobs/{job}/events", self._events)
         app.router.add_get("/healthz", self._healthz)
@@ -72,15 +76,37 @@ class Relay:
         return web.Response(text="ok")
 
     async def _submit(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        job = Work(secrets.token_hex(13))
-        self._jobs[job.id] = job
-        self.started += 1
-        job.task = asyncio.create_task(self._work(job, body["input"]), name=f"relay {job.id}")
-        self._tasks.add(job.task)
+        job, headers = self._start(request, (await request.json())["input"])
         if request.headers.get("Accept") == "text/event-stream":
             return await self._stream(request, job, {"Location": f"/v1/jobs/{job.id}"})
-        return web.json_response({"id": job.id, "state": job.state, "terminal": False}, status=202)
+        document = {"id": job.id, "state": job.state, "terminal": False}
+        return web.json_response(document, status=202, headers=headers)
+
+    async def _run(self, request: web.Request) -> web.Response:
+        job, _ = self._start(request, (await request.json())["input"])
+        try:
+            await job.ended.wait()
+        finally:
+            self._abandon(job)
+        return web.json_response({"id": job.id, "state": job.state, "terminal": True})
+
+    def _start(self, request: web.Request, input_: dict[str, Any]) -> tuple[Work, dict[str, str]]:
+        key = request.headers.get("Idempotency-Key", "")
+        if self.keeps_keys and key in self._keys:
+            return self._keys[key], {"Idempotency-Replayed": "true"}
+        job = self._keys[key] = Work(secrets.token_hex(13))
+        self._jobs[job.id] = job
+        self.started += 1
+        job.task = asyncio.create_task(self._work(job, input_), name=f"relay {job.id}")
+        self._tasks.add(job.task)
+        return job, {}
+
+    def _abandon(self, job: Work) -> None:
+        """End the work whose last listener has left, where that is how it is done here."""
+        if self.cancels_on_disconnect and not job.listeners and job.task is not None and not job.ended.is_set():
+            job.state = "cancelled"
+            job.ended.set()
+            job.task.cancel()
 
     async def _read(self, request: web.Request) -> web.Response:
         job = self._jobs.get(request.match_info["job"])
@@ -116,10 +142,7 @@ class Relay:
                 await response.write(b"id: %d\ndata: %b\n\n" % (number, text))
         finally:
             job.listeners.pop(id(queue), None)
-            if self.cancels_on_disconnect and not job.listeners and job.task is not None and not job.ended.is_set():
-                job.state = "cancelled"
-                job.ended.set()
-                job.task.cancel()
+            self._abandon(job)
         return response
 
     async def _work(self, job: Work, input_: dict[str, Any]) -> None:

@@ -22,8 +22,8 @@ _DEFAULT_URL: Final = "http://127.0.0.1:8080"
 _MARKS: Final = {"holds": ("✓", "green"), "fails": ("✗", "red"), "not_tested": ("–", "dim")}
 _EPILOG: Final = """\
 It submits about ten short jobs of the kind `probe` (which `outlast up` serves), and some that start in an hour and are
-cancelled before. It takes a little longer than the silence that is promised. What can't be seen from outside, such as
-the death of a worker, is listed as not tested: docs/guarantees.md names the tests for it.
+cancelled before. It takes a little longer than --run-quiet and --silence together. What can't be seen from outside,
+such as the death of a worker, is listed as not tested: docs/guarantees.md names the tests for it.
 
 exit codes:
   0    every promise that could be tested holds
@@ -60,6 +60,13 @@ def add_commands(subparsers: Any) -> None:
         help="the longest silence that is promised, the deployment's OUTLAST_HEARTBEAT_SECONDS (default: 15)",
     )
     parser.add_argument(
+        "--run-quiet",
+        type=float,
+        default=20.0,
+        metavar="SECONDS",
+        help="how long a `run` is silent at first, the deployment's OUTLAST_RUN_QUIET_SECONDS (default: 20)",
+    )
+    parser.add_argument(
         "--patience", type=float, default=120.0, metavar="SECONDS", help="how long a job may take (default: 120)"
     )
     parser.add_argument("--only", metavar="N,N", help="only these promises, by their numbers")
@@ -88,7 +95,7 @@ def _verify(args: argparse.Namespace) -> int:
         def tell(outcome: Outcome | None = None) -> None:
             nonlocal left
             left -= outcome is not None
-            status.update(f"{left} checks under way, the longest listen to {args.silence:g} s of silence")
+            status.update(f"{left} checks under way, the longest take {args.silence + args.run_quiet:g} s")
 
         tell()
         report = asyncio.run(
@@ -99,6 +106,7 @@ def _verify(args: argparse.Namespace) -> int:
                 api_key=args.key or os.environ.get("OUTLAST_API_KEY") or None,
                 other_key=args.other_key,
                 silence_seconds=args.silence,
+                run_quiet_seconds=args.run_quiet,
                 patience_seconds=args.patience,
                 promises=promises,
                 on_outcome=tell,

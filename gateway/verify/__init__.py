@@ -3,7 +3,7 @@
 A client of the wire only: it knows the protocol, and nothing of the gateway's inside. Unlike the Python client it puts
 nothing right: what a listener would see is what is judged.
 
-    target (one request) -> streams (one connection) -> trial (what checks share) -> the checks -> report
+    target (one request) -> streams, held (one connection) -> trial (what checks share) -> the checks -> report
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ async def verify(
     api_key: str | None = None,
     other_key: str | None = None,
     silence_seconds: float = 15.0,
+    run_quiet_seconds: float = 20.0,
     patience_seconds: float = 120.0,
     promises: Sequence[int] = tuple(PROMISES),
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
@@ -58,10 +59,11 @@ async def verify(
             target,
             tight,
             silence_seconds=silence_seconds,
+            run_quiet_seconds=run_quiet_seconds,
             patience_seconds=patience_seconds,
             other_key=other_key,
         )
-        limit = patience_seconds + 4 * silence_seconds
+        limit = patience_seconds + 4 * silence_seconds + run_quiet_seconds
         chosen = [check for check in CHECKS if check.promise in promises]
         try:
             outcomes = await _all(chosen, trial, limit, on_outcome)

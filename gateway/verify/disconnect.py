@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import Final
 
+from gateway.verify.held import held_run
+from gateway.verify.keys import a_key
 from gateway.verify.report import Broken, NotTested
 from gateway.verify.streams import Transport, open_stream, submit_stream
+from gateway.verify.target import accepted_document
 from gateway.verify.trial import Check, Trial
 
 _BEFORE_LEAVING: Final = 3
+_HELD_SECONDS: Final = 1.0
 
 
 async def _leave_a_stream(trial: Trial) -> str:
@@ -40,6 +45,17 @@ async def _leave_a_post(trial: Trial) -> str:
     return await _ends_all_the_same(trial, job, "the submitter left its own stream")
 
 
+async def _leave_a_run(trial: Trial) -> str:
+    body, key = trial.target.request_body(trial.target.work.steady), a_key()
+    async with held_run(trial.target, body, key):
+        await asyncio.sleep(_HELD_SECONDS)
+    answer = await trial.target.submit(body, headers=key)
+    if answer.headers.get("Idempotency-Replayed") != "true":
+        raise NotTested(f"a `run` that was sent {_HELD_SECONDS:g} s ago had made no job yet")
+    job = str(accepted_document(answer)["id"])
+    return await _ends_all_the_same(trial, job, "the submitter left its `run` before the first byte")
+
+
 async def _ends_all_the_same(trial: Trial, job: str, how: str) -> str:
     try:
         document = await trial.ended(job)
@@ -53,4 +69,5 @@ async def _ends_all_the_same(trial: Trial, job: str, how: str) -> str:
 CHECKS: Final = (
     Check(7, "left-streams", "A job whose listeners leave goes on to its own end.", _leave_a_stream),
     Check(7, "left-post", "So does one whose submitter leaves the stream of its own submit.", _leave_a_post),
+    Check(7, "left-run", "And one whose submitter leaves a `run`.", _leave_a_run),
 )  # fmt: skip

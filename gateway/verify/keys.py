@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from gateway.verify.held import held_run
 from gateway.verify.report import Broken, NotTested
 from gateway.verify.streams import submit_over_socket, submit_stream
 from gateway.verify.target import Answer, accepted_document
@@ -16,10 +17,12 @@ from gateway.verify.trial import Check, Trial
 
 _AT_ONCE: Final = 20
 _LOST_ANSWERS: Final = 3
+# Long enough that a `run` waits for its job before that is cancelled; if it comes later, it finds it ended.
+_HELD_SECONDS: Final = 0.5
 
 
 async def _same(trial: Trial) -> str:
-    body, key = _body(trial), _key()
+    body, key = _body(trial), a_key()
     first = await trial.target.submit(body, headers=key)
     again = await trial.target.submit(body, headers=key)
     job = _one_job([first, again])
@@ -29,14 +32,14 @@ async def _same(trial: Trial) -> str:
 
 
 async def _at_once(trial: Trial) -> str:
-    body, key = _body(trial), _key()
+    body, key = _body(trial), a_key()
     answers = await asyncio.gather(*(trial.target.submit(body, headers=key) for _ in range(_AT_ONCE)))
     job = _one_job(list(answers))
     return f"{_AT_ONCE} submits at the same time made one job, {job}"
 
 
 async def _lost_answer(trial: Trial) -> str:
-    body, key = _body(trial), _key()
+    body, key = _body(trial), a_key()
     for _ in range(_LOST_ANSWERS):
         await _submit_and_leave(trial, body, key)
     answers = [await trial.target.submit(body, headers=key) for _ in range(2)]
@@ -74,7 +77,7 @@ async def _submit_and_leave(trial: Trial, body: dict[str, Any], key: dict[str, s
 
 
 async def _other_body(trial: Trial) -> str:
-    body, key = _body(trial), _key()
+    body, key = _body(trial), a_key()
     accepted_document(await trial.target.submit(body, headers=key))
     answer = await trial.target.submit(body | {"priority": "low"}, headers=key)
     if answer.status != 422 or answer.code != "idempotency_key_reused":
@@ -83,7 +86,7 @@ async def _other_body(trial: Trial) -> str:
 
 
 async def _other_paths(trial: Trial) -> str:
-    body, key = _body(trial), _key()
+    body, key = _body(trial), a_key()
     job = accepted_document(await trial.target.submit(body, headers=key))["id"]
     silence = trial.dead_after_seconds
     frame = {**body, "kind": trial.target.work.kind, "idempotency_key": key["Idempotency-Key"]}
@@ -97,6 +100,21 @@ async def _other_paths(trial: Trial) -> str:
     return f"JSON, {', '.join(found)}: all of them job {job}"
 
 
+async def _held(trial: Trial) -> str:
+    body, key = _body(trial), a_key()
+    job = accepted_document(await trial.target.submit(body, headers=key))["id"]
+    async with held_run(trial.target, body, key) as run:
+        await asyncio.sleep(_HELD_SECONDS)
+        await trial.target.cancel(job)
+        try:
+            document = await run.document(trial.dead_after_seconds)
+        except Broken as error:
+            raise Broken(f"`run` with the key of job {job} did not end when that job was cancelled: {error}") from None
+    if document.get("id") != job:
+        raise Broken(f"the same key and request over `run` made job {document.get('id')}; as JSON it had made {job}")
+    return f"`run` waited for job {job} of an earlier submit, and ended with it"
+
+
 async def _multipart(trial: Trial, body: dict[str, Any], key: dict[str, str]) -> str:
     form = aiohttp.FormData(default_to_multipart=True)
     form.add_field("input", json.dumps(body["input"]))
@@ -107,7 +125,7 @@ async def _multipart(trial: Trial, body: dict[str, Any], key: dict[str, str]) ->
 
 
 async def _repeated_stream(trial: Trial) -> str:
-    body, key = _body(trial), _key()
+    body, key = _body(trial), a_key()
     job = accepted_document(await trial.target.submit(body, headers=key))["id"]
     again = await trial.target.submit(body, headers={**key, "Last-Event-ID": "1"})
     if accepted_document(again)["id"] != job:
@@ -121,7 +139,7 @@ async def _repeated_stream(trial: Trial) -> str:
 async def _other_owner(trial: Trial) -> str:
     if trial.other_key is None:
         raise NotTested("give the API key of a second owner with --other-key")
-    body, key = _body(trial), _key()
+    body, key = _body(trial), a_key()
     job = accepted_document(await trial.target.submit(body, headers=key))["id"]
     answer = await trial.target.submit(body, headers=key, api_key=trial.other_key)
     other = accepted_document(answer)["id"]
@@ -143,7 +161,8 @@ def _body(trial: Trial) -> dict[str, Any]:
     return trial.target.request_body(trial.target.work.steady, held=True)
 
 
-def _key() -> dict[str, str]:
+def a_key() -> dict[str, str]:
+    """An Idempotency-Key that nobody has used yet, as headers."""
     return {"Idempotency-Key": f"verify-{secrets.token_hex(12)}"}
 
 
@@ -162,6 +181,7 @@ CHECKS: Final = (
     Check(6, "lost-answer", "A submit whose answer is lost and that is sent again is one job.", _lost_answer),
     Check(6, "another-request", "The key with another request is refused.", _other_body),
     Check(6, "every-path", "The key counts over every way to submit.", _other_paths),
+    Check(6, "key-of-a-run", "So it does over a `run`, which waits for the first submit's job.", _held),
     Check(6, "repeated-stream", "A POST that repeats a broken stream never submits.", _repeated_stream),
     Check(6, "each-owner", "Two owners may use the same key.", _other_owner),
 )  # fmt: skip

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from functools import partial
 from typing import Final
 
+from gateway.verify.held import held_run
+from gateway.verify.keys import a_key
 from gateway.verify.report import Broken
 from gateway.verify.streams import Stream, Transport, open_stream, submit_stream
+from gateway.verify.target import shown
 from gateway.verify.trial import Check, Trial, check_lags
 
 _FIRST_BYTE_SECONDS: Final = 1.0
@@ -18,6 +22,7 @@ _LISTEN_LONGER_SECONDS: Final = 5.0
 _REOPEN_SECONDS: Final = 0.2
 _WAIT_SECONDS: Final = 2
 _WAIT_LATE_SECONDS: Final = 3.0
+_ENDS_WITHIN_SECONDS: Final = 5.0
 
 
 async def _first_byte(trial: Trial) -> str:
@@ -81,6 +86,24 @@ async def _held_request(trial: Trial) -> str:
     return f"?wait={_WAIT_SECONDS} was answered after {answer.seconds:.1f} s"
 
 
+async def _held_run(trial: Trial) -> str:
+    target, key = trial.target, a_key()
+    body = target.request_body(target.work.silent, held=True)
+    job = str((await target.accepted(body, headers=key))["id"])
+    async with held_run(target, body, key) as run:
+        await run.more(trial.run_quiet_seconds + _LATE_SECONDS)
+        spoke_at = time.monotonic()
+        goes_on = await run.more(trial.silence_seconds + _LATE_SECONDS)
+        silence = time.monotonic() - spoke_at
+        if goes_on:
+            await target.cancel(job)
+        document = await run.document(_ENDS_WITHIN_SECONDS)
+    if not goes_on or "error" not in document:
+        when = "when its job was cancelled" if goes_on else "before its job had ended"
+        raise Broken(f"`run` was answered {when} with {shown(json.dumps(document))}")
+    return f"first byte after {spoke_at - run.asked_at:.1f} s, the next {silence:.1f} s later, and JSON at the end"
+
+
 async def _not_held_back(trial: Trial) -> str:
     return check_lags((await trial.reference()).heard, "a listener over sse")
 
@@ -116,6 +139,8 @@ CHECKS: Final = (
     Check(4, "heartbeats-ndjson", "Nor is one of NDJSON.", partial(_heartbeats, "ndjson")),
     Check(4, "heartbeats-websocket", "Nor is a WebSocket: pings count.", partial(_heartbeats, "websocket")),
     Check(4, "held-requests", "A held request is answered in its time.", _held_request),
+    Check(4, "silence-of-a-run", "A `run` speaks when its quiet time is over, and then as often as a stream.",
+          _held_run),
     Check(4, "not-held-back", "Events come when they are written, not in heaps: nothing on the way buffers them.",
           _not_held_back),
 )  # fmt: skip

@@ -147,6 +147,11 @@ class Target:
         """Where jobs are submitted."""
         return f"/v1/kinds/{quote(self.work.kind, safe='')}/jobs"
 
+    @property
+    def run_path(self) -> str:
+        """Where a job is submitted and waited for in one request."""
+        return f"/v1/kinds/{quote(self.work.kind, safe='')}/run"
+
     def request_body(self, input_: Mapping[str, Any], *, held: bool = False) -> dict[str, Any]:
         """A submit's JSON body. A held job starts in an hour, so it occupies nobody until it is cancelled."""
         body: dict[str, Any] = {"input": dict(input_), "tags": [TAG], "retention_seconds": _RETENTION_SECONDS}
@@ -187,13 +192,17 @@ class Target:
         answer = await self.submit(body, **options)
         return accepted_document(answer)
 
+    async def cancel(self, job: str) -> Answer:
+        """Ask for a job's cancellation."""
+        return await self.ask(
+            "POST", f"/v1/jobs/{job}/cancel", headers={"Content-Type": "application/json"}, patience_seconds=5
+        )
+
     async def cancel_all(self) -> None:
         """Cancel what is still open of the jobs that were made here; errors don't matter any more."""
         for job in self.made:
             try:
-                await self.ask(
-                    "POST", f"/v1/jobs/{job}/cancel", headers={"Content-Type": "application/json"}, patience_seconds=5
-                )
+                await self.cancel(job)
             except Broken:
                 return
 

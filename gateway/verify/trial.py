@@ -66,6 +66,7 @@ class Trial:
         tight: aiohttp.ClientSession,
         *,
         silence_seconds: float,
+        run_quiet_seconds: float,
         patience_seconds: float,
         other_key: str | None,
     ) -> None:
@@ -73,6 +74,8 @@ class Trial:
         self.tight = tight
         self.silence_seconds = silence_seconds
         """The longest silence that is promised."""
+        self.run_quiet_seconds = run_quiet_seconds
+        """How long a `run` may be silent before its first byte."""
         self.patience_seconds = patience_seconds
         """How long a job may take to end."""
         self.other_key = other_key

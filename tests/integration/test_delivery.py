@@ -71,7 +71,7 @@ async def test_a_listener_moves_between_three_gateways_and_four_transports(
         gateways = await asyncio.gather(*starting)
         plain, tight = await stack.enter_async_context(sessions())
         target = Target([gateway.url for gateway in gateways], own_work("echo", {}), plain, None)
-        trial = Trial(target, tight, silence_seconds=15, patience_seconds=60, other_key=None)
+        trial = Trial(target, tight, silence_seconds=15, run_quiet_seconds=20, patience_seconds=60, other_key=None)
         writing = asyncio.create_task(write_slowly(store, lease, 40, 0.02))
 
         followed = await trial.follow(record.id, [Hop(transport, most=4) for transport in islice(cycle(order), 24)])

@@ -35,7 +35,8 @@ async def store(valkey: str, prefix: str) -> AsyncIterator[Store]:
 @asynccontextmanager
 async def deployment(store: Store, folder: Path, **settings: object) -> AsyncIterator[Gateway]:
     """A gateway, and a worker that serves `probe`."""
-    async with gateway_for(store, folder / "blobs", heartbeat_seconds=_SILENCE_SECONDS, **settings) as gateway:
+    quick: dict[str, object] = {"heartbeat_seconds": _SILENCE_SECONDS, "run_quiet_seconds": _SILENCE_SECONDS}
+    async with gateway_for(store, folder / "blobs", **quick | settings) as gateway:
         kinds = load_processors(["processors.probe"])
         worker = Worker(store, gateway.blobs, kinds, concurrency=8, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
         running = asyncio.create_task(worker.run())
@@ -65,6 +66,7 @@ async def test_a_real_deployment_keeps_every_promise(store: Store, tmp_path: Pat
             api_key=KEY,
             other_key=KEYS["other"],
             silence_seconds=_SILENCE_SECONDS,
+            run_quiet_seconds=_SILENCE_SECONDS,
         )
         jobs, _ = await store.jobs("me", limit=200)
 
@@ -82,7 +84,9 @@ async def test_a_real_deployment_keeps_every_promise(store: Store, tmp_path: Pat
 async def test_a_plain_relay_breaks_four_promises_by_name() -> None:
     """Pub/sub without a log: no job after its end, no resume, silence while nothing happens, two jobs for one key."""
     async with relay() as (_, url):
-        report = await verify([url], silence_seconds=_SILENCE_SECONDS, patience_seconds=20)
+        report = await verify(
+            [url], silence_seconds=_SILENCE_SECONDS, run_quiet_seconds=_SILENCE_SECONDS, patience_seconds=20
+        )
 
     assert {1, 2, 4, 6} <= set(report.failed)
     assert not {3, 5, 7} & set(report.failed)
@@ -92,19 +96,22 @@ async def test_a_plain_relay_breaks_four_promises_by_name() -> None:
     assert "no byte over sse within" in seen(report, "first-byte")[1]
     assert "was silent for more than" in seen(report, "heartbeats-sse")[1]
     assert "2 jobs" in seen(report, "same-job")[1]
+    assert "`run` brought nothing for more than" in seen(report, "silence-of-a-run")[1]
+    assert "over `run` made job" in seen(report, "key-of-a-run")[1]
 
 
 @pytest.mark.parametrize(
     ("switch", "promise", "check", "words"),
     [
         ("cancels_on_disconnect", 7, "left-post", "was cancelled when its listeners left"),
+        ("cancels_on_disconnect", 7, "left-run", "was cancelled when its listeners left"),
         ("one_queue", 5, "others-feel-nothing", "came over sse|long after"),
         ("late_writer", 3, "attempts-in-order", "attempt 1 wrote event"),
     ],
 )
 async def test_each_other_promise_can_fail_too(switch: str, promise: int, check: str, words: str) -> None:
     """A relay that ends its work with its listeners, waits for the slowest, or lets an old attempt write."""
-    switches = {switch: True, "keeps_jobs": True}
+    switches = {switch: True, "keeps_jobs": True, "keeps_keys": True}
     async with relay(**switches) as (_, url):
         report = await verify([url], silence_seconds=_SILENCE_SECONDS, patience_seconds=20, promises=[promise])
 
@@ -127,7 +134,9 @@ async def test_a_hop_that_holds_events_back_is_seen(store: Store, tmp_path: Path
     async with deployment(store, tmp_path) as gateway, FaultProxy(gateway.url) as proxy:
         holding = asyncio.create_task(hold_back(proxy))
         try:
-            report = await verify([proxy.url], silence_seconds=_SILENCE_SECONDS, promises=[4])
+            report = await verify(
+                [proxy.url], silence_seconds=_SILENCE_SECONDS, run_quiet_seconds=_SILENCE_SECONDS, promises=[4]
+            )
         finally:
             holding.cancel()
             proxy.resume()
@@ -178,11 +187,13 @@ async def outlast_verify(*arguments: str) -> tuple[int, str, str]:
 async def test_the_command_reports_in_words_in_json_and_by_its_exit_code(store: Store, tmp_path: Path) -> None:
     """0: all holds; 1: a promise does not; 2: wrong options; 4: nobody there."""
     async with deployment(store, tmp_path) as gateway, relay() as (_, url):
-        kept = await outlast_verify(gateway.url, "--only", "6")
-        as_json = await outlast_verify(gateway.url, "--only", "6", "--json")
-        broken = await outlast_verify(url, "--only", "6", "--silence", "1")
-    wrong = await outlast_verify("--only", "8")
-    nobody = await outlast_verify(f"http://127.0.0.1:{free_port()}")
+        kept, as_json, broken, wrong, nobody = await asyncio.gather(
+            outlast_verify(gateway.url, "--only", "6"),
+            outlast_verify(gateway.url, "--only", "6", "--json"),
+            outlast_verify(url, "--only", "6", "--silence", "1"),
+            outlast_verify("--only", "8"),
+            outlast_verify(f"http://127.0.0.1:{free_port()}"),
+        )
 
     assert [code for code, _, _ in (kept, as_json, broken, wrong, nobody)] == [0, 0, 1, 2, 4]
     assert "6 Same Idempotency-Key, same job  holds" in kept[1]
