@@ -42,9 +42,15 @@ class Channel:
         await self._writer.drain()
 
     async def receive(self) -> tuple[Any, ...] | None:
-        """The next message; None once the other end is gone."""
+        """The next message; None once the other end is gone.
+
+        Raises `ValueError` for a length that no message has, and whatever unpickling raises: something else than the
+        runtime has written to the channel, or a value that exists at its other end only.
+        """
         try:
             size = int.from_bytes(await self._reader.readexactly(_LENGTH_BYTES))
+            if size > MAX_MESSAGE_BYTES:
+                raise ValueError(f"what came over the channel is no message: it would have {size} bytes")
             data = await self._reader.readexactly(size)
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
@@ -52,5 +58,5 @@ class Channel:
         return message
 
     def close(self) -> None:
-        """Close this end."""
-        self._writer.close()
+        """Close this end; what the other one has not taken yet is dropped."""
+        self._writer.transport.abort()

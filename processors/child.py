@@ -1,16 +1,19 @@
 """A child process that runs a processor's function for its worker: `python -m processors.child`.
 
 The function runs in the main thread, for one job after another, and sees a `SyncContext`; what it reports goes over the
-channel to the worker, which does the rest. A child without its worker ends itself.
+channel to the worker, which does the rest. A child without its worker ends, with all that it started.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import inspect
 import os
 import resource
+import select
+import signal
 import socket
 import sys
 import threading
@@ -23,7 +26,7 @@ from typing import Any, cast
 from processors.channel import Channel
 from processors.children import Children
 from processors.context import Context, SyncContext
-from processors.errors import ProcessorError
+from processors.errors import ProcessorError, Rejected, Retry
 from processors.processor import Processor, load_processors
 
 
@@ -68,6 +71,7 @@ class RemoteContext:
         self._children = Children(lead=False)
         self._writer = self
         self._said: set[asyncio.Task[None]] = set()
+        self._over = False
         self._loop = asyncio.get_running_loop()
 
     def plan(self, **weights: float) -> None:
@@ -107,11 +111,16 @@ class RemoteContext:
 
     async def ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Have the worker do something, and return what came of it."""
+        self._check_open()
         self._asked += 1
         number = self._asked
         answer = self.answers[number] = self._loop.create_future()
         await self.send("call", number, name, args, kwargs)
         return await answer
+
+    def _check_open(self) -> None:
+        if self._over:
+            raise asyncio.CancelledError("the attempt is over")
 
     async def send(self, *message: Any) -> None:
         """Send a message whole, whoever else sends one."""
@@ -119,14 +128,23 @@ class RemoteContext:
             await self._channel.send(*message)
 
     def _say(self, *message: Any) -> None:
+        if self._over:
+            return
         task = self._loop.create_task(self.send(*message))
         self._said.add(task)
         task.add_done_callback(self._said.discard)
 
-    async def settle(self) -> None:
-        """Wait until all that was said without waiting is sent."""
+    async def close(self) -> None:
+        """Send what was said, and take nothing more: a thread that was left running would report for the next job."""
         while self._said:
             await asyncio.wait(self._said)
+        self._over = True
+        for answer in self.answers.values():
+            answer.cancel()
+
+    def terminate_programs(self) -> None:
+        """Ask what the function has started to end."""
+        self._children.terminate()
 
 
 class _Job:
@@ -135,7 +153,8 @@ class _Job:
     def __init__(self, context: SyncContext, arguments: tuple[Any, ...]) -> None:
         self.context = context
         self.arguments = arguments
-        self.outcome: Future[Any] = Future()
+        self.outcome: Future[tuple[Any, BaseException | None]] = Future()
+        """What the function returned, and what it raised: as a value, since futures don't take every exception."""
 
 
 class _Child:
@@ -149,51 +168,92 @@ class _Child:
         self._cancelled = threading.Event()
 
     def start(self) -> None:
-        threading.Thread(target=lambda: asyncio.run(self._serve()), name="hears the worker", daemon=True).start()
+        threading.Thread(target=self._hear, name="hears the worker", daemon=True).start()
+
+    def _hear(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException:  # noqa: BLE001 - nobody would answer the function any more
+            traceback.print_exc()
+        finally:
+            os._exit(1)
 
     async def _serve(self) -> None:
         channel = await Channel.over(self._end)
-        await asyncio.wrap_future(self.ready)
-        await channel.send("ready")
-        running: set[asyncio.Task[None]] = set()
+        owned: set[asyncio.Task[None]] = {asyncio.create_task(self._tell_when_ready(channel))}
         while (message := await channel.receive()) is not None:
             match message:
                 case ("run", about, arguments):
                     self._cancelled = threading.Event()
                     self._remote = RemoteContext(channel, about, self._cancelled)
                     job = _Job(SyncContext(cast(Context, self._remote)), arguments)
-                    task = asyncio.create_task(self._report(self._remote, job))
-                    running.add(task)
-                    task.add_done_callback(running.discard)
+                    task = asyncio.create_task(_report(self._remote, job))
+                    owned.add(task)
+                    task.add_done_callback(owned.discard)
                     self.jobs.put(job)
-                case ("stop",):
+                case ("stop",) if self._remote is not None:
                     self._cancelled.set()
+                    self._remote.terminate_programs()
                 case ("return", number, value) if self._remote is not None:
-                    if (answer := self._remote.answers.pop(number, None)) is not None:
+                    if not (answer := self._remote.answers.pop(number)).done():
                         answer.set_result(value)
                 case ("raise", number, error) if self._remote is not None:
-                    if (answer := self._remote.answers.pop(number, None)) is not None:
+                    if not (answer := self._remote.answers.pop(number)).done():
                         answer.set_exception(error)
         # The worker is gone, whatever the main thread does: nobody would hear of it.
-        os._exit(1)
+        if os.getpgrp() == os.getpid():
+            os.killpg(os.getpid(), signal.SIGKILL)
 
-    async def _report(self, remote: RemoteContext, job: _Job) -> None:
-        try:
-            result = await asyncio.wrap_future(job.outcome)
-            await remote.settle()
-            await remote.send("done", result)
-        except ProcessorError as error:
-            await remote.send("failed", type(error), vars(error), error.args)
-        except asyncio.CancelledError:
-            await remote.send("cancelled")
-        except MemoryError:
-            await remote.send("out_of_memory")
-        except BaseException as error:  # noqa: BLE001 - told to the worker, which logs it
-            await remote.send("broke", f"{type(error).__name__}: {error}", traceback.format_exc())
+    async def _tell_when_ready(self, channel: Channel) -> None:
+        await asyncio.wrap_future(self.ready)
+        await channel.send("ready")
 
 
-def main(fd: int, module: str, kind: str, memory_bytes: int) -> None:
+async def _report(remote: RemoteContext, job: _Job) -> None:
+    """Tell the worker how the function ended."""
+    result, error = await asyncio.wrap_future(job.outcome)
+    await remote.close()
+    message: tuple[Any, ...]
+    match error:
+        case None:
+            message = "done", result
+        case ProcessorError():
+            message = "failed", error
+        case asyncio.CancelledError():
+            message = ("cancelled",)
+        case MemoryError():
+            message = ("out_of_memory",)
+        case _:
+            message = "broke", _trace(error)
+    try:
+        await remote.send(*message)
+    except ConnectionError:
+        return
+    except MemoryError:
+        await remote.send("out_of_memory")
+    except Exception as what:  # noqa: BLE001 - whatever pickling says
+        if isinstance(error, ProcessorError):
+            await remote.send("failed", _bare(error))
+        else:
+            await remote.send("broke", f"The result can't travel.\n{_trace(what)}")
+
+
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def _bare(error: ProcessorError) -> ProcessorError:
+    """What of an error can always travel."""
+    if isinstance(error, Rejected):
+        return Rejected(error.detail, error.code)
+    if isinstance(error, Retry):
+        return Retry(error.after_seconds, error.detail, error.code)
+    return ProcessorError(error.code, error.detail)
+
+
+def main(fd: int, line: int, module: str, kind: str, memory_bytes: int) -> None:
     """Set the processor up, then do jobs until the worker is gone."""
+    _end_with_worker(line)
     if memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     child = _Child(socket.socket(fileno=fd))
@@ -206,10 +266,27 @@ def main(fd: int, module: str, kind: str, memory_bytes: int) -> None:
     child.ready.set_result(None)
     while True:
         job = child.jobs.get()
+        outcome: tuple[Any, BaseException | None]
         try:
-            job.outcome.set_result(_run(processor, job))
+            outcome = _run(processor, job), None
         except BaseException as error:  # noqa: BLE001 - the other thread sends it
-            job.outcome.set_exception(error)
+            outcome = None, error
+        job.outcome.set_result(outcome)
+
+
+def _end_with_worker(line: int) -> None:
+    """Have the system kill this process group when the worker's end of its lifeline closes.
+
+    The thread that hears the worker would do the same, but not while the interpreter is held by foreign code. Linux
+    alone can send another signal than SIGIO, which a library may catch.
+    """
+    if sys.platform == "linux":
+        fcntl.fcntl(line, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(line, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(line, fcntl.F_SETFL, fcntl.fcntl(line, fcntl.F_GETFL) | os.O_ASYNC)
+    # It may have gone before there was anybody to tell.
+    if select.select([line], [], [], 0)[0]:
+        os._exit(1)
 
 
 async def _awaited(made: Any) -> None:
@@ -227,4 +304,4 @@ def _run(processor: Processor, job: _Job) -> Any:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]))

@@ -28,6 +28,10 @@ class ProcessorError(Exception):
         self.detail = detail
         self.extra = extra
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is pickled as a call of its class with `args`, which are not what these classes take.
+        return _revived, (type(self), self.args, vars(self))
+
     def problem(self) -> dict[str, Any]:
         """The error as a problem document, as it stands in `retrying` and `failed` events."""
         return self.extra | {"type": f"/docs#problem-{self.code}", "code": self.code, "detail": self.detail}
@@ -85,3 +89,10 @@ class Retry(ProcessorError):
             raise ValueError(f"after_seconds is {after_seconds}; use 0 to 86400")
         super().__init__(code, detail, **extra)
         self.after_seconds = after_seconds
+
+
+def _revived(kind: type[ProcessorError], args: tuple[Any, ...], state: dict[str, Any]) -> ProcessorError:
+    """An error as it was pickled, in this process or in another one."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error

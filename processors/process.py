@@ -2,29 +2,36 @@
 
 A child does one job after another, so that what `setup` loads is loaded once in each; it is ended with the attempt that
 is cancelled or runs out of time, since that is the one way to stop any code. `processors.child` is what runs in it.
+
+Each child leads a process group, which ends with it: killed here, dead by itself, or with this worker, however that
+ends. The last is what the lifeline is for: a pipe whose other end this process holds, and the system closes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
+import pickle
 import signal
 import socket
 import sys
 from collections import defaultdict
+from collections.abc import Coroutine
 from typing import Any, Final
 
 from processors.channel import Channel
 from processors.context import Context
 from processors.errors import ProcessorError
 from processors.processor import Processor
-
-logger = logging.getLogger(__name__)
+from processors.tasks import cancel_all
 
 # A child that loads a large model takes long; one that hangs in it must show all the same.
 _START_SECONDS: Final = 600.0
+# What a child that died has sent is read within these; what it left behind may hold its end of the channel open.
+_LAST_WORDS_SECONDS: Final = 0.5
+# A child whose channel is closed has ended, but for the asking, or won't.
+_DEATH_SECONDS: Final = 1.0
 # After these nothing is known of the state that it is in.
 _ENDS_THE_CHILD: Final = frozenset({"process_died", "out_of_memory"})
 
@@ -51,6 +58,8 @@ class Processes:
     async def run(self, processor: Processor, context: Context, arguments: tuple[Any, ...]) -> Any:
         """Run the function in a child and return its result. Cancelling it kills the child."""
         idle = self._idle[processor.kind]
+        # One that was killed while nobody needed it is no job's failure.
+        idle[:] = [child for child in idle if child.alive]
         child = idle.pop() if idle else await self._start(processor)
         self._running.add(child)
         kept = False
@@ -61,7 +70,8 @@ class Processes:
         except ProcessorError as error:
             kept = error.code not in _ENDS_THE_CHILD
             raise
-        except _Stopped:
+        except (ChildFailed, _Stopped):
+            # It waits for its next job, with all that it has loaded.
             kept = True
             raise
         finally:
@@ -93,25 +103,47 @@ class Processes:
 
 
 class _Child:
-    """One child process and the channel to it."""
+    """One child process, the channel to it and its lifeline."""
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: Channel, processor: Processor) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, channel: Channel, lifeline: int, processor: Processor
+    ) -> None:
         self._process = process
         self._channel = channel
+        self._lifeline = lifeline
         self._processor = processor
         self._answers: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
+        self._group_ended = False
+        self._burying = asyncio.create_task(self._bury(), name=f"child {process.pid} of {processor.kind}")
 
     @classmethod
     async def start(cls, processor: Processor) -> _Child:
         """Start a child; it isn't set up yet."""
         ours, theirs = socket.socketpair()
+        line, lifeline = os.pipe()
         with theirs:
-            command = ("-m", "processors.child", str(theirs.fileno()), processor.module, processor.kind)
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, *command, str(processor.memory_bytes), pass_fds=(theirs.fileno(),), process_group=0
-            )
-        return cls(process, await Channel.over(ours), processor)
+            inherited = (theirs.fileno(), line)
+            about = (*(str(fd) for fd in inherited), processor.module, processor.kind, str(processor.memory_bytes))
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "processors.child", *about),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=inherited,
+                    process_group=0,
+                )
+            except BaseException:
+                ours.close()
+                os.close(lifeline)
+                raise
+            finally:
+                os.close(line)
+        return cls(process, await Channel.over(ours), lifeline, processor)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs, as far as is known."""
+        return self._process.returncode is None
 
     async def is_ready(self) -> bool:
         """Wait until it is set up; False if it ended instead."""
@@ -121,14 +153,27 @@ class _Child:
         """Have it do a job."""
         about = {name: getattr(context, name) for name in ("job_id", "kind", "attempt", "tags", "partial")}
         files = [(file.name, file.content_type, file.size) for file in context.files]
-        await self._send("run", about | {"files": files}, arguments)
         context.on_stop = self._tell_to_stop
+        try:
+            await self._send("run", about | {"files": files}, arguments)
+            if context.cancelled:
+                # Before it could hear of it.
+                self._tell_to_stop()
+            return await self._follow(context)
+        finally:
+            # What comes late belongs to this job; its child may have the next one by then.
+            context.on_stop = None
+            for task in self._answers:
+                task.cancel()
+
+    async def _follow(self, context: Context) -> Any:
+        """Do what the function asks for, until it has ended."""
         while True:
             match await self._channel.receive():
                 case None:
                     raise await self._death()
                 case ("call", number, name, args, kwargs):
-                    self._answer(context, number, name, args, kwargs)
+                    self._own(self._call(context, number, name, args, kwargs))
                 case ("progress", data):
                     await context.progress(**data)
                 case ("plan", weights):
@@ -137,30 +182,32 @@ class _Child:
                     context.partial = value
                 case ("done", result):
                     return result
-                case ("failed", kind, state, args):
-                    raise _rebuilt(kind, state, args)
+                case ("failed", ProcessorError() as error):
+                    raise error
                 case ("cancelled",):
                     raise _Stopped
                 case ("out_of_memory",):
                     raise self._out_of_memory()
-                case ("broke", text, trace):
-                    raise ChildFailed(f"{text}\n{trace}")
+                case ("broke", trace):
+                    raise ChildFailed(trace)
+                case other:
+                    raise RuntimeError(f"what its process sent is no message: {other!r:.200}")
 
     def _tell_to_stop(self) -> None:
-        task = asyncio.create_task(self._pass_on_stop())
-        self._answers.add(task)
-        task.add_done_callback(self._answers.discard)
+        self._own(self._pass_on_stop())
 
     async def _pass_on_stop(self) -> None:
         with contextlib.suppress(ConnectionError):
             await self._send("stop")
 
-    def _answer(self, context: Context, number: int, name: str, args: Any, kwargs: Any) -> None:
-        task = asyncio.create_task(self._call(context, number, name, args, kwargs))
+    def _own(self, doing: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(doing)
         self._answers.add(task)
         task.add_done_callback(self._answers.discard)
 
     async def _call(self, context: Context, number: int, name: str, args: Any, kwargs: Any) -> None:
+        """Do what the function called for, and answer it."""
+        answer: tuple[Any, ...]
         try:
             if name == "read_file":
                 value: Any = await context.files[args[0]].read()
@@ -168,21 +215,27 @@ class _Child:
                 value = await context.files[args[0]].path()
             else:
                 value = await getattr(context, name)(*args, **kwargs)
-            await self._send("return", number, value)
-        except ConnectionError:
-            return
+            answer = "return", number, value
         except Exception as error:  # noqa: BLE001 - raised in the child, where it was asked for
-            await self._send("raise", number, error)
+            answer = "raise", number, _travelling(error)
+        with contextlib.suppress(ConnectionError):
+            await self._send(*answer)
 
     async def _send(self, *message: Any) -> None:
         async with self._sending:
             await self._channel.send(*message)
 
     async def _death(self) -> ProcessorError:
-        code = await self._process.wait()
+        """Why the channel is closed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DEATH_SECONDS):
+                await self._process.wait()
+        code = self._process.returncode
+        if code is None:
+            return ProcessorError("process_died", "The process that did the work let go of its worker.")
         if code == -signal.SIGKILL and self._processor.memory_bytes:
             return self._out_of_memory()
-        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        how = f"by signal {_name(-code)}" if code < 0 else f"with exit code {code}"
         return ProcessorError("process_died", f"The process that did the work ended {how}.")
 
     def _out_of_memory(self) -> ProcessorError:
@@ -194,18 +247,42 @@ class _Child:
         """End it, and all that it started."""
         for task in self._answers:
             task.cancel()
-        if self._process.returncode is None:
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                logger.debug("child %d had ended", self._process.pid)
+        self._end_group()
+        await self._process.wait()
+        await cancel_all(self._burying)
+
+    async def _bury(self) -> None:
+        """End what it leaves behind, whenever it ends."""
+        try:
             await self._process.wait()
-        self._channel.close()
+            self._end_group()
+            await asyncio.sleep(_LAST_WORDS_SECONDS)
+        finally:
+            self._channel.close()
+            os.close(self._lifeline)
+
+    def _end_group(self) -> None:
+        if self._group_ended:
+            return
+        # Without members it is gone, and some systems say so in other words.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        # The number may be another group's by the next time.
+        self._group_ended = self._process.returncode is not None
 
 
-def _rebuilt(kind: type[ProcessorError], state: dict[str, Any], args: tuple[Any, ...]) -> ProcessorError:
-    """An error as it was raised in the child: its class needs other arguments than an exception keeps."""
-    error = kind.__new__(kind, *args)
-    error.__dict__.update(state)
-    error.args = args
-    return error
+def _travelling(error: Exception) -> Exception:
+    """The error, or what is left of one that would not arrive."""
+    try:
+        arrives = type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # noqa: BLE001 - whatever its class does with it
+        arrives = False
+    return error if arrives else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        # Most real-time signals have none.
+        return str(number)

@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ class Portal:
 
         Raises:
             RuntimeError: It was called on the loop's own thread, where waiting would wait for itself.
-            asyncio.CancelledError: The loop is closed: the worker has stopped.
+            asyncio.CancelledError: The attempt is over, or the loop is closed: the worker has stopped.
         """
         if threading.get_ident() == self._loop_thread:
             raise RuntimeError("This face is for threads; on the event loop use the async methods of Context.")
@@ -42,7 +43,11 @@ class Portal:
         except RuntimeError:
             coroutine.close()
             raise asyncio.CancelledError("the worker has stopped") from None
-        return future.result()
+        try:
+            return future.result()
+        except CancelledError:
+            # That of a thread's future is another class, and one that `except Exception` would swallow.
+            raise asyncio.CancelledError("the attempt is over") from None
 
     def post(self, function: Callable[..., object], *args: Any) -> None:
         """Have the loop call a plain function soon; nobody waits for it."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pydantic import BaseModel
 
-from processors import Rejected, SyncContext, processor
+from processors import Context, Rejected, StepFailed, SyncContext, processor
 
 LOADED: list[int] = []
 
@@ -32,29 +36,152 @@ def in_process(ctx: SyncContext, work: Work) -> dict[str, Any]:
     """Do as asked, and tell which process did it."""
     ctx.progress(1, 2, message="begun")
     ctx.output("pid", os.getpid())
-    match work.how:
-        case "reject":
-            raise Rejected("There is nothing in it.", "nothing_there")
-        case "break":
-            raise ZeroDivisionError("a secret path")
-        case "crash":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        case "read":
-            found = ctx.read_output("pid").decode()
-            return {"text": ctx.files[0].read().decode(), "path": ctx.files[0].path().read_text(), "pid": found}
-        case "obey":
-            while True:
-                ctx.check_cancelled()
-                time.sleep(0.01)
-        case "ignore":
-            while True:
-                time.sleep(0.01)
-        case "children":
-            with ctx.process("sleep", "60") as sleeping:
-                ctx.output("sleeping", sleeping.pid)
-                sleeping.wait()
+    more = WAYS[work.how](ctx) or {}
     ctx.partial = work.how == "partly"
-    return {"pid": os.getpid(), "loaded": LOADED}
+    return {"pid": os.getpid(), "loaded": LOADED} | more
+
+
+def read(ctx: SyncContext) -> dict[str, Any]:
+    """Read all that can be read."""
+    found = ctx.read_output("pid").decode()
+    return {"text": ctx.files[0].read().decode(), "path": ctx.files[0].path().read_text(), "pid": found}
+
+
+def reject(_: SyncContext) -> None:
+    """Say no."""
+    raise Rejected("There is nothing in it.", "nothing_there")
+
+
+def reject_oddly(_: SyncContext) -> None:
+    """Say no, with something in it that can't be pickled."""
+    raise Rejected("There is nothing in it.", "nothing_there", why=lambda: None)
+
+
+def fail_a_step(ctx: SyncContext) -> None:
+    """See that a step fails, as it is."""
+    try:
+        ctx.run("fails_as_a_step", {})
+    except StepFailed as error:
+        raise Rejected("The step failed.", "step_was_seen", of=error.step) from None
+
+
+def break_down(_: SyncContext) -> None:
+    """An error that nobody expects."""
+    raise ZeroDivisionError("a secret path")
+
+
+class Unspeakable(Exception):
+    """An error that can't even say what it is."""
+
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+def say_nothing(_: SyncContext) -> None:
+    """Raise it."""
+    raise Unspeakable
+
+
+def write_garbage(_: SyncContext) -> None:
+    """Write where only the runtime should."""
+    os.write(int(sys.argv[1]), b"\xff" * 100)
+    time.sleep(60)
+
+
+def close_the_channel(_: SyncContext) -> None:
+    """Close what is not its own, as programs do that become daemons."""
+    os.close(int(sys.argv[1]))
+    time.sleep(60)
+
+
+def crash(_: SyncContext) -> None:
+    """Read where there is no memory."""
+    ctypes.string_at(0)
+
+
+def crash_with_a_fork(ctx: SyncContext) -> None:
+    """Crash, and leave this end of the channel open in another process."""
+    if os.fork() == 0:
+        time.sleep(60)
+        os._exit(0)
+    crash(ctx)
+
+
+def obey(ctx: SyncContext) -> None:
+    """Go on until it is told to stop."""
+    while True:
+        ctx.check_cancelled()
+        time.sleep(0.01)
+
+
+def ignore(_: SyncContext) -> None:
+    """Go on whatever it is told."""
+    while True:
+        time.sleep(0.01)
+
+
+def start_a_program(ctx: SyncContext) -> None:
+    """Wait for another program."""
+    with ctx.process("sleep", "60") as sleeping:
+        ctx.output("sleeping", sleeping.pid)
+        sleeping.wait()
+    ctx.check_cancelled()
+
+
+def leave_a_program(ctx: SyncContext) -> None:
+    """Start another program behind the runtime's back, and hold the interpreter, so that no thread of ours runs."""
+    ctx.output("sleeping", subprocess.Popen(["sleep", "60"]).pid)
+    ctypes.PyDLL(None).sleep(60)
+
+
+def leave_a_program_and_crash(ctx: SyncContext) -> None:
+    """Start another program, and end before it."""
+    ctx.output("sleeping", subprocess.Popen(["sleep", "60"]).pid)
+    crash(ctx)
+
+
+def report_later(ctx: SyncContext) -> None:
+    """Leave a thread that goes on reporting."""
+
+    def report() -> None:
+        for number in range(100):
+            time.sleep(0.01)
+            ctx.output(f"late-{number}", number)
+
+    threading.Thread(target=report).start()
+
+
+WAYS: dict[str, Callable[[SyncContext], Any]] = {
+    "well": lambda _: None,
+    "partly": lambda _: None,
+    "read": read,
+    "reject": reject,
+    "reject oddly": reject_oddly,
+    "fail a step": fail_a_step,
+    "break": break_down,
+    "exit": lambda _: sys.exit("a secret path"),
+    "stop iteration": lambda _: next(iter(())),
+    "say nothing": say_nothing,
+    "return oddly": lambda _: {"pid": lambda: None},
+    "write garbage": write_garbage,
+    "close the channel": close_the_channel,
+    "crash": crash,
+    "crash with a fork": crash_with_a_fork,
+    "die oddly": lambda _: os.kill(os.getpid(), signal.SIGRTMIN + 3),
+    "obey": obey,
+    "ignore": ignore,
+    "start a program": start_a_program,
+    "leave a program": leave_a_program,
+    "leave a program and crash": leave_a_program_and_crash,
+    "report later": report_later,
+    "wait": lambda _: time.sleep(0.5),
+}
+
+
+@processor("fails_as_a_step")
+async def fails_as_a_step(ctx: Context) -> None:
+    """Say no."""
+    raise Rejected("No.")
 
 
 @processor("little_memory", run_in="process", memory_bytes=1024 * 1024 * 1024, max_attempts=1)

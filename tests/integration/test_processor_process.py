@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from processors import processor
 from processors.processor import load_processors
 from processors.worker import Worker
 from tests.faults import wait_until
+from tests.worker_process import worker_process
 
 KINDS = load_processors(["tests.process_kinds"])
 
@@ -36,7 +38,7 @@ async def worker(request: pytest.FixtureRequest, store: Store, blobs: Blobs) -> 
     """A worker with one place, so that jobs come one after another; the kind is `in_process`, or a test's `kind`."""
     of = getattr(request.node, "callspec", None)
     kind = of.params.get("kind", "in_process") if of else "in_process"
-    kinds = {kind: KINDS[kind]}
+    kinds = {kind: KINDS[kind], "fails_as_a_step": KINDS["fails_as_a_step"]}
     worker = Worker(store, blobs, kinds, concurrency=1, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
     running = asyncio.create_task(worker.run())
     async with asyncio.timeout(20):
@@ -125,25 +127,62 @@ async def test_files_and_earlier_outputs_are_read(worker: Worker, store: Store, 
     assert int(result["pid"]) == await output(store, job, "pid")
 
 
-@pytest.mark.parametrize(
-    ("kind", "input_", "code"),
-    [
-        ("in_process", {"how": "reject"}, "nothing_there"),
-        ("in_process", {"how": "break"}, "processor_error"),
-        ("in_process", {"how": "crash"}, "process_died"),
-        ("little_memory", {"how": "take", "amount": 4 * 1024**3}, "out_of_memory"),
-    ],
-)
-async def test_what_goes_wrong_has_its_own_code_and_the_next_job_is_done(
-    worker: Worker, store: Store, kind: str, input_: dict[str, Any], code: str
-) -> None:
+async def test_whatever_a_function_does_its_job_ends_and_the_next_one_is_done(worker: Worker, store: Store) -> None:
     """A child that died is replaced; what an unexpected error says stays in the worker's log."""
-    problem = (await end_of(store, await submit(store, kind, **input_))).end_data()["problem"]
+    codes = {
+        "reject": "nothing_there",
+        "reject oddly": "nothing_there",
+        "fail a step": "step_was_seen",
+        "break": "processor_error",
+        "exit": "processor_error",
+        "stop iteration": "processor_error",
+        "say nothing": "processor_error",
+        "return oddly": "processor_error",
+        "write garbage": "processor_error",
+        "close the channel": "process_died",
+        "crash": "process_died",
+        "crash with a fork": "process_died",
+        "die oddly": "process_died",
+    }
+    jobs = {how: await submit(store, "in_process", how=how) for how in codes}
+    last = await submit(store, "in_process", how="well")
 
-    assert problem.get("cause", problem["code"]) == code
-    assert "secret" not in str(problem)
-    good = {"how": "take", "amount": 10} if kind == "little_memory" else {"how": "well"}
-    assert (await end_of(store, await submit(store, kind, **good))).state is State.SUCCEEDED
+    found = {how: (await end_of(store, job)).end_data()["problem"] for how, job in jobs.items()}
+
+    pids = [await output(store, jobs[how], "pid") for how in ("reject", "return oddly", "write garbage")]
+    assert (len(set(pids)), await output(store, jobs["crash"], "pid") in pids) == (1, False)
+    assert {how: problem.get("cause", problem["code"]) for how, problem in found.items()} == codes
+    assert "secret" not in str(found)
+    assert (await end_of(store, last)).state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize("kind", ["little_memory"])
+async def test_memory_has_its_limit(worker: Worker, store: Store, kind: str) -> None:
+    """What is over it fails with a code of its own, and the next job is done."""
+    problem = (await end_of(store, await submit(store, kind, how="take", amount=4 * 1024**3))).end_data()["problem"]
+
+    assert problem["cause"] == "out_of_memory"
+    assert (await end_of(store, await submit(store, kind, how="take", amount=10))).state is State.SUCCEEDED
+
+
+async def test_a_child_that_was_killed_between_two_jobs_is_nobodys_failure(worker: Worker, store: Store) -> None:
+    """The next job gets another one."""
+    pid = (await end_of(store, await submit(store, "in_process", how="well"))).end_data()["result"]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    await wait_until(lambda: not any(child.alive for child in worker._processes._idle["in_process"]))
+
+    assert (await end_of(store, await submit(store, "in_process", how="well"))).state is State.SUCCEEDED
+
+
+async def test_what_a_function_says_after_its_end_is_in_no_other_job(worker: Worker, store: Store) -> None:
+    """A thread that it leaves behind writes nothing any more, and a late cancel stops nobody else."""
+    first = await submit(store, "in_process", how="report later")
+    await end_of(store, first)
+    following = await submit(store, "in_process", how="wait")
+    await end_of(store, following)
+
+    log = [decode_event(entry.text) for entry in (await store.events(following, START)).entries]
+    assert [event.data["index"] for event in log if event.type == "output"] == ["pid"]
 
 
 @pytest.mark.parametrize(("how", "same"), [("obey", True), ("ignore", False)])
@@ -159,14 +198,28 @@ async def test_a_cancelled_function_stops_or_is_killed(worker: Worker, store: St
     assert (following.end_data()["result"]["pid"] == pid) is same
 
 
-async def test_what_a_child_started_ends_with_it(worker: Worker, store: Store) -> None:
-    """Nothing of a cancelled job runs on."""
-    job = await submit(store, "in_process", how="children")
-    pids = [await output(store, job, "pid"), await output(store, job, "sleeping")]
+@pytest.mark.parametrize(
+    ("how", "same"), [("start a program", True), ("leave a program", False), ("leave a program and crash", False)]
+)
+async def test_what_a_child_started_ends_with_it(worker: Worker, store: Store, how: str, same: bool) -> None:
+    """A program is told to end; what is left when the process ends, by itself or killed, ends with it."""
+    job = await submit(store, "in_process", how=how)
+    pid, sleeping = [await output(store, job, index) for index in ("pid", "sleeping")]
     await store.cancel(job, "me", "enough")
     await end_of(store, job)
 
-    await wait_until(lambda: not alive(pids[1]))
+    await wait_until(lambda: not alive(sleeping))
+    assert alive(pid) is same
+
+
+async def test_no_child_outlives_a_killed_worker(store: Store, tmp_path: Path) -> None:
+    """Neither one that holds its interpreter, so that it can hear nothing, nor what it has started."""
+    async with worker_process(store, tmp_path, module="tests.process_kinds") as killed:
+        job = await submit(store, "in_process", how="leave a program")
+        pids = [await output(store, job, index) for index in ("pid", "sleeping")]
+        killed.signal(signal.SIGKILL)
+
+        await wait_until(lambda: not any(alive(pid) for pid in pids), 5, what="their end")
 
 
 async def test_no_child_outlives_its_worker(store: Store, blobs: Blobs) -> None:
