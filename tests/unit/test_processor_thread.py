@@ -64,7 +64,19 @@ async def test_a_thread_calls_the_loop_through_a_portal() -> None:
     async def fail() -> None:
         raise LookupError("nothing there")
 
+    async def stop() -> None:
+        raise asyncio.CancelledError
+
+    def told(heard: list[str]) -> None:
+        try:
+            portal.call(stop)
+        except asyncio.CancelledError as error:
+            heard.append(str(error))
+
     assert await run_in_thread(portal.call, double, 21) == 42
+    heard: list[str] = []
+    await run_in_thread(told, heard)
+    assert heard == ["the attempt is over"]
     with pytest.raises(LookupError, match="nothing there"):
         await run_in_thread(portal.call, fail)
 
