@@ -33,12 +33,13 @@ def main() -> int:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
-        for lane in range(lanes):
-            trees.put(_copy(Path(folder) / str(lane)))
         tests = list(dict.fromkeys(test for mutant in chosen for test in mutant.tests))
-        tree = trees.get()
-        code, words = run_tests(tree, tests)
-        trees.put(tree)
+        first = _copy(Path(folder) / "0")
+        code, words = run_tests(first, tests)
+        trees.put(first)
+        # With what is compiled by then: compiling all of it is most of a trial's time.
+        for lane in range(1, lanes):
+            trees.put(shutil.copytree(first, Path(folder) / str(lane)))
         if code != PASSED:
             print(words)
             print("These tests fail without any mutant: mend them first.")
@@ -57,7 +58,6 @@ def main() -> int:
 def _copy(folder: Path) -> Path:
     folder.mkdir()
     for name in _COPIED:
-        # With what is compiled already: compiling all of it is most of a trial's time.
         shutil.copytree(_ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pdf", "*.jpg"))
     shutil.copy(_ROOT / "pyproject.toml", folder)
     return folder
