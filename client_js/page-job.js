@@ -348,7 +348,7 @@ export class JobView {
     const pages = this.#pages.pages.size;
     // Where there are pages, they show what a message would say.
     const progress = fold.progress && { ...fold.progress, ...(pages && { message: "" }) };
-    const { done, left } = progressPhrase(fold.terminal ? null : progress, etaAge);
+    const { done, left } = progressPhrase(fold.terminal ? null : progress, etaAge, phrase.level === "silent");
     const read = lines ? counted(lines, "line") : "";
     const where = fold.terminal ? (pages ? counted(pages, "page") : "") : fold.state === "running" ? done : queuePhrase(mirror.position);
     by("progress-done").textContent = [where, read].filter(Boolean).join(" · ");

@@ -63,14 +63,15 @@ export function queuePhrase(position) {
 /**
  * @param {Record<string, any> | null} progress
  * @param {number} etaAge seconds since the estimate came
+ * @param {boolean} [silent] whether the worker that made it is silent, and so keeps no promise of its own
  */
-export function progressPhrase(progress, etaAge) {
+export function progressPhrase(progress, etaAge, silent = false) {
   if (!progress) return { done: "", left: "" };
   const { current = 0, total = null, unit = "", stage = "", message = "", eta_seconds = null } = progress;
   // A half-read page is none yet; the bar shows the half.
   const whole = Math.floor(current).toLocaleString("en");
   const amount = total === null || unit === "%" ? `${whole} ${unit ?? ""}` : `${whole} of ${total.toLocaleString("en")} ${unit ?? ""}`;
-  const left = eta_seconds === null || current === total ? null : eta_seconds - etaAge;
+  const left = eta_seconds === null || current === total || silent ? null : eta_seconds - etaAge;
   return { done: [amount.trim(), stage, message].filter(Boolean).join(" · "), left: left === null ? "" : leftPhrase(left) };
 }
 

@@ -103,6 +103,7 @@ test("progress says how far, and how long by a clock that goes on between events
   assert.deepEqual(progressPhrase(progress, 10), { done: "2 of 5 pages · reading", left: "about 30 s left" });
   assert.equal(progressPhrase(progress, 42).left, "almost done");
   assert.equal(progressPhrase(progress, 60).left, "");
+  assert.deepEqual(progressPhrase(progress, 10, true), { done: "2 of 5 pages · reading", left: "" });
   assert.equal(progressPhrase({ current: 1.87, total: 1200, unit: "pages" }, 0).done, "1 of 1,200 pages");
   assert.deepEqual(progressPhrase({ current: 7, total: null, unit: "tokens" }, 0), { done: "7 tokens", left: "" });
   const steps = { current: 37.2, total: 100, unit: "%", stage: "ocr", message: "page 1" };
