@@ -74,12 +74,17 @@ class Target:
     @classmethod
     def parse(cls, url: str) -> Target:
         """Raises `Refused` for what is no http or https URL, or could be read in two ways."""
+        if url.partition(":")[0].lower() not in _PORTS:
+            raise Refused(
+                "upstream_not_http",
+                f"{url[:200]!r} is not called: only URLs that begin with http:// or https:// are.",
+            )
         match = _URL.fullmatch(url) if _PLAIN.fullmatch(url) else None
         if match is None:
             raise Refused(
                 "upstream_bad_url",
-                f"{url[:200]!r} is no http or https URL that can be called; it looks like https://host:port/path, in"
-                " ASCII, without a user, a fragment or a backslash.",
+                f"{url[:200]!r} can't be called; a URL looks like https://host:port/path, in ASCII, without a user, a"
+                " fragment or a backslash.",
             )
         scheme, host, port, path, query = match.groups(default="")
         scheme, host = scheme.lower(), _checked_host(host.lower().strip("[]"), "[" in host)
@@ -159,6 +164,10 @@ class Upstreams:
         if all(listed.wildcard for listed in covering):
             self.check_host(target.host)
         return target
+
+    def lists(self, target: Target) -> bool:
+        """Whether a URL is listed."""
+        return any(listed.covers(target) for listed in self._listed)
 
     def check_host(self, host: str) -> None:
         """Raises `Refused` for a host that is an address, and one that may not be connected to."""

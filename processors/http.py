@@ -36,7 +36,7 @@ _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", re.ASCII)
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]{0,8000}")
 _MAX_HEADERS: Final = 100
 # What the caller is to blame for; everything else is the upstream's, or nobody's.
-_CALLERS: Final = frozenset({"upstream_bad_url", "upstream_not_allowed", "upstream_private"})
+_CALLERS: Final = frozenset({"upstream_not_http", "upstream_bad_url", "upstream_not_allowed", "upstream_private"})
 
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 

@@ -24,7 +24,7 @@ from yarl import URL
 
 from gateway.config import load_settings
 from gateway.slow_routes import load_routes
-from gateway.upstreams import Refused, Target, Upstreams
+from gateway.upstreams import Refused, Target, Upstreams, is_local_name
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 IDEMPOTENT_METHODS: Final = SAFE_METHODS | {"PUT", "DELETE"}
@@ -131,8 +131,13 @@ class Upstream:
         ) as session:
             # A second try of its own would be a second call behind our back.
             session._retry_connection = False
-            for _ in range(_MAX_REDIRECTS + 1):
-                response = await self._send(session, method, url, headers, body)
+            for hop in range(_MAX_REDIRECTS + 1):
+                try:
+                    response = await self._send(session, method, url, headers, body)
+                except UpstreamError as error:
+                    # Whoever redirects has had the request, and may have done it.
+                    error.sent = error.sent or hop > 0
+                    raise
                 try:
                     location = response.headers.get("Location") if response.status in _REDIRECTS else None
                     if location is None:
@@ -164,14 +169,14 @@ class Upstream:
             if target.origin == first.origin:
                 self._allowed.check(url)
                 return url
+            if is_local_name(target.host) and not self._allowed.lists(target):
+                raise _redirected_inside(location)
+            # Other names are not looked up: nothing is called there either way, and an error that told what a name
+            # stands for in our network would tell it to whoever can make an upstream redirect.
             self._allowed.check_host(target.host)
         except Refused as refused:
             if refused.code == "upstream_private":
-                raise UpstreamError(
-                    "upstream_redirected_private",
-                    f"The upstream redirected to {location[:200]!r}, which is no public address; it was not called.",
-                    passing=False,
-                ) from None
+                raise _redirected_inside(location) from None
             reason = refused.detail
         except ValueError:
             reason = "which is no URL"
@@ -265,6 +270,14 @@ def _socket(address: Any) -> socket.socket:
         with suppress(OSError, AttributeError):
             made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return made
+
+
+def _redirected_inside(location: str) -> UpstreamError:
+    return UpstreamError(
+        "upstream_redirected_private",
+        f"The upstream redirected to {location[:200]!r}, which is no public address; it was not called.",
+        passing=False,
+    )
 
 
 def _no_answer(error: aiohttp.ClientError, connect_seconds: float) -> UpstreamError:

@@ -272,9 +272,12 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "Install it there, or take another one.",
     ),
     # What calling an upstream can come to
+    "upstream_not_http": Meaning(
+        "422, `failed`", "The URL is one of another scheme than http or https, or of none.", "Begin it with https://."
+    ),
     "upstream_bad_url": Meaning(
         "422, `failed`",
-        "The URL is no http or https URL, or could be read in two ways.",
+        "The URL is broken, or could be read in two ways.",
         "Write it as https://host:port/path, in ASCII, without a user, a fragment or dot segments.",
     ),
     "upstream_not_allowed": Meaning(
@@ -321,7 +324,7 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
     ),
     "upstream_redirected_private": Meaning(
         _FAILED,
-        "The upstream redirected to an address of a private network, or of the machine itself.",
+        "The upstream redirected to an address or a name of a private network, or of the machine itself.",
         "It was not called. If it is no attack, mend the upstream's idea of its own address.",
     ),
     "input_url_failed": Meaning(

@@ -52,7 +52,9 @@ class Validators:
         else:
             errors = await asyncio.to_thread(_schema_errors, validator, value)
         if errors:
-            raise InvalidInput(_detail(errors, f"the kind {kind.kind}"), errors=errors)
+            # What is wrong with nothing but an address has a code of its own.
+            code = errors[0].get("code") if len(errors) == 1 else None
+            raise InvalidInput(_detail(errors, f"the kind {kind.kind}"), errors=errors, code=code)
 
     def check_url(self, field: str, url: str) -> None:
         """Raises `InvalidInput` for a URL that may not be called."""
@@ -60,7 +62,7 @@ class Validators:
             self._upstreams.check(url)
         except Refused as refused:
             error = {"field": field, "message": refused.detail, "code": refused.code}
-            raise InvalidInput(f"{field}: {refused.detail}", errors=[error]) from None
+            raise InvalidInput(f"{field}: {refused.detail}", errors=[error], code=refused.code) from None
 
     def _validator(self, kind: KindDocument) -> Validator:
         known = self._compiled.get(kind.kind)

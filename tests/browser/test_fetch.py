@@ -192,4 +192,4 @@ def test_what_may_not_be_called_is_refused_at_once(page: tuple[Page, Line]) -> N
 
     answer = shown.evaluate("window.answer")
 
-    assert (answer["error"], answer["code"]) == ("GatewayError", "invalid_input")
+    assert (answer["error"], answer["code"]) == ("GatewayError", "upstream_not_allowed")

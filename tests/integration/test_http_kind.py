@@ -311,7 +311,10 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
         (b"HTTP/1.1 302 Found\r\nLocation: http://10.0.0.1/\r\n\r\n", "upstream_redirected_private"),
         (b"HTTP/1.1 302 Found\r\nLocation: //169.254.169.254/latest\r\n\r\n", "upstream_redirected_private"),
         (b"HTTP/1.1 302 Found\r\nLocation: http://[::ffff:10.0.0.1]/\r\n\r\n", "upstream_redirected_private"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://localhost/\r\n\r\n", "upstream_redirected_private"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://db.internal:5432/\r\n\r\n", "upstream_redirected_private"),
         (b"HTTP/1.1 302 Found\r\nLocation: http://93.184.216.34/\r\n\r\n", "upstream_redirected"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://rebound.example/\r\n\r\n", "upstream_redirected"),
         (b"HTTP/1.1 302 Found\r\nLocation: http://app:81/\r\n\r\n", "upstream_redirected"),
         (b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n", "upstream_redirected"),
         (b"HTTP/1.1 302 Found\r\nLocation: /again\r\n\r\n", "upstream_redirected"),
@@ -387,7 +390,8 @@ async def test_an_upstream_that_comes_up_meanwhile_is_reached(calls: Calls, app:
     ("url", "code"),
     [
         ("http://elsewhere.example/", "upstream_not_allowed"),
-        ("file:///etc/passwd", "upstream_bad_url"),
+        ("file:///etc/passwd", "upstream_not_http"),
+        ("ftp://app/x", "upstream_not_http"),
         ("http://127.1/", "upstream_bad_url"),
     ],
 )
@@ -426,3 +430,42 @@ async def test_a_name_is_judged_by_all_that_it_stands_for_when_it_is_connected_t
 
     assert problem["code"] == code
     assert asked == [host]
+
+
+async def test_a_name_is_judged_again_after_a_redirect(
+    calls: Calls, app: SlowApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was public at the first connection, and leads inside at the second, is not connected to."""
+    port = int(app.url.rpartition(":")[2])
+    answers = ["127.0.0.1", "169.254.169.254"]
+
+    async def resolve(self: object, name: str, port: int = 0, family: int = 0) -> list[dict[str, Any]]:
+        host = answers.pop(0)
+        return [{"hostname": name, "host": host, "port": port, "family": socket.AF_INET, "proto": 0, "flags": 0}]
+
+    monkeypatch.setattr(aiohttp.ThreadedResolver, "resolve", resolve)
+    async with listed(monkeypatch, f"http://app:{port}"):
+        problem = await calls.problem(f"http://app:{port}/redirect?to=/echo", retries=0)
+
+    assert problem["code"] == "upstream_private"
+    assert [seen["path"] for seen in app.seen] == ["/redirect?to=/echo"]
+
+
+async def test_a_post_that_was_redirected_is_not_sent_again(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The upstream has done it and says where its answer is; that nobody answers there does not undo it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        server.close()
+        writer.write(b"HTTP/1.1 303 See Other\r\nLocation: /done\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with listed(monkeypatch, url):
+        job = await calls.submit(url, method="POST")
+        record = await calls.end(job)
+
+    assert record.end_data()["problem"]["code"] == "upstream_unreachable"
+    # Another try would have been announced.
+    assert [event.type for event in await calls.events(job)] == ["queued", "started", "failed"]

@@ -64,13 +64,6 @@ def test_nothing_else_may(url: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "",
-        "app:8000/api",
-        "file:///etc/passwd",
-        "gopher://app:8000/api",
-        "ftp://app:8000/api",
-        "javascript:alert(1)",
-        "//app:8000/api",
         "http:/app:8000/api",
         "http:///api",
         "http://app:8000/api#fragment",
@@ -107,6 +100,26 @@ def test_a_url_that_two_readers_could_read_differently_is_refused(url: str) -> N
     with pytest.raises(Refused) as refused:
         LISTED.check(url)
     assert refused.value.code == "upstream_bad_url", refused.value.detail
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "app:8000/api",
+        "//app:8000/api",
+        "file:///etc/passwd",
+        "gopher://app:8000/api",
+        "ftp://app:8000/api",
+        "https+unix://app/api",
+        "javascript:alert(1)",
+    ],
+)
+def test_a_url_of_another_scheme_is_told_from_a_broken_one(url: str) -> None:
+    """One of none as well: the host's name would be taken for it."""
+    with pytest.raises(Refused) as refused:
+        LISTED.check(url)
+    assert refused.value.code == "upstream_not_http", refused.value.detail
 
 
 PRIVATE = [
