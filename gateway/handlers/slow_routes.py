@@ -6,7 +6,7 @@ address of the answer. `sse`: the job's events, with the upstream's pieces as th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -247,11 +247,10 @@ async def _wrapped(request: web.Request, record: JobRecord, response: Response) 
 
 async def _answer_later(request: web.Request, submitted: Submitted) -> web.StreamResponse:
     record = submitted.record
+    said = {"X-Job-Id": record.id} | ({"Idempotency-Replayed": "true"} if submitted.replayed else {})
     if record.terminal:
-        return await _answer(request, await response_of(request, record), record, ours=False)
-    headers = {"Location": f"/v1/jobs/{record.id}/response", "X-Job-Id": record.id, "Retry-After": "2"}
-    if submitted.replayed:
-        headers["Idempotency-Replayed"] = "true"
+        return await _answer(request, await response_of(request, record), said, ours=False)
+    headers = {"Location": f"/v1/jobs/{record.id}/response", "Retry-After": "2"} | said
     document = job_document(record, request.app[SETTINGS])
     return web.Response(
         status=202,
@@ -296,13 +295,15 @@ async def read_response(request: web.Request) -> web.StreamResponse:
         record = await owned(request.app[STORE], record.id, owner)
     if not record.terminal:
         return await _answer_later(request, Submitted(record, False))
-    return await _answer(request, await response_of(request, record), record, ours=True)
+    return await _answer(request, await response_of(request, record), {"X-Job-Id": record.id}, ours=True)
 
 
-async def _answer(request: web.Request, response: Response, record: JobRecord, *, ours: bool) -> web.StreamResponse:
+async def _answer(
+    request: web.Request, response: Response, said: Mapping[str, str], *, ours: bool
+) -> web.StreamResponse:
     """Give an upstream's answer as it is; `ours`: at an address of ours, where it may not speak for our origin."""
     status, theirs = response.head
-    headers = merged({"X-Job-Id": record.id, "Cache-Control": "no-store"}, theirs)
+    headers = merged({"Cache-Control": "no-store"} | dict(said), theirs)
     if ours:
         for name in _NOT_FOR_OUR_ORIGIN:
             headers.popall(name, None)

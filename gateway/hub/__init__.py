@@ -124,6 +124,9 @@ class Hub:
 
     def start_soon(self, subscription: Subscription) -> None:
         """`start` beside the caller, who has something else to wait for; without a snapshot."""
+        watch = self._watches.get(subscription.job)
+        if watch is not None and watch.mark is not None:
+            self._spawn(self._mark(watch))
         subscription.fall_behind()
 
     def unsubscribe(self, subscription: Subscription) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -69,6 +68,12 @@ timeout = "0.3s"
 [[route]]
 path = "/mine"
 upstream = "{app}/slow"
+on_disconnect = "cancel"
+
+[[route]]
+path = "/my-own/*"
+upstream = "{app}/stream/*"
+mode = "sse"
 on_disconnect = "cancel"
 """
 
@@ -309,9 +314,9 @@ async def test_a_request_that_is_repeated_is_done_once(gateway: Gateway, app: Sl
         assert (answer.status, answer.json()["code"]) == (422, "idempotency_key_reused")
 
 
-@pytest.mark.parametrize("path", ["/hold", "/later"])
+@pytest.mark.parametrize("path", ["/hold", "/later", "/watch/sse"])
 async def test_a_client_that_leaves_leaves_the_upstream_at_work(gateway: Gateway, app: SlowApp, path: str) -> None:
-    """The answer is there for who comes back with the same key."""
+    """For good: the job ends all the same, and the answer is there for who comes back with the same key."""
     key = {"Idempotency-Key": "gone"}
     with suppress(TimeoutError):
         # `async` answers at once, and nobody asks again.
@@ -320,10 +325,13 @@ async def test_a_client_that_leaves_leaves_the_upstream_at_work(gateway: Gateway
     await wait_until(lambda: app.waiting == 1)
     app.go.set()
 
-    async def answered() -> bool:
-        return (await gateway.post(path, headers=key)).status == 200
+    async def succeeded() -> bool:
+        [job] = (await gateway.get("/v1/jobs")).json()["jobs"]
+        return bool(job["state"] == "succeeded")
 
-    await wait_until(answered)
+    await wait_until(succeeded)
+    again = await gateway.post(path, headers=key)
+    assert (again.status, again.headers["Idempotency-Replayed"]) == (200, "true")
     assert (app.asked, app.cancelled) == (1, 0)
 
 
@@ -350,24 +358,29 @@ async def test_a_route_is_no_way_around_the_guards(gateway: Gateway, app: SlowAp
     )
     assert b"upstream_bad_url" in up
     direct = await gateway.post("/v1/kinds/http/jobs", json={"input": {"url": f"{app.url}/slow"}})
-    assert (direct.status, direct.json()["errors"][0]["code"]) == (422, "upstream_not_allowed")
+    assert (direct.status, direct.json()["code"]) == (422, "upstream_not_allowed")
+    other = await gateway.post("/v1/kinds/http/jobs", json={"input": {"url": "ftp://app.example/slow"}})
+    assert (other.status, other.json()["code"]) == (422, "upstream_not_http")
     foreign = await gateway.get("/hold", headers={"Origin": "https://evil.example"})
     assert foreign.status == 403
     assert (await gateway.ask("DELETE", "/watch/sse")).status == 405
     assert app.asked == 0
 
 
+@pytest.mark.parametrize("path", ["/mine", "/my-own/sse"])
 async def test_a_route_can_give_up_with_its_client(
-    store: Store, app: SlowApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway, app: SlowApp, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    """`on_disconnect = "cancel"` is the job's own option."""
-    async with routed(store, app, tmp_path, monkeypatch) as gateway:
-        holding = asyncio.create_task(gateway.post("/mine"))
-        await wait_until(lambda: app.waiting == 1)
-        [job] = (await gateway.get("/v1/jobs")).json()["jobs"]
-        record = await store.job(job["id"])
-        app.go.set()
-        await holding
+    """`on_disconnect = "cancel"`: whoever stays is served, and the call of one who has left for good is closed."""
+    monkeypatch.setattr("gateway.requests.DEFAULT_GRACE_SECONDS", 0.5)
+    staying = asyncio.create_task(gateway.post(path))
+    await wait_until(lambda: app.waiting == 1)
+    with suppress(TimeoutError):
+        await gateway.post(path, timeout=aiohttp.ClientTimeout(total=0.3))
+    await wait_until(lambda: app.waiting == 2)
+    await wait_until(lambda: (app.waiting, app.cancelled) == (1, 1))
+    app.go.set()
 
-    assert record.options.on_disconnect == "cancel"
-    assert json.loads(record.input)["url"] == f"{app.url}/slow"
+    assert (await staying).status == 200
+    states = [job["state"] for job in (await gateway.get("/v1/jobs")).json()["jobs"]]
+    assert sorted(states) == ["cancelled", "succeeded"]
