@@ -98,7 +98,7 @@ def _inquiry(args: argparse.Namespace) -> Inquiry:
     if args.rerun and not captured.url:
         raise InvalidInput("--rerun needs an address, a curl command or a HAR file: a text can't be repeated.")
     if args.rerun and captured.files and (baseline is None or baseline.chain is None):
-        raise InvalidInput("The curl command sends files, which are not sent again by this; run it yourself.")
+        raise InvalidInput("The request sends files, which are not here to be sent again; repeat it yourself.")
     return Inquiry(
         captured,
         origin=checked_url(args.origin) if args.origin else "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -33,8 +33,10 @@ class Captured:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     files: tuple[str, ...] = ()
-    """Files that a curl command would send: such a request is not repeated."""
+    """Files that the request sends and that are not here: it is not repeated."""
     insecure: bool = False
+    file: str = ""
+    """The file that it was read from, if it was one."""
     seen: Observation | None = None
     finding: Finding | None = None
     secrets: tuple[str, ...] = ()
@@ -59,14 +61,14 @@ def capture(targets: Sequence[str], read_stdin: Callable[[], str]) -> Captured:
     url = checked_url(urls[0]) if urls else ""
     if not others:
         return Captured("url", redact_url(url), url) if url else _from_text(read_stdin(), "")
-    return _from_text(_read(others[0], read_stdin), url)
+    if others[0] == "-":
+        return _from_text(read_stdin(), url)
+    if is_curl(others[0]) or "\n" in others[0]:
+        return _from_text(others[0], url)
+    return replace(_from_text(_read(others[0]), url), file=others[0])
 
 
-def _read(target: str, read_stdin: Callable[[], str]) -> str:
-    if target == "-":
-        return read_stdin()
-    if is_curl(target) or "\n" in target:
-        return target
+def _read(target: str) -> str:
     path = Path(target)
     try:
         if path.stat().st_size > _MOST_TEXT_BYTES:
@@ -87,8 +89,9 @@ def _from_text(text: str, url: str) -> Captured:
         return _from_har(text)
     host = urlsplit(url).hostname or ""
     finding, seen = judge_text(text, host)
-    first = " ".join(redact(text.strip()).split())[:160]
-    return Captured("text", first, url, seen=seen, finding=finding)
+    lines = [line for line in redact(text.strip()).splitlines() if line.strip()]
+    more = f" (and {len(lines) - 1} lines more)" if len(lines) > 1 else ""
+    return Captured("text", " ".join(lines[0].split())[:120] + more, url, seen=seen, finding=finding)
 
 
 def _from_curl(text: str) -> Captured:
@@ -108,7 +111,7 @@ def _from_curl(text: str) -> Captured:
 
 
 def _from_har(text: str) -> Captured:
-    url, headers, seen = worst_of(text)
+    url, headers, body, seen = worst_of(text)
     elapsed = f" after {seen.elapsed_seconds:.1f} s" if seen.elapsed_seconds is not None else ""
     return Captured(
         "har",
@@ -116,6 +119,8 @@ def _from_har(text: str) -> Captured:
         checked_url(url),
         seen.method,
         {name: value for name, value in headers.items() if name.lower() in _REPEATED},
+        body or b"",
+        () if body is not None else ("the request's body",),
         seen=seen,
         finding=recognize(seen),
         secrets=tuple(secrets_of(headers)),

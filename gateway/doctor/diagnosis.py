@@ -31,7 +31,7 @@ def diagnose(chain: Chain, *, path: str = "", host: str = "", scale: float = 1.0
     elif chain.probe == "ready":
         found += [
             *_headers(chain),
-            *_socket(chain.socket),
+            *_socket(chain.socket, scale),
             *_streams(chain.drips),
             *_statuses(chain),
             *_uploads(chain),
@@ -163,7 +163,7 @@ def _headers(chain: Chain) -> Iterable[Finding]:
         yield Finding("headers_held", ("headers came with the first byte, 3 s late",))
 
 
-def _socket(socket: Socket | None) -> Iterable[Finding]:
+def _socket(socket: Socket | None, scale: float) -> Iterable[Finding]:
     if socket is None or socket.outcome == "works":
         return
     code = {
@@ -176,6 +176,8 @@ def _socket(socket: Socket | None) -> Iterable[Finding]:
         "altered": "socket_altered",
         "idle_cut": "socket_idle",
     }[socket.outcome]
+    if code == "socket_idle" and socket.seconds >= _SAFE_LIMIT_SECONDS * scale:
+        code = "socket_idle_limit"
     told = f"handshake: {socket.status or 'no answer'}" + (f", {socket.seconds:.1f} s" if socket.seconds else "")
     values = {
         "seconds": f"{socket.seconds:.0f}",

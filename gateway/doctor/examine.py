@@ -156,12 +156,18 @@ async def _origin_is_good(walk: _Walk) -> bool:
         None if walk.origin.probe == "ready" else await _passive_origin(walk, target, first, host)
     )
     if finding is None:
-        paced = f"{len(walk.origin.drips)} streams come in time" if walk.origin.drips else "it answers"
-        walk.step("origin", f"{host}: {paced}; the origin is not it")
+        walk.step("origin", f"{host}: {_acquitted(walk, walk.origin)}")
         return True
     walk.found(finding)
     walk.step("origin", f"{host}: {finding.text(finding.verdict.title)}; nothing further is measured")
     return False
+
+
+def _acquitted(walk: _Walk, origin: Chain) -> str:
+    if origin.drips:
+        return f"{len(origin.drips)} streams come in time; the origin is not it"
+    method = walk.inquiry.captured.method
+    return "it answers in time; the origin is not it" if method in _SAFE else f"it answers; no {method} was sent to it"
 
 
 async def _passive_origin(walk: _Walk, target: Target, first: Exchange, host: str) -> Finding | None:
@@ -196,7 +202,8 @@ async def _measure(walk: _Walk) -> None:
         _take_signature(walk, own)
     for finding in diagnose(walk.chain, path=urlsplit(captured.url).path, host=captured.host, scale=walk.pace.scale):
         walk.found(finding)
-    walk.step("measure", _measured(walk.chain))
+    unsent = "" if captured.method in _SAFE else f"; the {captured.method} itself was not sent"
+    walk.step("measure", _measured(walk.chain) + unsent)
 
 
 def _take_signature(walk: _Walk, result: Exchange) -> None:
@@ -344,9 +351,10 @@ def _verify(inquiry: Inquiry) -> str:
     """The command that shows whether the change helped."""
     captured = inquiry.captured
     if not captured.url:
-        return "outlast doctor URL --rerun"
+        return "outlast doctor 'curl ...' --rerun"
     if captured.source in {"curl", "har"}:
-        return f"outlast doctor {'curl.txt' if captured.source == 'curl' else 'failing.har'} --rerun"
+        brought = captured.file or ("curl ..." if captured.source == "curl" else "failing.har")
+        return shlex.join(["outlast", "doctor", brought, "--rerun"])
     words = ["outlast", "doctor", redact_url(captured.url)]
     if inquiry.origin:
         words += ["--origin", redact_url(inquiry.origin)]

@@ -23,8 +23,10 @@ def is_har(text: str) -> bool:
     return text.lstrip()[:1] == "{" and '"log"' in text[:2000] and '"entries"' in text
 
 
-def worst_of(text: str) -> tuple[str, dict[str, str], Observation]:
-    """The entry that failed most tellingly: its address, its request's headers, and what was observed.
+def worst_of(text: str) -> tuple[str, dict[str, str], bytes | None, Observation]:
+    """The entry that failed most tellingly: its address, its request's headers and body, and what was observed.
+
+    The body is None where the file only says that there was one.
 
     Raises `InvalidInput` for what is no HAR file, or has no request in it.
     """
@@ -42,7 +44,7 @@ def worst_of(text: str) -> tuple[str, dict[str, str], Observation]:
     entry = min(entries, key=_order)
     request = entry["request"]
     headers = {name: value for name, value in _headers(request) if not name.startswith(":")}
-    return str(request["url"]), headers, _observation(entry)
+    return str(request["url"]), headers, _sent(request), _observation(entry)
 
 
 def _order(entry: Mapping[str, Any]) -> tuple[int, float]:
@@ -81,6 +83,13 @@ def _status(entry: Mapping[str, Any]) -> int:
 
 def _headers(message: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(str(one.get("name", "")), str(one.get("value", ""))) for one in message.get("headers") or ()]
+
+
+def _sent(request: Mapping[str, Any]) -> bytes | None:
+    text = (request.get("postData") or {}).get("text")
+    if isinstance(text, str) and text:
+        return text.encode("utf-8", "surrogatepass")
+    return None if _number(request.get("bodySize")) > 0 or request.get("postData") else b""
 
 
 def _body(response: Mapping[str, Any]) -> str:

@@ -118,9 +118,14 @@ def _undecided(report: Report) -> str:
         return "Nothing in this text says what failed. Give the address, a curl command or a HAR file."
     if report.chain.probe == "ready":
         return "The answer did not come within the time that was allowed."
+    ask = (
+        f"The failing {report.method} was not sent, since it may start paid work: --rerun sends it once."
+        if report.method not in {"GET", "HEAD"}
+        else "If another request fails, give that one: a curl command, a HAR file, or the text of the error."
+    )
     return (
-        "Nothing wrong was seen from outside, and what happens to a stream could not be measured: start the gateway"
-        " with OUTLAST_PROBE_TOKEN set, and give the same token to this command."
+        f"Nothing wrong was seen from outside. {ask} To measure what happens to streams, an Outlast gateway has to be"
+        " behind the address, started with OUTLAST_PROBE_TOKEN set, and the same token given to this command."
     )
 
 

@@ -104,6 +104,10 @@ _DEFAULTS: Final = {
     "after": "another",
     "detail": "something is lost",
 }
+_HELD: Final = (
+    "Put Outlast before the slow route: name it in a file and start `outlast up --routes FILE`; client and server stay"
+    " as they are."
+)
 _JOBS: Final = "Submit the work as a job (`POST /v1/kinds/KIND/jobs`: 202 at once) and follow its events."
 _D: Final = Place.DEPLOYMENT
 
@@ -111,9 +115,10 @@ VERDICTS: Final[dict[str, Verdict]] = {
     # --- what an error says of itself ---
     "edge_read_timeout": Verdict(
         Cause.IDLE, _D, "Cloudflare's own 524: the origin was silent for too long",
-        _JOBS,
+        _HELD,
         "Cloudflare waits about 125 s (100 s before October 2025) for a byte of the origin, and any byte starts the"
-        " time anew. A job's stream is never silent; the work went on behind the 524 and its result was lost.",
+        " time anew; Outlast sends one every 15 s, and keeps the result, which the 524 lost. With a change of the code"
+        " the work can be a job that shows its progress (`POST /v1/kinds/KIND/jobs`).",
     ),
     "edge_write_timeout": Verdict(
         Cause.SIZE, _D, "Cloudflare's 524 in an upload: sending to the origin stalled for 30 s",
@@ -151,8 +156,9 @@ VERDICTS: Final[dict[str, Verdict]] = {
     ),
     "nginx_timeout": Verdict(
         Cause.IDLE, _D, "504 of nginx: its upstream was silent",
-        "Set `proxy_read_timeout 3600s;` in nginx's `location`, or submit the work as a job.",
-        "nginx waits 60 s by default between two reads of its upstream.",
+        "Set `proxy_read_timeout 3600s;` in nginx's `location`.",
+        "nginx waits 60 s by default between two reads of its upstream. Where it can't be changed, Outlast before the"
+        " slow route (`outlast up --routes FILE`) sends a byte every 15 s.",
     ),
     "proxy_timeout": Verdict(
         Cause.IDLE, _D, "504 of {hop}: what is behind it was silent",
@@ -161,8 +167,9 @@ VERDICTS: Final[dict[str, Verdict]] = {
     ),
     "heroku_timeout": Verdict(
         Cause.IDLE, _D, "Heroku's H12 or H15: no byte within 30 s, or a silence of 55 s",
-        _JOBS,
-        "Heroku's router ends a request without a first byte after 30 s; this can't be raised.",
+        _HELD,
+        "Heroku's router ends a request without a first byte after 30 s; this can't be raised. Outlast sends the first"
+        " byte after 20 s. With a change of the code the work can be a job that shows its progress.",
     ),
     "gateway_api_timeout": Verdict(
         Cause.TOTAL, _D, "AWS API Gateway ended the request at 29 or 30 s",
@@ -530,6 +537,12 @@ VERDICTS: Final[dict[str, Verdict]] = {
         Cause.SIZE, _D, "Bodies of {limit} are refused before the gateway",
         "Send larger files in parts (`POST /v1/uploads`).",
         "An edge's usual limit.",
+        note=True,
+    ),
+    "socket_idle_limit": Verdict(
+        Cause.IDLE, _D, "An idle WebSocket is ended after {seconds} s",
+        "The gateway's ping every 15 s is far below it.",
+        "Normal behind Cloudflare and load balancers.",
         note=True,
     ),
     "silence_limit": Verdict(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import re
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +179,25 @@ async def test_an_idle_limit_is_found_and_the_cure_is_tried(
         assert expected * 0.9 <= cut <= expected + 0.6
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_a_deep_run_finds_limits_and_calls_those_of_cloudflare_no_fault(gateway: Gateway) -> None:
+    """All of it, at a tenth: silences, idle WebSocket, the slow upload; what is above a heartbeat is a note."""
+    async with (
+        Edge(load_profile("cloudflare-2024"), gateway.url, time_scale=SCALE, marked=False) as edge,
+        Edge(direct(timers__first_seconds=30, timers__gap_seconds=30), gateway.url, time_scale=SCALE) as short,
+    ):
+        report = await ask(at(edge.url), origin=gateway.url, deep=True)
+        hasty = await ask(at(short.url), deep=True)
+
+    assert report.outcome is Outcome.HEALTHY, report.model_dump_json(indent=1)
+    assert {"silence_limit", "socket_idle_limit"} <= {one.code for one in report.more}
+    assert report.seconds < report.budget_seconds * SCALE
+    assert hasty.verdict is not None
+    assert hasty.verdict.code == "silence_cut"
+    assert "OUTLAST_HEARTBEAT_SECONDS=1" in hasty.verdict.change
+
+
 async def test_an_idle_websocket_is_cut(gateway: Gateway) -> None:
     """After 60 s at a fiftieth; the frames before it passed."""
     async with Edge(direct(websocket__idle_seconds=60), gateway.url, time_scale=0.02) as edge:
@@ -293,6 +315,52 @@ async def test_a_probeless_gateway_tells_how_to_measure(store: Store, tmp_path: 
 
     assert code == Exit.UNDECIDED
     assert "OUTLAST_PROBE_TOKEN" in out
+
+
+# --- the commands, as a reader of the page types them -----------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+
+
+async def outlast(*words: str, folder: Path) -> asyncio.subprocess.Process:
+    """A command as a process of its own."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway.cli", *words),
+        cwd=folder,
+        env=os.environ | {"OUTLAST_PROBE_TOKEN": TOKEN, "COLUMNS": "98", "PYTHONPATH": str(Path.cwd())},
+        stdout=asyncio.subprocess.PIPE,
+    )
+
+
+def as_told(printed: str) -> str:
+    """What is printed, without what differs from run to run: ports, ray, seconds, and where lines break."""
+    printed = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", printed)
+    printed = re.sub(r"ray \w+", "ray ID", re.sub(r"\d+\.\d s", "N s", printed))
+    return re.sub(r"[│╭╮╰╯─\s]+", " ", printed).strip()
+
+
+async def test_the_printed_run_of_the_page_is_what_the_commands_print(gateway: Gateway, tmp_path: Path) -> None:
+    """`outlast edge` with the page's profile, and `outlast doctor` through it, at the pace of production."""
+    (tmp_path / "holding.toml").write_text(PAGE.partition("<!-- profile -->\n```toml\n")[2].partition("```")[0])
+    edge = await outlast(
+        *("edge", "--profile", "holding.toml", "--origin", gateway.url, "--port", "0"), folder=tmp_path
+    )
+    try:
+        assert edge.stdout is not None
+        url = (await edge.stdout.readline()).decode().split()[0]
+        doctor = await outlast(
+            *("doctor", f"{url}/v1/kinds", "--origin", gateway.url, "--save", "incident.json"), folder=tmp_path
+        )
+        printed, _ = await doctor.communicate()
+    finally:
+        edge.terminate()
+        await edge.communicate()
+
+    _, _, wanted = PAGE.partition("<!-- printed -->\n```\n")[2].partition("```")[0].partition("\n")
+    assert as_told(printed.decode()) == as_told(wanted)
+    assert (doctor.returncode, edge.returncode) == (Exit.FAILED, 0)
+    saved = load_report((tmp_path / "incident.json").read_text(), "incident.json")
+    assert saved.seconds < saved.budget_seconds == 30
 
 
 async def test_ctrl_c_leaves_no_connection_behind(gateway: Gateway) -> None:

@@ -108,6 +108,26 @@ def test_of_a_har_file_the_failure_is_taken() -> None:
     assert "topsecret1" in captured.secrets
 
 
+@pytest.mark.parametrize(
+    ("sent", "body", "files"),
+    [
+        ({"postData": {"text": '{"year": 2026}'}, "bodySize": 14}, b'{"year": 2026}', ()),
+        ({"bodySize": 0}, b"", ()),
+        ({"postData": {"mimeType": "multipart/form-data"}, "bodySize": 7_000_000}, b"", ("the request's body",)),
+    ],
+)
+def test_a_har_files_request_is_repeated_with_its_body(
+    sent: dict[str, Any], body: bytes, files: tuple[str, ...]
+) -> None:
+    """Browsers leave out what was a file; then there is nothing that could be repeated."""
+    one = entry("https://a.example/ocr", 524, method="POST")
+    one["request"] |= sent
+
+    captured = capture(["-"], lambda: har(one))
+
+    assert (captured.method, captured.body, captured.files) == ("POST", body, files)
+
+
 def test_a_request_that_never_came_back_is_the_failure_of_a_har_file() -> None:
     """A browser writes status 0."""
     captured = capture(["-"], lambda: har(entry("https://a.example/", 200), entry("https://a.example/x", 0)))

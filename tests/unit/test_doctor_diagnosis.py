@@ -73,7 +73,7 @@ CASES: list[tuple[str, Chain]] = [
     ("socket_mute", chain(socket=Socket(outcome="mute", status=101))),
     ("socket_closed", chain(socket=Socket(outcome="closed", status=101, seconds=2))),
     ("socket_altered", chain(socket=Socket(outcome="altered", status=101))),
-    ("socket_idle", chain(socket=Socket(outcome="idle_cut", status=101, seconds=100))),
+    ("socket_idle", chain(socket=Socket(outcome="idle_cut", status=101, seconds=30))),
     ("errors_rewritten", chain(bodies={"500": "replaced", "502": "replaced"})),
     ("headers_stripped", chain(missing_headers=("Last-Event-ID",))),
     ("answers_cached", chain(cached=True)),
@@ -107,6 +107,7 @@ def test_each_fault_has_its_verdict(code: str, measured: Chain) -> None:
         (["gateway_errors_replaced"], chain(bodies={"502": "replaced", "504": "replaced", "500": "whole"})),
         (["body_limit"], chain(refused_bytes=106_000_000)),
         (["silence_limit"], chain(silence=Silence(asked_seconds=130, first_byte_cut_seconds=125))),
+        (["socket_idle_limit"], chain(socket=Socket(outcome="idle_cut", status=101, seconds=100))),
         ([], chain(silence=Silence(asked_seconds=130))),
     ],
 )
