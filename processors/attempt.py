@@ -42,7 +42,7 @@ from processors.errors import ProcessorError, Rejected
 from processors.process import Processes
 from processors.processor import Processor, Style
 from processors.steps import Steps
-from processors.tasks import cancel_all
+from processors.tasks import cancel_all, contained
 from processors.thread import run_in_thread
 from processors.writer import Writer
 
@@ -335,6 +335,10 @@ class Attempt:
     # --- the function -------------------------------------------------------------------------------------------
 
     async def _call(self) -> _Result:
+        with contained():
+            return await self._do()
+
+    async def _do(self) -> _Result:
         """Read the input, run the function, encode its result."""
         arguments = await self._read_arguments()
         if self._record.options.input_url is not None:

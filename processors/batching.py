@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 from processors.context import Context
+from processors.errors import ProcessorError
 from processors.processor import Processor, Style
-from processors.tasks import cancel_all
+from processors.tasks import cancel_all, contained
 from processors.thread import run_in_thread
 
 
-class _Member(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class _Member:
     """A job of a batch, and what becomes of it."""
 
     context: Context
     arguments: tuple[Any, ...]
     outcome: asyncio.Future[Any]
+    since: float
+    """When it came, in the loop's time."""
 
 
 class Batches:
@@ -35,12 +41,17 @@ class Batches:
         """Have a job done with others of its kind, and return its own result.
 
         Cancelling it takes the job out of a batch that has not begun. One that has begun goes on for the others, and is
-        cancelled with the last of them.
+        cancelled with the last of them, who wait for its end.
         """
         gathering = self._gathering.get(processor.kind)
         if gathering is None:
             gathering = self._gathering[processor.kind] = _Gathering(processor)
         return await gathering.run(context, arguments)
+
+    def hang(self, kind: str) -> bool:
+        """Whether a kind's batch goes on although all of its jobs have left it, so that no other one can begin."""
+        gathering = self._gathering.get(kind)
+        return gathering is not None and gathering.hangs
 
     async def close(self) -> None:
         """End what still runs."""
@@ -55,16 +66,36 @@ class _Gathering:
         self._waiting: deque[_Member] = deque()
         self._full = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._batch: list[_Member] = []
+        self._calling: asyncio.Task[list[Any]] | None = None
+        self._is_stuck = False
+
+    @property
+    def hangs(self) -> bool:
+        """Whether everybody has left a batch that goes on."""
+        running = self._calling is not None and not self._calling.done()
+        return running and all(member.outcome.done() for member in self._batch)
 
     async def run(self, context: Context, arguments: tuple[Any, ...]) -> Any:
-        member = _Member(context, arguments, asyncio.get_running_loop().create_future())
+        if self._is_stuck:
+            raise _stuck()
+        loop = asyncio.get_running_loop()
+        member = _Member(context, arguments, loop.create_future(), loop.time())
         # Bounded by the places that a worker has for the kind.
         self._waiting.append(member)
         if len(self._waiting) >= self._processor.max_batch:
             self._full.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._serve(), name=f"{self._processor.kind} batches")
-        return await member.outcome
+        try:
+            return await member.outcome
+        except asyncio.CancelledError:
+            while member in self._batch and self.hangs and self._calling is not None:
+                self._calling.cancel()
+                # Whoever cancels again insists, which is passed on.
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({self._calling})
+            raise
 
     async def close(self) -> None:
         if self._task is not None:
@@ -73,43 +104,82 @@ class _Gathering:
     async def _serve(self) -> None:
         """Do batches as long as jobs wait."""
         while self._waiting:
-            if len(self._waiting) < self._processor.max_batch:
-                self._full.clear()
-                timer = asyncio.get_running_loop().call_later(self._processor.max_wait_seconds, self._full.set)
-                await self._full.wait()
-                timer.cancel()
-            batch: list[_Member] = []
-            while self._waiting and len(batch) < self._processor.max_batch:
+            await self._gather()
+            self._batch = []
+            while self._waiting and len(self._batch) < self._processor.max_batch:
                 member = self._waiting.popleft()
                 if not member.outcome.done():
-                    batch.append(member)
-            if batch:
-                await self._do(batch)
+                    self._batch.append(member)
+            if self._batch:
+                await self._do(self._batch)
+
+    async def _gather(self) -> None:
+        """Wait until a batch is full, or its first job has waited long enough."""
+        if len(self._waiting) >= self._processor.max_batch:
+            return
+        self._full.clear()
+        due = self._waiting[0].since + self._processor.max_wait_seconds
+        timer = asyncio.get_running_loop().call_at(due, self._full.set)
+        try:
+            await self._full.wait()
+        finally:
+            timer.cancel()
 
     async def _do(self, batch: list[_Member]) -> None:
-        calling = asyncio.create_task(self._call(batch), name=f"{self._processor.kind} batch of {len(batch)}")
         outcomes = [member.outcome for member in batch]
-        for outcome in outcomes:
-            outcome.add_done_callback(lambda _: all(one.done() for one in outcomes) and calling.cancel())
+        everybody = asyncio.gather(*outcomes, return_exceptions=True)
+        self._calling = calling = asyncio.create_task(
+            self._call(batch), name=f"{self._processor.kind} batch of {len(batch)}"
+        )
         try:
-            await asyncio.wait({calling})
+            await asyncio.wait({calling, everybody}, return_when=asyncio.FIRST_COMPLETED)
+            if not calling.done():
+                await self._end_left(calling)
             _share_out(calling, outcomes)
         finally:
+            everybody.cancel()
             await cancel_all(calling)
+
+    async def _end_left(self, calling: asyncio.Task[list[Any]]) -> None:
+        """End a batch that everybody has left; while a thread ignores that, who waits is sent elsewhere."""
+        calling.cancel()
+        await asyncio.wait({calling}, timeout=self._processor.cancel_grace_seconds)
+        try:
+            if not calling.done():
+                self._is_stuck = True
+                for member in self._waiting:
+                    if not member.outcome.done():
+                        member.outcome.set_exception(_stuck())
+                await asyncio.wait({calling})
+        finally:
+            self._is_stuck = False
 
     async def _call(self, batch: list[_Member]) -> list[Any]:
         inputs = [member.arguments[0] for member in batch] if batch[0].arguments else None
         function = self._processor.function
-        if self._processor.style is Style.ASYNC:
-            contexts: Sequence[Any] = [member.context for member in batch]
-            results = await (function(contexts) if inputs is None else function(contexts, inputs))
-        else:
-            contexts = [member.context.sync for member in batch]
-            arguments = (contexts,) if inputs is None else (contexts, inputs)
-            results = await run_in_thread(function, *arguments, name=f"{self._processor.kind} batch")
-        if not isinstance(results, Sequence) or len(results) != len(batch):
-            raise TypeError(f"{self._processor} must return a list with one result for each of its {len(batch)} jobs")
-        return list(results)
+        together = [member.context for member in batch]
+        for context in together:
+            context.share(together)
+        with contained():
+            if self._processor.style is Style.ASYNC:
+                results = await (function(together) if inputs is None else function(together, inputs))
+            else:
+                contexts = [context.sync for context in together]
+                arguments = (contexts,) if inputs is None else (contexts, inputs)
+                results = await run_in_thread(function, *arguments, name=f"{self._processor.kind} batch")
+        # Arrays are no sequences, but lists of results all the same.
+        if isinstance(results, str | bytes | Mapping) or not isinstance(results, Iterable):
+            raise TypeError(f"{self._processor} must return a list of results, not {type(results).__name__}")
+        results = list(results)
+        if len(results) != len(batch):
+            raise TypeError(f"{self._processor} returned {len(results)} results for a batch of {len(batch)} jobs")
+        return results
+
+
+def _stuck() -> ProcessorError:
+    return ProcessorError(
+        "batch_stuck", "An earlier batch on this worker can't be ended; another worker may do the job."
+    )
 
 
 def _share_out(calling: asyncio.Task[list[Any]], outcomes: list[asyncio.Future[Any]]) -> None:
@@ -125,7 +195,10 @@ def _share_out(calling: asyncio.Task[list[Any]], outcomes: list[asyncio.Future[A
             continue
         if isinstance(result, asyncio.CancelledError):
             outcome.cancel()
-        elif isinstance(result, BaseException):
+        elif isinstance(result, Exception) and not isinstance(result, StopIteration):
             outcome.set_exception(result)
+        elif isinstance(result, BaseException):
+            # Futures don't take the one, and the others would end the event loop.
+            outcome.set_exception(RuntimeError(f"the function gave {result!r} as a result"))
         else:
             outcome.set_result(result)

@@ -84,6 +84,11 @@ class RemoteContext:
         return self._cancelled.is_set()
 
     @property
+    def must_stop(self) -> bool:
+        """Whether the function is to stop, which does one job at a time here."""
+        return self._cancelled.is_set()
+
+    @property
     def partial(self) -> bool:
         """Whether the result lacks something."""
         return self._partial

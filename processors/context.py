@@ -76,6 +76,7 @@ class Context:
         self._blobs = blobs
         self._inline_bytes = min(max_inline_bytes, MAX_EVENT_BYTES - _ENVELOPE_BYTES)
         self._stopped = threading.Event()
+        self._together: Sequence[Context] = (self,)
         self._children = Children()
         self.on_stop: Callable[[], object] | None = None
         """Called when the attempt is to stop. The runtime's to set, not the processor's."""
@@ -90,10 +91,20 @@ class Context:
         """Whether the attempt is to stop: cancelled, timed out, or the worker is stopping. Readable from any thread."""
         return self._stopped.is_set()
 
+    @property
+    def must_stop(self) -> bool:
+        """Whether the function is to stop: in a batch, when all of its jobs are."""
+        return all(context.cancelled for context in self._together)
+
     def check_cancelled(self) -> None:
-        """Raise `asyncio.CancelledError` if the attempt is to stop. Callable from any thread."""
-        if self._stopped.is_set():
+        """Raise `asyncio.CancelledError` if the function is to stop. Callable from any thread."""
+        if self.must_stop:
             raise asyncio.CancelledError("the attempt is to stop")
+
+    def share(self, together: Sequence[Context]) -> None:
+        """Be one of a batch's jobs, which may end before the function does. The runtime's to call."""
+        self._together = together
+        self._writer.drops_late = True
 
     def add_file(self, file: StoredFile) -> None:
         """Put a file behind those that the job came with. The runtime's to call, not the processor's."""
@@ -288,8 +299,11 @@ class Context:
         """The data of a progress event, with `current` kept from falling."""
         current = _number(current)
         self._current = current if self._current is None else max(self._current, current)
+        # What is no JSON would be found only where it is sent, behind the function's back.
         said = {
-            name: clean(value) if isinstance(value, str) else value for name, value in rest.items() if value is not None
+            name: _number(value) if name == "eta_seconds" else clean(str(value))
+            for name, value in rest.items()
+            if value is not None
         }
         return {"current": self._current, "total": None if total is None else _number(total)} | said
 
@@ -335,8 +349,8 @@ class SyncContext:
         return self._context.cancelled
 
     def check_cancelled(self) -> None:
-        """Raise `asyncio.CancelledError` if the attempt is to stop."""
-        if self._context.cancelled:
+        """Raise `asyncio.CancelledError` if the function is to stop."""
+        if self._context.must_stop:
             self._told = True
             raise asyncio.CancelledError("the attempt is to stop")
 
@@ -413,7 +427,7 @@ class SyncContext:
         return self._portal.call(function, *args, **kwargs)
 
     def _tell_once(self) -> None:
-        if self._context.cancelled and not self._told:
+        if self._context.must_stop and not self._told:
             self.check_cancelled()
 
     def _pass_progress(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 # Until a cancel that was not obeyed is repeated.
@@ -33,3 +34,12 @@ async def first_of(*waits: Coroutine[Any, Any, Any], timeout: float | None = Non
         await cancel_all(*tasks)
     for task in done:
         task.result()
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Make an ordinary error of a call to exit: one that a task lets out ends the event loop, and with it all jobs."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"the function called for the end of its process: {error!r}") from error

@@ -30,7 +30,7 @@ from processors.batching import Batches
 from processors.process import Processes
 from processors.processor import Processor, Style, load_processors
 from processors.renewal import Renewal
-from processors.tasks import first_of
+from processors.tasks import cancel_all, contained, first_of
 from processors.thread import run_in_thread
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ MAX_ASIDE: Final = 256
 POLL_SECONDS: Final = 2.0
 # After a stopping worker's attempts were told to stop: enough to write `retrying`, not enough to annoy who stops it.
 HAND_BACK_SECONDS: Final = 5.0
+# For a call of `setup` or `health` that is cancelled.
+_LET_GO_SECONDS: Final = 1.0
 _UNAVAILABLE_FIRST_SECONDS: Final = 0.1
 _UNAVAILABLE_MOST_SECONDS: Final = 1.0
 
@@ -78,6 +80,8 @@ class Worker:
         self._turns = deque(processors)
         self._running: Counter[str] = Counter()
         self._unwell: set[str] = set()
+        self._asked: dict[str, asyncio.Task[None]] = {}
+        self._left_behind: set[asyncio.Task[None]] = set()
         self._returning: list[tuple[str, asyncio.Future[None]]] = []
         self._steppers: set[str] = set()
         self._stepped_aside = 0
@@ -94,16 +98,17 @@ class Worker:
 
     @property
     def stuck(self) -> int:
-        """How many attempts still run; after `run` these are threads that ignored every call to stop."""
-        return len(self._tasks)
+        """How much still runs; after `run` these are threads that ignored every call to stop."""
+        return len(self._tasks) + len(self._left_behind)
 
     async def run(self) -> None:
         """Set up the processors, announce their kinds, and work until `stop`."""
         try:
-            await self._set_up()
-            await self._announce()
-            await self._serve()
+            if await self._is_set_up():
+                await self._announce()
+                await self._serve()
         finally:
+            await self._leave_behind(*self._asked.values())
             await self._batches.close()
             await self._processes.close()
 
@@ -133,6 +138,29 @@ class Worker:
                     await self._store.absent(self.name, self._shown, self._concurrency)
 
     # --- the start ----------------------------------------------------------------------------------------------
+
+    async def _is_set_up(self) -> bool:
+        """Set up the processors; False where the worker was stopped meanwhile: a large model takes minutes to load."""
+        setting_up = asyncio.create_task(self._set_up(), name="worker is set up")
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({setting_up, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await cancel_all(stopping)
+            if not setting_up.done():
+                await self._leave_behind(setting_up)
+        if self._stopping.is_set():
+            return False
+        await setting_up
+        return True
+
+    async def _leave_behind(self, *tasks: asyncio.Task[None]) -> None:
+        """Cancel what calls an author's functions; a thread that doesn't return can't be ended, and holds nothing."""
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            _, running = await asyncio.wait(tasks, timeout=_LET_GO_SECONDS)
+            self._left_behind |= running
 
     async def _set_up(self) -> None:
         in_here = [one for one in self._processors.values() if one.style is not Style.PROCESS]
@@ -177,13 +205,12 @@ class Worker:
     async def _health_loop(self) -> None:
         checked = [one for one in self._processors.values() if one.health is not None]
         while checked:
-            for processor in checked:
-                await self._check_health(processor)
+            await asyncio.gather(*(self._check_health(processor) for processor in checked))
             await asyncio.sleep(HEALTH_SECONDS)
 
     async def _check_health(self, processor: Processor) -> None:
         try:
-            await _called(processor.health)
+            await self._ask_health(processor)
         except Exception:
             if processor.kind not in self._unwell:
                 logger.exception("%s is not well: its jobs are left to other workers until it is", processor)
@@ -193,6 +220,18 @@ class Worker:
                 logger.info("%s is well again", processor)
                 self._unwell.discard(processor.kind)
                 self._room_made.set()
+
+    async def _ask_health(self, processor: Processor) -> None:
+        """Raises what the check raises, and `TimeoutError` while it says nothing, as a device that hangs makes it."""
+        asked = self._asked.get(processor.kind)
+        if asked is None:
+            asked = asyncio.create_task(_called(processor.health), name=f"health of {processor.kind}")
+            self._asked[processor.kind] = asked
+        await asyncio.wait({asked}, timeout=HEALTH_SECONDS)
+        if not asked.done():
+            raise TimeoutError(f"the health check has not ended within {HEALTH_SECONDS:g} s")
+        del self._asked[processor.kind]
+        await asked
 
     async def _look_loop(self) -> None:
         while True:
@@ -264,6 +303,8 @@ class Worker:
             return 0
         most = self._processors[kind].concurrency
         if max_batch := self._processors[kind].max_batch:
+            if self._batches.hang(kind):
+                return 0
             # One batch that is being done, and one that gathers.
             running = self._running[kind]
             return max(0, (most or 2 * max_batch) - running) if running or self._free() > 0 else 0
@@ -293,7 +334,7 @@ class Worker:
                 self._returning.remove(back)
                 self._running[of] += 1
                 returned.set_result(None)
-        if any(self._room(other) > 0 for other in was_full):
+        if self._processors[kind].max_batch or any(self._room(other) > 0 for other in was_full):
             self._room_made.set()
 
     @asynccontextmanager
@@ -381,10 +422,11 @@ class Worker:
 
 async def _called(function: Any) -> None:
     """Call what an author gave, on the loop if it is async and in a thread if it isn't."""
-    if inspect.iscoroutinefunction(function):
-        await function()
-    else:
-        await run_in_thread(function)
+    with contained():
+        if inspect.iscoroutinefunction(function):
+            await function()
+        else:
+            await run_in_thread(function)
 
 
 def run_worker(settings: Settings, modules: Iterable[str]) -> int:

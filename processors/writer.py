@@ -110,6 +110,8 @@ class Writer:
         self._moved = asyncio.Event()
         self._ending: _Ending | None = None
         self._closed = False
+        self.drops_late = False
+        """Whether what comes after the end is dropped instead of refused: a batch goes on without this job."""
         self._leaves_something = False
         self._batch = 0
         self._fold: StoredFold | None = None
@@ -120,7 +122,8 @@ class Writer:
 
     async def put(self, type_: str, tail: bytes, data: Mapping[str, Any], index: str = "") -> None:
         """Queue an event behind all earlier ones; waits while too much waits already."""
-        await self._until_room()
+        if not await self._has_room():
+            return
         self._seal()
         self._push(WriterEvent(type_, tail, index), data)
         # Lets the flusher start on it also where the function that reports never waits for anything else.
@@ -136,7 +139,8 @@ class Writer:
         """Add text to a channel; waits while too much waits already."""
         text = clean(text)
         for start in range(0, len(text), MAX_DELTA_CHARACTERS):
-            await self._until_room()
+            if not await self._has_room():
+                return
             piece = text[start : start + MAX_DELTA_CHARACTERS]
             self._gathered.setdefault(channel, []).append(piece)
             self._gathered_bytes += len(piece)
@@ -148,7 +152,7 @@ class Writer:
         """Wait until all that was put so far is in the log."""
         self._seal()
         target = self._accepted
-        while self._appended < target:
+        while self._appended < target and not (self._closed and self.drops_late):
             self._check_open()
             await self._moved.wait()
 
@@ -222,11 +226,15 @@ class Writer:
         if self._closed:
             raise asyncio.CancelledError("the attempt is over")
 
-    async def _until_room(self) -> None:
-        self._check_open()
-        while len(self._waiting) >= MAX_WAITING_EVENTS or self._waiting_bytes >= MAX_WAITING_BYTES:
-            await self._moved.wait()
+    async def _has_room(self) -> bool:
+        """Wait for room; False where the event is to be dropped."""
+        while True:
+            if self._closed and self.drops_late:
+                return False
             self._check_open()
+            if len(self._waiting) < MAX_WAITING_EVENTS and self._waiting_bytes < MAX_WAITING_BYTES:
+                return True
+            await self._moved.wait()
 
     def _push(self, event: WriterEvent, data: Mapping[str, Any]) -> None:
         self._waiting.append(_Waiting(event, data))

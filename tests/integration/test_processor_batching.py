@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ class Text(BaseModel):
 CALLS: list[list[str]] = []
 # Made anew for each test, since it belongs to the event loop that uses it.
 GATES: list[asyncio.Event] = []
+LATCHES: list[threading.Event] = []
 
 
 @processor("embed", max_batch=4, max_wait_seconds=0.2, max_attempts=1)
@@ -40,6 +43,12 @@ def embed(contexts: list[SyncContext], inputs: list[Text]) -> list[int | Excepti
         ctx.progress(1, 1)
     if any(one.text == "break" for one in inputs):
         raise ZeroDivisionError
+    if any(one.text == "exit" for one in inputs):
+        sys.exit("enough")
+    if any(one.text == "lose" for one in inputs):
+        return [0] * (len(inputs) - 1)
+    if any(one.text == "end" for one in inputs):
+        return [StopIteration()] * len(inputs)
     return [Rejected("There is nothing in it.", "empty_text") if not one.text else len(one.text) for one in inputs]
 
 
@@ -49,13 +58,35 @@ async def wait_together(contexts: list[Context], inputs: list[dict[str, Any]]) -
     CALLS.append([str(len(contexts))])
     await contexts[0].log("begun")
     await GATES[0].wait()
+    for ctx in contexts:
+        await ctx.output("seen", len(contexts))
+        await ctx.progress(1, 1)
     return [len(contexts)] * len(contexts)
+
+
+@processor("in_a_thread", max_batch=2, max_wait_seconds=0.05, cancel_grace_seconds=0.1, max_attempts=1)
+def in_a_thread(contexts: list[SyncContext]) -> list[int]:
+    """Done when the test says so, whatever it is told."""
+    CALLS.append([ctx.job_id for ctx in contexts])
+    assert LATCHES[0].wait(20)
+    for ctx in contexts:
+        ctx.progress(1, 1)
+        ctx.output("seen", len(contexts))
+    return [len(contexts)] * len(contexts)
+
+
+@processor("patient", max_batch=2, max_wait_seconds=60)
+async def patient(contexts: list[Context]) -> list[int]:
+    """Never begins with one job only."""
+    CALLS.append([])
+    return [0] * len(contexts)
 
 
 @pytest.fixture(autouse=True)
 def _empty() -> None:
     CALLS.clear()
     GATES[:] = [asyncio.Event()]
+    LATCHES[:] = [threading.Event()]
 
 
 @asynccontextmanager
@@ -121,20 +152,60 @@ async def test_one_jobs_error_is_its_own_and_a_raised_one_is_everybodys(store: S
         assert (await end_of(store, good)).state is State.SUCCEEDED
         assert (await end_of(store, empty)).end_data()["problem"]["code"] == "empty_text"
 
-        broken = await submit(store, embed, text="break")
-        assert (await end_of(store, broken)).end_data()["problem"]["cause"] == "processor_error"
+        for text in ("break", "lose", "end", "exit"):
+            broken = await submit(store, embed, text=text)
+            assert (await end_of(store, broken)).end_data()["problem"]["cause"] == "processor_error"
+        assert (await end_of(store, await submit(store, embed, text="good"))).state is State.SUCCEEDED
 
 
-async def test_a_cancelled_job_leaves_its_batch_to_the_others(store: Store, tmp_path: Path) -> None:
-    """It ends at once; the rest of the batch is done."""
-    jobs = [await submit(store, wait_together) for _ in range(3)]
-    async with working(store, tmp_path, wait_together):
+@pytest.mark.parametrize("of", [wait_together, in_a_thread])
+async def test_a_cancelled_job_leaves_its_batch_to_the_others(store: Store, tmp_path: Path, of: Processor) -> None:
+    """It ends at once; the function may report of it all the same, and the rest of the batch is done."""
+    jobs = [await submit(store, of) for _ in range(2)]
+    async with working(store, tmp_path, of):
         await wait_until(lambda: CALLS)
         await store.cancel(jobs[1], "me", "enough")
         assert (await end_of(store, jobs[1])).state is State.CANCELLED
         GATES[0].set()
+        LATCHES[0].set()
 
-        assert [(await end_of(store, jobs[i])).state for i in (0, 2)] == [State.SUCCEEDED] * 2
+        assert (await end_of(store, jobs[0])).end_data() == {"result": 2}
+    assert await store.output(jobs[0], "seen") is not None
+    assert await store.output(jobs[1], "seen") is None
+
+
+async def test_a_batch_that_can_not_be_ended_swallows_no_more_jobs(store: Store, tmp_path: Path) -> None:
+    """What waits behind it is sent elsewhere, nothing more is begun, and once it returns all goes on."""
+    jobs = [await submit(store, in_a_thread) for _ in range(3)]
+    async with working(store, tmp_path, in_a_thread):
+        await wait_until(lambda: CALLS)
+        for job in CALLS[0]:
+            await store.cancel(job, "me", "enough")
+        [waiting] = [job for job in jobs if job not in CALLS[0]]
+
+        problem = (await end_of(store, waiting)).end_data()["problem"]
+        late = await submit(store, in_a_thread)
+        assert problem["cause"] == "batch_stuck"
+        assert [(await end_of(store, job)).state for job in CALLS[0]] == [State.CANCELLED] * 2
+        assert (await store.job(late)).state is State.QUEUED
+
+        LATCHES[0].set()
+        assert (await end_of(store, late)).end_data() == {"result": 1}
+
+
+async def test_a_stopping_worker_hands_back_what_gathers(store: Store, tmp_path: Path) -> None:
+    """A job whose batch has not begun is another worker's, at once."""
+    job = await submit(store, patient)
+    async with working(store, tmp_path, patient):
+        await wait_until(lambda: _runs(store, job))
+
+    record = await store.job(job)
+    assert (record.state, record.failures) == (State.QUEUED, 0)
+    assert not CALLS
+
+
+async def _runs(store: Store, job: str) -> bool:
+    return (await store.job(job)).state is State.RUNNING
 
 
 def test_the_kinds_schema_is_of_one_job() -> None:
