@@ -125,8 +125,8 @@ def processor(
         max_batch: The function does up to so many jobs in one call, `(contexts, inputs)`, and returns a list with a
             result for each; a result that is an exception fails that job alone. For models that are faster on many.
         max_wait_seconds: How long a job waits for others to fill its batch, while no batch is being done.
-        health: Called in the worker every 15 s, as `setup` is. While it raises, this worker begins no job of the kind:
-            others do, or the jobs wait.
+        health: Called in the worker every 15 s, as `setup` is. While it raises, or says nothing for 15 s, this worker
+            begins no job of the kind: others do, or the jobs wait.
     """
     if not isinstance(kind, str):
         raise ConfigurationError("A processor needs the name of its kind: write @processor('its-kind').")

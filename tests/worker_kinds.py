@@ -119,6 +119,8 @@ async def failing(ctx: Context, input: dict[str, str]) -> str:
             raise RuntimeError("a secret: hunter2")
         case "cancelled":
             raise asyncio.CancelledError
+        case "exit":
+            sys.exit("a secret: hunter2")
         case _:
             return 1  # type: ignore[return-value] # no str: refused by its own type
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -242,7 +244,7 @@ async def test_an_error_is_tried_again_after_a_pause(store: Store, blobs: Blobs)
     assert events[4].attempt == 2
 
 
-@pytest.mark.parametrize("how", ["retry", "processor_error", "unexpected", "cancelled", "wrong_type"])
+@pytest.mark.parametrize("how", ["retry", "processor_error", "unexpected", "cancelled", "exit", "wrong_type"])
 async def test_failures_use_the_attempts_up(store: Store, blobs: Blobs, how: str) -> None:
     """After the kind's limit the job fails, and says what the last attempt failed of."""
     async with working(store, blobs, "failing"):
@@ -526,6 +528,38 @@ async def test_a_failed_set_up_ends_the_worker(store: Store, blobs: Blobs) -> No
     assert "model" not in await store.kinds()
 
 
+@pytest.mark.parametrize("in_thread", [True, False])
+async def test_a_worker_that_is_being_set_up_can_be_stopped(
+    store: Store, blobs: Blobs, monkeypatch: pytest.MonkeyPatch, in_thread: bool
+) -> None:
+    """It announces nothing; a thread that loads for ever is left behind, which ends the process the hard way."""
+    monkeypatch.setattr("processors.worker._LET_GO_SECONDS", 0.1)
+    begun, go = threading.Event(), threading.Event()
+
+    async def load() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    def load_in_a_thread() -> None:
+        begun.set()
+        assert go.wait(20)
+
+    async def run(ctx: Context) -> None: ...
+
+    kinds = {"model": processor("model", setup=load_in_a_thread if in_thread else load)(run)}
+    worker = Worker(store, blobs, kinds, concurrency=1, stop_grace_seconds=0, max_inline_bytes=1024)
+    running = asyncio.create_task(worker.run())
+    await asyncio.to_thread(begun.wait, 5)
+
+    worker.stop()
+    async with asyncio.timeout(2):
+        await running
+    go.set()
+
+    assert worker.stuck == in_thread
+    assert "model" not in await store.kinds()
+
+
 async def test_many_jobs_of_one_kind_do_not_starve_another(store: Store, blobs: Blobs, tmp_path: Path) -> None:
     """With one place, kinds take turns."""
     gate = tmp_path / "gate"
@@ -599,13 +633,15 @@ async def test_kinds_are_announced_and_stay_known(store: Store, blobs: Blobs) ->
     assert await store.workers() == []
 
 
-HEALTHY = {"well": True}
+HEALTHY = {"is": "well"}
 
 
 def look_after_the_device() -> None:
-    """Raises while the device is gone."""
-    if not HEALTHY["well"]:
+    """Raises while the device is gone, and says nothing while it hangs."""
+    if HEALTHY["is"] == "gone":
         raise RuntimeError("the device is gone")
+    while HEALTHY["is"] == "hanging":
+        time.sleep(0.01)
 
 
 @processor("needs_a_device", health=look_after_the_device)
@@ -614,14 +650,15 @@ async def needs_a_device(ctx: Context) -> str:
     return "done"
 
 
+@pytest.mark.parametrize("how", ["gone", "hanging"])
 async def test_an_unwell_kind_is_left_alone_until_it_is_well(
-    store: Store, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    store: Store, blobs: Blobs, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Its jobs wait, its worker doesn't count, and the other kinds of the worker go on."""
     monkeypatch.setattr("processors.worker.HEALTH_SECONDS", 0.05)
     monkeypatch.setattr("processors.worker.PRESENCE_SECONDS", 0.05)
     monkeypatch.setitem(KINDS, "needs_a_device", needs_a_device)
-    monkeypatch.setitem(HEALTHY, "well", False)
+    monkeypatch.setitem(HEALTHY, "is", how)
 
     async def serving() -> list[str]:
         return sorted({kind for worker in await store.workers() for kind in worker["kinds"]})
@@ -632,8 +669,23 @@ async def test_an_unwell_kind_is_left_alone_until_it_is_well(
         await end_of(store, await submit(store, "word-count", {"text": "a b"}))
         assert (await store.job(job)).state is State.QUEUED
 
-        monkeypatch.setitem(HEALTHY, "well", True)
+        monkeypatch.setitem(HEALTHY, "is", "well")
         assert (await end_of(store, job)).end_data() == {"result": "done"}
+
+
+async def test_a_health_check_that_hangs_does_not_hold_up_the_stop(
+    store: Store, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread is left behind, and counted."""
+    monkeypatch.setattr("processors.worker._LET_GO_SECONDS", 0.1)
+    monkeypatch.setitem(KINDS, "needs_a_device", needs_a_device)
+    monkeypatch.setitem(HEALTHY, "is", "hanging")
+
+    async with working(store, blobs, "needs_a_device") as worker:
+        await wait_until(lambda: worker._asked)
+
+    monkeypatch.setitem(HEALTHY, "is", "well")
+    assert worker.stuck == 1
 
 
 async def _is(answer: Any, expected: object) -> bool:

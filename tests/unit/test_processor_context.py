@@ -174,11 +174,13 @@ async def test_progress_never_falls(desk: Desk) -> None:
 
 
 async def test_numbers_of_other_libraries_are_numbers(desk: Desk) -> None:
-    """An array's length is no `int` of Python's."""
+    """An array's length is no `int` of Python's; what a path says is its text."""
     numpy = pytest.importorskip("numpy")
-    await desk.context.progress(numpy.int64(3), numpy.float32(4))
+    odd: Any = Path("a.pdf")
+    await desk.context.progress(numpy.int64(3), numpy.float32(4), message=odd, eta_seconds=numpy.float32(1.5))
 
-    assert await desk.appended() == [("progress", {"current": 3, "total": 4})]
+    said = {"current": 3, "total": 4, "message": "a.pdf", "eta_seconds": 1.5}
+    assert await desk.appended() == [("progress", said)]
 
 
 async def test_a_log_message_is_cut_at_its_limit(desk: Desk) -> None:
