@@ -25,7 +25,7 @@ from pydantic_core import from_json
 from gateway.blobs import Blobs
 from gateway.config import Settings, load_settings
 from gateway.documents import KindDocument
-from gateway.errors import ConfigurationError
+from gateway.errors import ConfigurationError, LeaseLost
 from gateway.store import Claim, JobRecord, Store, read_token
 from processors.attempt import Attempt, Place
 from processors.batching import Batches
@@ -61,6 +61,9 @@ class Reporter:
     Entering raises `LeaseLost` where there is nothing to do: the job has ended, the time to take it is over, or the
     token was used before, as by a queue that delivers twice. When the job is to stop, the next report raises
     `asyncio.CancelledError`, with which the block ends quietly.
+
+    Any thread of this process may report, but no fork of it. A reporter that is entered and never left keeps its job
+    until the kind's `run_timeout_seconds` are over.
     """
 
     def __init__(self, token: str, *, settings: Settings | None = None) -> None:
@@ -69,8 +72,11 @@ class Reporter:
         self._entered: Future[tuple[_Block, SyncReport]] = Future()
         self._left: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="reports", daemon=True)
+        self._process = os.getpid()
 
     def __enter__(self) -> SyncReport:
+        if self._thread.ident is not None:
+            raise RuntimeError("A reporter is for one block: its token can be brought once.")
         self._thread.start()
         self._block, self._job = self._entered.result()
         return self._job
@@ -78,6 +84,9 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        if os.getpid() != self._process:
+            # A fork that leaves its copy of the block; the attempt is not its own.
+            return False
         self._block.loop.call_soon_threadsafe(self._block.leave, self._job.result, error)
         self._left.result()
         return self._block.report.cancelled and isinstance(error, asyncio.CancelledError)
@@ -108,6 +117,7 @@ class AsyncReporter:
 
     async def __aenter__(self) -> Report:
         self._task = asyncio.current_task()
+        self._cancels = 0 if self._task is None else self._task.cancelling()
         self._told = False
         self._adopted = _adopted(self._token, self._settings, self._interrupt)
         self._block = await self._adopted.__aenter__()
@@ -117,11 +127,12 @@ class AsyncReporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         self._block.leave(self._block.report.result, error)
+        ours = self._told and isinstance(error, asyncio.CancelledError)
         if self._told and self._task is not None:
-            # The cancel was ours, and has done what it was for.
-            self._task.uncancel()
+            # Our cancel has done what it was for; one that somebody else asked for as well goes on.
+            ours = self._task.uncancel() <= self._cancels and ours
         await self._adopted.__aexit__(None, None, None)
-        return self._told and isinstance(error, asyncio.CancelledError)
+        return ours
 
     def _interrupt(self) -> None:
         if self._task is not None and not self._told:
@@ -137,31 +148,30 @@ class _Block:
     def __init__(self, interrupt: Callable[[], None]) -> None:
         self.loop = asyncio.get_running_loop()
         self.entered: asyncio.Future[None] = self.loop.create_future()
-        self._outcome: asyncio.Future[Any] = self.loop.create_future()
+        self._outcome: asyncio.Future[tuple[Any, BaseException | None]] = self.loop.create_future()
         self._interrupt = interrupt
 
     async def function(self, context: Report) -> Any:
         """Return what the block made, or raise what left it; a cancel is passed on, and its end waited for."""
         self.report = context
         self.entered.set_result(None)
-        while True:
+        while not self._outcome.done():
             try:
-                return await asyncio.shield(self._outcome)
+                await asyncio.shield(self._outcome)
             except asyncio.CancelledError:
                 if self._outcome.done():
                     raise
                 self._interrupt()
+        result, error = self._outcome.result()
+        if error is not None:
+            raise error
+        return result
 
     def leave(self, result: Any, error: BaseException | None) -> None:
         """The block has been left."""
-        if self._outcome.done():
-            return
-        if error is None:
-            self._outcome.set_result(result)
-        elif isinstance(error, asyncio.CancelledError):
-            self._outcome.cancel()
-        else:
-            self._outcome.set_exception(error)
+        if not self._outcome.done():
+            # As a value, since futures don't take every exception.
+            self._outcome.set_result((result, error))
 
 
 @asynccontextmanager
@@ -190,6 +200,8 @@ async def _adopted(token: str, settings: Settings | None, interrupt: Callable[[]
         running = asyncio.create_task(attempt.run(), name=f"{kind.kind} {claim.job} reported")
         try:
             await asyncio.wait({running, block.entered}, return_when=asyncio.FIRST_COMPLETED)
+            if not block.entered.done():
+                raise LeaseLost(f"The attempt at job {claim.job} ended before its block began; its events tell why.")
             block.report.input = await _input(blobs, begun.record)
             yield block
             await running

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
@@ -23,14 +24,17 @@ class Portal:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
+        self._process = os.getpid()
 
     def call(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         """Run an async function on the loop and wait for its result here.
 
         Raises:
-            RuntimeError: It was called on the loop's own thread, where waiting would wait for itself.
+            RuntimeError: It was called on the loop's own thread, where waiting would wait for itself, or in a fork of
+                the process, which has no such thread.
             asyncio.CancelledError: The attempt is over, or the loop is closed: the worker has stopped.
         """
+        self._check_process()
         if threading.get_ident() == self._loop_thread:
             raise RuntimeError("This face is for threads; on the event loop use the async methods of Context.")
 
@@ -50,10 +54,15 @@ class Portal:
             raise asyncio.CancelledError("the attempt is over") from None
 
     def post(self, function: Callable[..., object], *args: Any) -> None:
-        """Have the loop call a plain function soon; nobody waits for it."""
+        """Have the loop call a plain function soon; nobody waits for it. Raises `RuntimeError` in a fork."""
+        self._check_process()
         # Closed: the worker has stopped, and nobody would hear it.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *args)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError("A fork can't report: have it give its results to the process that it is a fork of.")
 
 
 async def run_in_thread(function: Callable[..., T], *args: Any, name: str = "", **kwargs: Any) -> T:

@@ -17,10 +17,11 @@ from gateway.documents import KindDocument
 from gateway.errors import LeaseLost
 from gateway.event_text import decode_event
 from gateway.protocol import START, Event, State
+from gateway.requests import JobOptions
 from gateway.store import JobRecord, Store
 from processors import AsyncReporter, Reporter, Retry
-from tests.faults import wait_until
-from tests.jobs import begin, submit
+from tests.faults import FaultProxy, wait_until
+from tests.jobs import begin, new_job, submit
 
 KIND = KindDocument(kind="echo", max_attempts=2)
 LEASE_SECONDS = 0.6
@@ -178,3 +179,91 @@ async def test_a_message_that_comes_twice_is_done_once(settings: Settings, store
         report.result = "once"
 
     assert (await store.job(job)).end_data() == {"result": "once"}
+
+
+@pytest.mark.parametrize("error", [StopIteration, SystemExit, KeyboardInterrupt])
+async def test_whatever_leaves_the_block_ends_the_attempt(
+    settings: Settings, store: Store, error: type[BaseException]
+) -> None:
+    """It goes on to the caller, and the job hears of it at once."""
+    job, token = await handed_over(store)
+
+    def leave() -> type[BaseException] | None:
+        try:
+            with Reporter(token, settings=settings):
+                raise error
+        except BaseException as raised:  # noqa: BLE001 - what is told
+            return type(raised)
+        return None
+
+    async with asyncio.timeout(10):
+        assert await asyncio.to_thread(leave) is error
+
+    assert (await log_of(store, job))[-1].data["problem"]["code"] == "processor_error"
+
+
+async def test_a_fork_can_not_report_and_is_told(settings: Settings, store: Store) -> None:
+    """It would wait for a thread that it doesn't have; the block that it leaves is not its own."""
+    job, token = await handed_over(store)
+
+    async with process(settings, token, "fork") as other:
+        assert await other.wait() == 0
+
+    record = await store.job(job)
+    assert record.end_data() == {"result": {"done": "fork", "fork": "RuntimeError"}}
+
+
+async def test_a_job_that_can_not_be_read_is_nobodys_to_do(settings: Settings, store: Store) -> None:
+    """Its attempt has failed before the block begins, which its log tells."""
+    new = new_job(KIND, options=JobOptions(input_url="http://127.0.0.1:9/not-listed"))
+    job = (await store.submit(await store.job_id("me", None), new, keyed=False)).record.id
+    token = await store.hand_over(await begin(store, "echo"), 60, "worker")
+
+    with pytest.raises(LeaseLost, match="its events tell why"):
+        await AsyncReporter(token, settings=settings).__aenter__()
+
+    assert (await log_of(store, job))[-1].type in ("retrying", "failed")
+
+
+async def test_a_reporter_that_was_cut_off_for_longer_than_its_lease_writes_nothing_more(
+    settings: Settings, store: Store
+) -> None:
+    """Another attempt has the job by then: the block is told and ends quietly."""
+    async with FaultProxy(settings.redis_url) as proxy:
+        job, token = await handed_over(store)
+        elsewhere = settings.model_copy(update={"redis_url": proxy.url})
+        async with asyncio.timeout(20), AsyncReporter(token, settings=elsewhere) as report:
+            await report.output("before", 1)
+            await report.outputs()
+            proxy.stall()
+            await when(store, job, State.QUEUED)
+            await begin(store, "echo")
+            await report.output("after", 1)
+            proxy.resume()
+            await asyncio.Event().wait()
+
+    assert report.cancelled
+    assert [event.data.get("index") for event in await log_of(store, job) if event.type == "output"] == ["before"]
+    assert (await store.job(job)).state is State.RUNNING
+
+
+async def test_a_cancel_from_outside_goes_on(settings: Settings, store: Store) -> None:
+    """Also where the job is cancelled at the same moment: whoever stops the program must not wait in vain."""
+    _, token = await handed_over(store)
+    report: AsyncReporter | None = None
+
+    async def work() -> None:
+        nonlocal report
+        report = AsyncReporter(token, settings=settings)
+        async with report:
+            await asyncio.Event().wait()
+
+    working = asyncio.create_task(work())
+    await wait_until(lambda: report is not None and hasattr(report, "_block"))
+    assert report is not None
+    report._interrupt()
+    working.cancel()
+
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncio.CancelledError):
+            await working
