@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     blob_url: str = Field("", description="Where files live: file:///path or s3://bucket/path; empty: in `data`.")
     durability: Literal["redis", "disk", "replica"] = Field(
         "redis",
-        description="What a submit and an end wait for: Redis's answer, its disk (WAITAOF), or a replica (WAIT).",
+        description="What a submit and an end wait for: Redis's answer, its disk (appendfsync always), or a replica.",
     )
 
     heartbeat_seconds: float = Field(15, gt=0, le=120, description="Longest silence on a stream.")

@@ -161,7 +161,9 @@ class Product:
         async with AsyncExitStack() as stack:
             url = settings.redis_url
             if not url:
-                server = EmbeddedValkey(settings.data, memory_bytes=settings.embedded_memory_bytes)
+                # Where a submit waits for the disk, each write has to be there: see gateway.store.health.
+                sync = {"appendfsync": "always"} if settings.durability == "disk" else {}
+                server = EmbeddedValkey(settings.data, memory_bytes=settings.embedded_memory_bytes, options=sync)
                 url = (await stack.enter_async_context(server)).url
             self._services = self._make_services(url, port)
             # Before the group is left, its tasks are cancelled and start nothing more; then this ends the children,

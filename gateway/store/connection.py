@@ -142,7 +142,8 @@ class Connection:
     async def _run_durably(self, name: str, keys: Sequence[str], args: Iterable[Any]) -> Any:
         """Run a script and wait until its writes are where the `durability` setting wants them.
 
-        WAIT and WAITAOF speak of their own connection's writes, so both commands use one connection.
+        WAIT and WAITAOF speak of their own connection's writes, so both commands use one connection. WAITAOF alone is
+        not enough: only under `appendfsync always` is the disk's answer true of every server.
         """
         if self._durability == "redis":
             return await self._run(name, keys, args)

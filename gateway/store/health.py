@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
+
+from redis.exceptions import ResponseError
 
 from gateway.errors import ConfigurationError
 from gateway.store.connection import Connection, translated
@@ -28,7 +31,7 @@ class Health(Connection):
         Raises `ConfigurationError` for servers that can't be used, and `Unavailable`.
         """
         async with translated():
-            servers: list[dict[str, Any]] = await asyncio.gather(*(one.info() for one in self._client.servers()))
+            servers = await asyncio.gather(*(self._info_of(one) for one in self._client.servers()))
         for server in servers:
             _check_usable(server, self._deployment)
         # In a cluster all nodes should be set alike: what holds for one is said once.
@@ -47,6 +50,14 @@ class Health(Connection):
             "used_memory": sum(server.get("used_memory", 0) for server in servers),
             "warnings": list(warnings),
         }
+
+    async def _info_of(self, server: Any) -> dict[str, Any]:
+        info: dict[str, Any] = await server.info()
+        if self._durability == "disk":
+            # Many users may not ask for settings; then nobody can tell.
+            with suppress(ResponseError):
+                info |= await server.config_get("appendfsync")
+        return info
 
 
 def _name(server: dict[str, Any]) -> str:
@@ -80,6 +91,12 @@ def _warnings(server: dict[str, Any], durability: str) -> list[str]:
         warnings.append("appendonly is off: a restart of Redis loses jobs; set appendonly yes")
     elif server.get("aof_last_write_status", "ok") != "ok":
         warnings.append("the last write to the append-only file failed: Redis's disk may be full")
+    if durability == "disk" and server.get("appendfsync", "always") != "always":
+        # Seen of Valkey 9.1 under `everysec`, and of Redis 7.4: WAITAOF is answered before the write has been synced.
+        warnings.append(
+            f"OUTLAST_DURABILITY is disk, and appendfsync is {server['appendfsync']}: Redis may then say that a write"
+            " is on the disk before it is; set appendfsync always"
+        )
     if durability == "replica" and not server.get("connected_slaves"):
         warnings.append("OUTLAST_DURABILITY is replica, and a master has none: submits are refused until it has one")
     return warnings

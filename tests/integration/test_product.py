@@ -170,9 +170,13 @@ async def test_a_product_that_was_killed_finishes_its_job_at_the_next_start(tmp_
         await running.ended()
         await wait_until(lambda: not [pid for pid in family.values() if _runs(pid)], what="the end of the children")
 
-    async with product(tmp_path, _MODULE, OUTLAST_LEASE_SECONDS="2") as running, aiohttp.ClientSession() as session:
+    again = {"OUTLAST_LEASE_SECONDS": "2", "OUTLAST_DURABILITY": "disk"}
+    async with product(tmp_path, _MODULE, **again) as running, aiohttp.ClientSession() as session:
         await running.until_ready()
         assert "1 unfinished job goes on" in running.printed
+        # Its Valkey is set as what was asked for needs it.
+        async with session.get(f"{running.address}/readyz") as answer:
+            assert (await answer.json())["warnings"] == []
         fetch = _job(session, running.address, job)
         await wait_until(lambda: _ended(fetch), 30, what="the end of the job")
         document = await fetch()

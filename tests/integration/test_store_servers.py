@@ -158,6 +158,10 @@ async def test_settings_that_break_a_promise_are_told_by_readyz(tmp_path: Path, 
                 "appendonly is off",
                 "OUTLAST_DURABILITY is replica, and a master has none",
             ]
+            store._durability = "disk"
+            assert (await store.info())["warnings"][-1].startswith(
+                "OUTLAST_DURABILITY is disk, and appendfsync is every"
+            )
         finally:
             await store.close()
     finally:
