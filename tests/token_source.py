@@ -46,6 +46,10 @@ class TokenSource:
         """Status, body and headers of the next answers, before the good ones."""
         self.streams = True
         """Whether it knows how to; otherwise it answers with one JSON."""
+        self.silent = False
+        """Whether it takes requests and doesn't answer."""
+        self.script: list[bytes] | None = None
+        """What comes instead of chunks of its own, each written by itself; an empty one cuts the connection."""
 
     @property
     def asked(self) -> int:
@@ -66,6 +70,8 @@ class TokenSource:
             status, document, headers = self.refusals.pop(0)
             return web.json_response(document, status=status, headers=headers)
         try:
+            if self.silent:
+                await self.go.wait()
             if not self.streams:
                 message = {"role": "assistant", "content": self.text}
                 choice = {"index": 0, "message": message, "finish_reason": self.finish_reason}
@@ -79,6 +85,10 @@ class TokenSource:
         number = self.asked
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+
+        if self.script is not None:
+            await _play(self.script, request, response)
+            return response
 
         async def say(delta: dict[str, Any], finish: str | None = None) -> None:
             choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
@@ -122,6 +132,16 @@ class TokenSource:
     async def models(self, _: web.Request) -> web.Response:
         """The list of models."""
         return web.json_response({"object": "list", "data": [{"id": MODEL}, {"id": "another"}]})
+
+
+async def _play(script: list[bytes], request: web.Request, response: web.StreamResponse) -> None:
+    for piece in script:
+        await response.write(piece)
+        # Each by itself, so that it is received by itself.
+        await asyncio.sleep(0.002)
+        if not piece:
+            assert request.transport is not None
+            request.transport.abort()
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ keeps what was said: a second answer would begin with other words, and listeners
 
 from __future__ import annotations
 
+import json
 import re
 from functools import lru_cache
 from typing import Any, Final
@@ -164,7 +165,12 @@ async def _ask(input: LlmInput, reply: Reply) -> None:
             reply.take(_read(await _all(answer)))
             await reply.tell()
         else:
-            await _listen(answer, reply)
+            try:
+                await _listen(answer, reply)
+            except (LlmFailure, UpstreamError):
+                # What comes after the answer's end can't take it back.
+                if reply.finish_reason is None:
+                    raise
     if reply.finish_reason is None:
         raise broken_off()
 
@@ -179,9 +185,11 @@ async def _listen(answer: Answer, reply: Reply) -> None:
             raise not_json() from None
         try:
             for message in messages:
-                if message.data == "[DONE]":
+                if message.data.startswith("[DONE]"):
                     return
-                reply.take(_read(message.data))
+                # Some keep the connection alive with nothing.
+                if message.data:
+                    reply.take(_read(message.data))
         finally:
             # Once for all that came together; and what was said before a broken chunk is kept.
             await reply.tell()
@@ -199,14 +207,22 @@ async def _all(answer: Answer) -> bytes:
 def _read(text: str | bytes) -> dict[str, Any]:
     """A JSON object that is no error."""
     try:
-        document = from_json(text)
-    except ValueError:
+        document = _decoded(text)
+    except (ValueError, RecursionError):
         raise not_json() from None
     if not isinstance(document, dict):
         raise not_json()
     if document.get("error"):
         raise said_in_stream(document["error"])
     return document
+
+
+def _decoded(text: str | bytes) -> Any:
+    try:
+        return from_json(text)
+    except ValueError:
+        # The quick one takes no half of a surrogate pair, as a server writes it that cuts text by bytes.
+        return json.loads(text)
 
 
 def _ending(error: LlmFailure | UpstreamError, attempt: int, *, has_spoken: bool) -> ProcessorError:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from pydantic import BaseModel, Field
+from pydantic_core import to_json
 
 from processors.context import Context
 from processors.llm.failures import not_json
+from processors.text import clean
 
 TEXT: Final = "text"
 REASONING: Final = "reasoning"
@@ -69,8 +71,11 @@ class Reply:
         if isinstance(chunk.get("usage"), dict):
             self._usage = chunk["usage"]
         if isinstance(chunk.get("model"), str) and chunk["model"]:
-            self._model = chunk["model"]
+            self._model = clean(chunk["model"])
         choices = chunk.get("choices")
+        if choices is None and isinstance(chunk.get("usage"), dict):
+            # Some send the usage by itself.
+            return
         if not isinstance(choices, list):
             raise not_json()
         for choice in choices:
@@ -85,16 +90,19 @@ class Reply:
             raise not_json()
         for field, channel in _CHANNELS:
             if text := said.get(field):
+                if isinstance(text, list):
+                    self._take_parts(channel, text)
                 self._say(channel, text)
         if calls := said.get("tool_calls"):
             if not isinstance(calls, list):
                 raise not_json()
-            for position, call in enumerate(calls):
-                self._take_call(position, call)
+            for call in calls:
+                self._take_call(call)
         if isinstance(choice.get("logprobs"), dict):
             self._logprobs += [one for one in choice["logprobs"].get("content") or () if isinstance(one, dict)]
         if isinstance(choice.get("finish_reason"), str):
-            self.finish_reason = choice["finish_reason"]
+            # Some say an empty one until there is one.
+            self.finish_reason = choice["finish_reason"] or self.finish_reason
 
     def _say(self, channel: str, text: object) -> None:
         if not isinstance(text, str) or not text:
@@ -107,20 +115,50 @@ class Reply:
         else:
             self._untold.append((channel, [text]))
 
-    def _take_call(self, position: int, call: object) -> None:
+    def _take_parts(self, channel: str, parts: list[Any]) -> None:
+        """Read a text that comes as parts, as Mistral's models have it, whose thoughts are parts as well."""
+        for part in parts:
+            if not isinstance(part, dict):
+                raise not_json()
+            if isinstance(thoughts := part.get("thinking"), list):
+                self._take_parts(REASONING, thoughts)
+            self._say(REASONING, part.get("thinking"))
+            self._say(channel, part.get("text"))
+
+    def _take_call(self, call: object) -> None:
         if not isinstance(call, dict) or not isinstance(function := call.get("function") or {}, dict):
             raise not_json()
-        index = call.get("index", position)
-        if not isinstance(index, int) or not 0 <= index < _MAX_TOOL_CALLS:
+        index, id, name = call.get("index"), call.get("id") or "", function.get("name") or ""
+        if index is not None and (not isinstance(index, int) or not 0 <= index < _MAX_TOOL_CALLS):
             raise not_json()
-        known = self._calls.get(index)
-        if known is None:
-            id, name = call.get("id") or f"call_{self._ctx.job_id}_{index}", function.get("name") or ""
-            known = self._calls[index] = _Call(index, str(id), str(name))
-            self._said[known.channel] = []
-            self.has_spoken = True
-            self._untold.append(known)
-        self._say(known.channel, function.get("arguments"))
+        known = self._known_call(index, id, name) or self._begin_call(index, clean(str(id)), clean(str(name)))
+        arguments = function.get("arguments")
+        # OpenAI sends JSON as a text; some send what it means.
+        self._say(known.channel, to_json(arguments).decode() if isinstance(arguments, dict) else arguments)
+
+    def _known_call(self, index: int | None, id: object, name: object) -> _Call | None:
+        """The call that a chunk goes on with; None where it begins one.
+
+        The index says it in OpenAI's form. Some servers leave it out or say 0 for each call, but then name each; others
+        make up a new id for each chunk, but name the first only.
+        """
+        for call in self._calls.values():
+            if id and call.id == id:
+                return call
+        if name and (id or index is None):
+            return None
+        return self._calls.get(max(self._calls, default=0) if index is None else index)
+
+    def _begin_call(self, index: int | None, id: str, name: str) -> _Call:
+        if index is None or index in self._calls:
+            index = max(self._calls, default=-1) + 1
+            if index >= _MAX_TOOL_CALLS:
+                raise not_json()
+        call = self._calls[index] = _Call(index, id or f"call_{self._ctx.job_id}_{index}", name)
+        self._said[call.channel] = []
+        self.has_spoken = True
+        self._untold.append(call)
+        return call
 
     async def tell(self) -> None:
         """Report what the chunks said since the last time, in its order; a channel's tokens as one text."""
@@ -134,7 +172,7 @@ class Reply:
 
     def result(self) -> LlmResult:
         """All of it."""
-        said = {channel: "".join(pieces) for channel, pieces in self._said.items()}
+        said = {channel: clean("".join(pieces)) for channel, pieces in self._said.items()}
         return LlmResult(
             model=self._model,
             text=said.get(TEXT, ""),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,108 @@ async def test_only_allowed_models_are_asked(
     assert source.asked == 0
 
 
+def _sent(*choices: dict[str, Any], **more: Any) -> bytes:
+    """A chunk as it is sent."""
+    return b"data: %b\n\n" % json.dumps({"choices": list(choices)} | more).encode()
+
+
+def _text(text: str, finish: str | None = None) -> dict[str, Any]:
+    return {"delta": {"content": text}, "finish_reason": finish}
+
+
+def _call(text: Any, **more: Any) -> dict[str, Any]:
+    function = {"arguments": text} | ({"name": more.pop("name")} if "name" in more else {})
+    return {"delta": {"tool_calls": [{"function": function} | more]}}
+
+
+END = _sent({"delta": {}, "finish_reason": "stop"})
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param([_sent(_text("a €uro")), END], id="no [DONE]"),
+        pytest.param([_sent(_text("a €uro", "stop")), b": so\n\n", b""], id="cut after the answer's end"),
+        pytest.param([_sent(_text("a €uro")), END, b'data: {"usage": {"total_tokens": 3}}\n\n'], id="bare usage"),
+        pytest.param([_sent(_text("a €uro"), usage=None), _sent(), END, b"data: [DONE] \n\n"], id="no choices"),
+        pytest.param([b"\xef\xbb\xbf: hello\r\rdata:\r\n\r\n", _sent(_text("a €uro")), END], id="nothing said"),
+        pytest.param([_sent(_text("a €uro"), model=None, usage={}).replace(b"\n", b"\r\n"), END], id="CRLF"),
+        pytest.param([_sent(_text("a €uro")).replace(b"\n", b"\r"), b"\r", END], id="CR"),
+        pytest.param(
+            [*(bytes([one]) for one in 'data: {"choices": [{"text": "a €uro"}]}\r\n\r\n'.encode()), END], id="bytes"
+        ),
+        pytest.param(
+            [_sent({"delta": {"content": [{"type": "text", "text": "a €"}]}}), _sent(_text("uro")), END], id="parts"
+        ),
+    ],
+)
+async def test_servers_say_the_same_in_different_ways(asking: Asking, source: TokenSource, script: list[bytes]) -> None:
+    """However the stream is cut, ended and adorned."""
+    source.script = script
+
+    result = await asking.result()
+
+    assert (result["text"], result["finish_reason"], source.asked) == ("a €uro", "stop", 1)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(
+            [
+                _sent(_call('{"city"', index=0, id="x", name="weather")),
+                _sent(_call("{", index=1, id="y", name="time")),
+                _sent(_call(': "Rome"}', index=0)),
+                _sent(_call("}", index=1)),
+            ],
+            id="interleaved",
+        ),
+        pytest.param(
+            [
+                _sent(_call('{"city": "Rome"}', id="x", name="weather")),
+                _sent(_call("{}", id="y", name="time")),
+            ],
+            id="without an index",
+        ),
+        pytest.param(
+            [
+                _sent(_call('{"city": "Rome"}', index=0, id="x", name="weather")),
+                _sent(_call("{}", index=0, id="y", name="time")),
+            ],
+            id="all with one index",
+        ),
+        pytest.param(
+            [
+                _sent(_call({"city": "Rome"}, index=0, id="x", name="weather")),
+                _sent(_call({}, index=1, id="y", name="time")),
+            ],
+            id="as objects",
+        ),
+    ],
+)
+async def test_each_tool_call_is_its_own(asking: Asking, source: TokenSource, script: list[bytes]) -> None:
+    """Whether the server numbers them, names them, or neither."""
+    source.script = [*script, _sent({"delta": {}, "finish_reason": "tool_calls"})]
+
+    calls = (await asking.result())["tool_calls"]
+
+    assert [(call["id"], call["name"], json.loads(call["arguments"])) for call in calls] == [
+        ("x", "weather", {"city": "Rome"}),
+        ("y", "time", {}),
+    ]
+
+
+async def test_a_huge_chunk_and_half_a_character_are_text(asking: Asking, source: TokenSource) -> None:
+    """A chunk that is larger than an event is several; what no UTF-8 can carry is a question mark."""
+    source.script = [_sent(_text("x" * 600_000)), _sent(_text("\ud83d")), END]
+
+    job = await asking.submit()
+    record = await asking.end(job)
+
+    assert record.state == "succeeded", record.end_data()
+    assert await asking.said(job) == "x" * 600_000 + "?"
+
+
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
@@ -180,13 +284,54 @@ async def test_what_may_pass_is_tried_again_when_the_upstream_says(
     assert source.asked == 2
 
 
-async def test_a_limit_that_lasts_too_long_is_told(asking: Asking, source: TokenSource) -> None:
+@pytest.mark.parametrize("as_date", [False, True])
+async def test_a_limit_that_lasts_too_long_is_told(asking: Asking, source: TokenSource, as_date: bool) -> None:
     """Nobody waits for an hour; the caller hears how long it would be."""
-    source.refusals = [(429, _error("later"), {"Retry-After": "3600"})]
+    later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True) if as_date else "3600"
+    source.refusals = [(429, _error("later"), {"Retry-After": later})]
 
     problem = await asking.problem()
 
-    assert (problem["code"], problem["retry_after_seconds"]) == ("llm_rate_limited", 3600)
+    assert problem["code"] == "llm_rate_limited"
+    assert 3590 < problem["retry_after_seconds"] <= 3600
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ([_sent(_text("The", ""))], "llm_broke_off"),
+        ([_sent(_text("The")), b'data: {"choices": {}}\n\n'], "llm_garbage"),
+        ([_sent(_text("The")), b'data: {"choices": null}\n\n'], "llm_garbage"),
+        ([_sent(_text("The")), b"data: nothing\n\n"], "llm_garbage"),
+        (
+            [_sent(_text("The")), b'data: {"error": "too many tokens in the context window"}\n\n'],
+            "llm_context_too_long",
+        ),
+    ],
+)
+async def test_a_stream_that_goes_wrong_has_its_code(
+    asking: Asking, source: TokenSource, script: list[bytes], code: str
+) -> None:
+    """And what was said by then is kept."""
+    source.script = script
+
+    job = await asking.submit()
+    record = await asking.end(job)
+
+    assert record.end_data()["problem"]["code"] == code
+    assert await asking.said(job) == "The"
+
+
+async def test_a_cancel_ends_a_call_that_nobody_answers(asking: Asking, source: TokenSource) -> None:
+    """A server that takes the request and says nothing holds nobody up."""
+    source.silent = True
+    job = await asking.submit()
+    await wait_until(lambda: source.asked == 1, 5, what="the request")
+
+    await asking.store.cancel(job, "me", "enough")
+
+    assert (await asking.end(job)).state == "cancelled"
+    await wait_until(lambda: source.cancelled == 1, 5, what="the upstream sees it")
 
 
 @pytest.mark.parametrize(
