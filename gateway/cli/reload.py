@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 
 from gateway.child import Child
 from gateway.errors import ConfigurationError
 
+# For a worker that is told to stop: longer than a function may take to obey.
+_STOP_SECONDS: Final = 30.0
 
-def run_reloading(arguments: Sequence[str], grace_seconds: float) -> int:
+
+def run_reloading(arguments: Sequence[str]) -> int:
     """Keep `outlast` with these arguments, a worker, running until Ctrl-C, the newest code in it; returns 0.
 
-    A worker that is replaced hands its jobs back, so nothing is lost and no attempt is burnt.
+    A worker that is replaced hands its jobs back at once, so nothing is lost, no attempt is burnt, and the new code
+    does them without waiting for the old.
     Raises `ConfigurationError` where the package that watches files is missing.
     """
     try:
@@ -29,31 +34,31 @@ def run_reloading(arguments: Sequence[str], grace_seconds: float) -> int:
     return asyncio.run(
         _keep_new(
             command,
-            grace_seconds,
             lambda stop: awatch(Path.cwd(), watch_filter=PythonFilter(), stop_event=stop, raise_interrupt=False),
         )
     )
 
 
-async def _keep_new(command: Sequence[str], grace_seconds: float, watch: Any) -> int:
+async def _keep_new(command: Sequence[str], watch: Any) -> int:
     console = Console(stderr=True, highlight=False)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    child = await Child.start(*command)
+    environment = os.environ | {"OUTLAST_STOP_GRACE_SECONDS": "0"}
+    child = await Child.start(*command, environment=environment)
     telling = asyncio.create_task(_tell_of_end(child, console), name="tells of the worker's end")
     try:
         async for changes in watch(stop):
             names = sorted({Path(path).name for _, path in changes})
             console.print(f"[dim]{', '.join(names[:5])} changed: the worker starts again[/]")
             telling.cancel()
-            await child.stop(grace_seconds)
-            child = await Child.start(*command)
+            await child.stop(_STOP_SECONDS)
+            child = await Child.start(*command, environment=environment)
             telling = asyncio.create_task(_tell_of_end(child, console), name="tells of the worker's end")
     finally:
         telling.cancel()
-        await child.stop(grace_seconds)
+        await child.stop(_STOP_SECONDS)
     return 0
 
 

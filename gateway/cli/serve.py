@@ -128,7 +128,7 @@ def _worker(args: argparse.Namespace) -> int:
     if args.reload:
         from gateway.cli.reload import run_reloading
 
-        return run_reloading([word for word in sys.argv[1:] if word != "--reload"], settings.stop_grace_seconds + 10)
+        return run_reloading([word for word in sys.argv[1:] if word != "--reload"])
     logs.configure(settings.log_format)
     # An installed command does not look there by itself, unlike `python -m`.
     sys.path.insert(0, os.getcwd())
