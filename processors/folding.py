@@ -38,12 +38,17 @@ class StoredFold(NamedTuple):
 
 
 class Folding:
-    """Follows a log event by event. A log that can't be folded is logged once and gets no more folds."""
+    """Follows a log event by event, and folds only once a fold is due: most jobs end before that.
+
+    What waits is bounded as the fold is, by what makes the next one due. A log that can't be folded is logged once and
+    gets no more folds.
+    """
 
     def __init__(self, record: JobRecord) -> None:
         self._job = record.id
         self._record = record
         self._fold: Fold | None = Fold.empty(record.id)
+        self._unfolded: list[tuple[Cursor, str, Mapping[str, Any], int]] = []
         self.cursor = START
         self._stored_at = 0
         # A fold of much text is stored less often than 64 KiB come: it would be written again and again otherwise.
@@ -71,6 +76,7 @@ class Folding:
             if not page.entries:
                 logger.warning("job %s: its log can't be folded on from %s (%s)", self._job, self.cursor, page.broken)
                 self._fold, self.cursor = None, last
+                self._unfolded.clear()
                 return
             for entry in page.entries:
                 event = decode_event(entry.text)
@@ -84,28 +90,31 @@ class Folding:
         self._bytes += size
         if type_ in (EventType.OUTPUT, EventType.DELTA):
             self.has_outputs = True
-        if self._fold is None:
-            return
-        event = Event(
-            id=cursor.number,
-            time=format_time(cursor.time_ms or 0),
-            job=self._job,
-            attempt=self._record.attempt if attempt is None else attempt,
-            type=type_,
-            data=dict(data),
-        )
-        try:
-            self._fold.apply(event)
-        except ValueError:
-            logger.exception("job %s: event %d can't be folded; its snapshots stay behind", self._job, cursor.number)
-            self._fold = None
+        if self._fold is not None:
+            self._unfolded.append((cursor, type_, data, self._record.attempt if attempt is None else attempt))
 
     def take_if_due(self) -> StoredFold | None:
         """The fold, if so much was added since the last stored one that it is worth storing."""
         news = self.cursor.number - self._stored_at
         if self._fold is None or (news < FOLD_EVENTS and self._bytes < max(FOLD_BYTES, self._stored_bytes)):
             return None
+        if not self._fold_up(self._fold):
+            self._fold = None
+            return None
         text = encode_snapshot_data(self._fold)
         self._stored_at, self._stored_bytes = self.cursor.number, len(text)
         self._bytes = 0
         return StoredFold(text, self.cursor)
+
+    def _fold_up(self, fold: Fold) -> bool:
+        """Apply what came since the last fold; False if it can't be."""
+        unfolded, self._unfolded = self._unfolded, []
+        for cursor, type_, data, attempt in unfolded:
+            time = format_time(cursor.time_ms or 0)
+            event = Event(id=cursor.number, time=time, job=self._job, attempt=attempt, type=type_, data=dict(data))
+            try:
+                fold.apply(event)
+            except ValueError:
+                logger.exception("job %s: event %d can't be folded; no more snapshots", self._job, cursor.number)
+                return False
+        return True

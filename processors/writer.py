@@ -2,6 +2,7 @@
 
 - An output, a log line or an event of the author's own goes out as soon as the append before it has returned.
 - Deltas of a channel are gathered for at most 25 ms after the last ones that went out, then merged into one event.
+  They leave on a beat that all attempts of a process share, and so in one write to Redis.
 - Progress goes out at most ten times a second, the latest wins; what waits goes before any other event.
 - What waits is bounded: full means that the author's report waits, so a slow Redis slows the work, not the memory.
 - A batch that got no answer is sent again, the same under the same number, which the script knows for a repeat.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ MAX_BATCH_BYTES: Final = 256 * 1024
 MAX_WAITING_EVENTS: Final = 256
 MAX_WAITING_BYTES: Final = 1024 * 1024
 DELTA_GATHER_SECONDS: Final = 0.025
+# A part of those: long enough that many streams have something to say, too short to be noticed.
+_BEAT_SECONDS: Final = 0.005
 PROGRESS_PAUSE_SECONDS: Final = 0.1
 # A delta's text: JSON can make 6 bytes of a character, and the event must stay under its limit.
 MAX_DELTA_CHARACTERS: Final = 32 * 1024
@@ -106,6 +110,8 @@ class Writer:
         self._gathered: dict[str, list[str]] = {}
         self._gathered_bytes = 0
         self._delta_due = 0.0
+        self._delta_timer: asyncio.TimerHandle | None = None
+        self._on_the_beat = False
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
         self._ending: _Ending | None = None
@@ -142,11 +148,13 @@ class Writer:
             if not await self._has_room():
                 return
             piece = text[start : start + MAX_DELTA_CHARACTERS]
+            if not self._gathered:
+                beat = _next_beat(max(self._loop.time(), self._delta_due))
+                self._delta_timer = self._loop.call_at(beat, self._on_beat)
             self._gathered.setdefault(channel, []).append(piece)
             self._gathered_bytes += len(piece)
             if self._gathered_bytes >= MAX_DELTA_CHARACTERS:
                 self._seal()
-            self._wake.set()
 
     async def flush(self) -> None:
         """Wait until all that was put so far is in the log."""
@@ -252,7 +260,14 @@ class Writer:
         if self._gathered:
             self._gathered = {}
             self._gathered_bytes = 0
-            self._delta_due = self._loop.time() + DELTA_GATHER_SECONDS
+            self._delta_due = self._loop.time() + DELTA_GATHER_SECONDS - _BEAT_SECONDS
+            self._on_the_beat = False
+            if self._delta_timer is not None:
+                self._delta_timer.cancel()
+
+    def _on_beat(self) -> None:
+        self._on_the_beat = True
+        self._wake.set()
 
     def _seal_progress(self) -> None:
         data, self._progress = self._progress, None
@@ -270,19 +285,15 @@ class Writer:
     async def _until_due(self) -> None:
         """Wait until there is something to send: an event, or progress or deltas whose time has come."""
         while True:
-            now = self._loop.time()
-            if self._gathered and now >= self._delta_due:
+            if self._on_the_beat:
                 self._seal()
-            elif self._progress is not None and now >= self._progress_due:
+            elif self._progress is not None and self._loop.time() >= self._progress_due:
                 self._seal_progress()
             if self._waiting or self._ending is not None or self._listening:
                 return
             self._wake.clear()
-            due = min(
-                self._delta_due if self._gathered else float("inf"),
-                self._progress_due if self._progress is not None else float("inf"),
-            )
-            timer = None if due == float("inf") else self._loop.call_at(due, self._wake.set)
+            # What is gathered has a timer already.
+            timer = None if self._progress is None else self._loop.call_at(self._progress_due, self._wake.set)
             try:
                 await self._wake.wait()
             finally:
@@ -359,3 +370,7 @@ class Writer:
         """Wake those who wait for room or for a flush."""
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
+
+
+def _next_beat(time: float) -> float:
+    return math.ceil(time / _BEAT_SECONDS) * _BEAT_SECONDS

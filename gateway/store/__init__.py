@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from typing import Self
 
 from gateway.config import Settings
 from gateway.errors import ConfigurationError, Unavailable
 from gateway.store.children import MAX_CHILDREN
 from gateway.store.connection import Durability, translated, until_available
+from gateway.store.convoy import Convoy
 from gateway.store.feed import Feed, Follower
 from gateway.store.handover import Handover
 from gateway.store.kinds import Position
@@ -36,6 +38,7 @@ from gateway.store.records import (
     WriterEvent,
 )
 from gateway.store.renewer import Renewed, Renewer
+from gateway.store.scripts import load
 from gateway.store.topology import ClusterSlots
 from gateway.store.uploads import Uploads, upload_not_found, wrong_offset
 from gateway.store.write_token import WriteToken, read_token
@@ -94,6 +97,7 @@ class Store(Log, Look, Uploads, Handover, Listeners):
         store.tombstone_seconds = tombstone_seconds
         store._wanted = deque()
         store._wake = asyncio.Event()
+        store._appends = Convoy(load("append"), store._client, store._topology, partial(store._called, "append"))
         store._tasks = []
         try:
             await store._meet()
@@ -102,6 +106,7 @@ class Store(Log, Look, Uploads, Handover, Listeners):
             raise
         store._tasks += [
             asyncio.create_task(store._read_loop(), name="store reads the log"),
+            asyncio.create_task(store._appends.keep_going(), name="store sends appends"),
             asyncio.create_task(store.feed.run(), name="store keeps the live feed"),
         ]
         if store._topology.period_seconds is not None:

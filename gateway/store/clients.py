@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
+import hiredis
 import redis.asyncio as redis
 from redis.asyncio.connection import AbstractConnection, DefaultParser, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
@@ -103,6 +104,12 @@ class _Cancellable(AbstractConnection):
             # What was sent of the command can't be taken back: nobody may use this connection again.
             await self.disconnect(nowait=True)
             raise
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """The command's bytes: hiredis packs a script's call in a tenth of the time."""
+        # A command's name may be several words, as "SCRIPT LOAD".
+        name = args[0].encode() if isinstance(args[0], str) else args[0]
+        return [hiredis.pack_command((*name.split(), *args[1:]))]
 
     def abort(self) -> None:
         """End the connection at once; who waits on it hears of it, and the next one to use it connects anew."""

@@ -207,14 +207,14 @@ class Pipeline(AsyncCoreCommands):
         self._commands.append((args, options))
         return self
 
-    async def execute(self) -> list[Any]:
-        """Send what was taken; raises the first error."""
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Send what was taken; raises the first error, or returns each where its reply would be."""
         commands, self._commands = self._commands, []
         if self._transaction and commands:
             return await self._cluster.run_transaction(commands)
         replies = await self._cluster.run(commands)
         for reply in replies:
-            if isinstance(reply, redis.RedisError):
+            if raise_on_error and isinstance(reply, redis.RedisError):
                 raise reply
         return replies
 

@@ -11,6 +11,7 @@ from gateway.errors import BadRequest, EventsLost, Gone, LeaseLost, NotFound
 from gateway.event_text import encode_event_tail
 from gateway.protocol import TERMINAL, TERMINAL_TYPES, Cursor, EventType
 from gateway.store.connection import Connection, translated
+from gateway.store.convoy import Convoy
 from gateway.store.records import Appended, Lease, LogEntry, WriterEvent
 
 # One read of the log; a longer one is read page by page, so that a thousand listeners at once need bounded memory.
@@ -41,10 +42,11 @@ class _Read(NamedTuple):
 
 
 class Log(Connection):
-    """All reads of one loop turn go to Redis in one pipeline: many listeners need one connection, not many."""
+    """All reads of one loop turn go to Redis in one pipeline, and all appends: many jobs need few connections."""
 
     _wanted: deque[_Read]
     _wake: asyncio.Event
+    _appends: Convoy
 
     async def append(
         self,
@@ -94,8 +96,12 @@ class Log(Connection):
         arguments: list[Any] = [lease.job, lease.attempt, lease.nonce, batch, *options]
         for event in events:
             arguments += [event.type, event.tail, event.index]
-        run = self._run_durably if durably else self._run
-        answer = await run("append", self._keys.job(lease.job), arguments)
+        keys = self._keys.job(lease.job)
+        if durably and self._durability != "redis":
+            answer = await self._run_durably("append", keys, arguments)
+        else:
+            async with translated():
+                answer = await self._appends.run(keys, arguments)
         if answer[0] == b"ok":
             first, last, time_ms = (int(part) for part in answer[1:4])
             return Appended(first, Cursor(last, time_ms), answer[4].decode() or None)

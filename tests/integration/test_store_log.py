@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+
 import pytest
 from pydantic_core import from_json
 
@@ -56,6 +59,60 @@ async def test_a_batch_that_is_sent_twice_is_written_once(store: Store) -> None:
     assert first == again
     assert ended == end_again
     assert [entry.number for entry in await whole_log(store, record.id)] == [1, 2, 3, 4]
+
+
+async def test_appends_of_one_moment_go_out_together_and_fail_alone(store: Store) -> None:
+    """Many streams cost one write to Redis, not one each; who has lost its lease hears of that, and nobody else."""
+    records = [await submit(store, KIND) for _ in range(40)]
+    leases = [await begin(store, "echo") for _ in records]
+    lost = dataclasses.replace(leases[7], nonce="another")
+
+    async def reads() -> int:
+        each = [await server.info("stats") for server in store._client.servers()]
+        return sum(int(stats["total_reads_processed"]) for stats in each)
+
+    before = await reads()
+    answers = await asyncio.gather(
+        *(store.append(lease, 1, [event("log", {"message": lease.job})]) for lease in [*leases, lost]),
+        return_exceptions=True,
+    )
+    read = await reads() - before
+
+    assert isinstance(answers.pop(), LeaseLost)
+    assert [answer for answer in answers if isinstance(answer, BaseException)] == []
+    if len(store._client.servers()) == 1:
+        # The nodes of a cluster read what the others say, too.
+        assert read < 20
+    for lease in leases:
+        [*_, last] = await whole_log(store, lease.job)
+        assert from_json(last.text)["data"] == {"message": lease.job}
+
+
+async def test_appends_that_go_out_together_teach_a_new_server_their_script(store: Store) -> None:
+    """A server that was restarted has forgotten its scripts: each append is written, and once."""
+    records = [await submit(store, KIND) for _ in range(5)]
+    leases = [await begin(store, "echo") for _ in records]
+    for server in store._client.servers():
+        await server.script_flush()
+
+    await asyncio.gather(*(store.append(lease, 1, [event("log", {"message": "a"})]) for lease in leases))
+
+    for record in records:
+        assert [entry.type for entry in await whole_log(store, record.id)] == [b"queued", b"started", b"log"]
+
+
+async def test_an_append_that_is_cancelled_before_it_left_is_not_written(store: Store) -> None:
+    """Its writer has gone, and would not know of it."""
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+
+    task = asyncio.create_task(store.append(lease, 1, [event("log", {"message": "a"})]))
+    await asyncio.sleep(0)
+    task.cancel()
+    await store.append(lease, 1, [event("log", {"message": "b"})])
+
+    [*_, last] = await whole_log(store, record.id)
+    assert from_json(last.text)["data"] == {"message": "b"}
 
 
 async def test_an_ended_job_takes_no_more_events(store: Store) -> None:

@@ -27,7 +27,7 @@ _PUBLISH_FIRST: Final = """\
         head = await self._client.hget(self._keys.record(lease.job), "last")
         lines = [b"%d-1 %b {%b" % (int(head) + i, str(e.type).encode(), e.tail) for i, e in enumerate(events, 1)]
         await self._client.execute_command("SPUBLISH", self._keys.live(lease.job), b"\\n".join(lines))
-        answer = await run("append", self._keys.job(lease.job), arguments)
+        keys = self._keys.job(lease.job)
 """
 
 MUTANTS: Final = (
@@ -78,7 +78,7 @@ MUTANTS: Final = (
     Mutant(
         "publish before the log",
         "store/log.py",
-        '        answer = await run("append", self._keys.job(lease.job), arguments)\n',
+        "        keys = self._keys.job(lease.job)\n",
         _PUBLISH_FIRST,
         (_FENCES + "test_a_refused_batch_reaches_no_listener",),
     ),
