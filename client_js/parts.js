@@ -153,6 +153,8 @@ export async function persist(ask, { retries, backoff, signal }) {
       return await ask();
     } catch (error) {
       if (!(error instanceof GatewayError) || !error.mayPass || failures >= retries) throw error;
+      // The gateway is at work on it, and comes to an end.
+      if (error.code === "upload_joining") failures = -1;
       await pause(backoff.nextMs(error.retryAfterMs), signal);
     }
   }

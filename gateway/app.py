@@ -36,6 +36,7 @@ from gateway.handlers.context import (
     Readiness,
     principal,
 )
+from gateway.handlers.joining import JOINS, Joins
 from gateway.handlers.openai import chat, models, responses
 from gateway.handlers.problems import (
     cross_origin_headers,
@@ -129,6 +130,7 @@ def make_app(settings: Settings, store: Store, blobs: Blobs, hub: Hub) -> web.Ap
     )
     app[STREAMS] = StreamLimit(settings.max_streams_per_owner)
     app[probe.PROBES] = probe.Probes()
+    app[JOINS] = Joins(store, blobs)
     app[OPENAPI], app[DOCS] = to_json(openapi_document(ROUTES)), docs_page(ROUTES)
     app[pages.CLIENT] = client_files()
     app[DOOR] = Door(
@@ -210,6 +212,7 @@ async def _clocks(app: web.Application) -> AsyncIterator[None]:
         asyncio.create_task(keep_running(app[DOOR].run, "door"), name="door"),
     ]
     yield
+    await app[JOINS].close()
     await _end(tasks)
 
 

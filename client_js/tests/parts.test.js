@@ -51,6 +51,14 @@ test("after a cut it goes on where the gateway stands, in smaller parts that gro
   assert.deepEqual(patches().map(({ body }) => body.length).slice(0, 3), [512 * KIB, 256 * KIB, 512 * KIB]);
 });
 
+test("a gateway that puts the parts together is waited for, however often it says later", async () => {
+  gateway.refusals = Array.from({ length: 3 }, () => ({ status: 503, body: { code: "upload_joining", status: 503 }, headers: SOON }));
+
+  await client.submit("ocr", { retries: 1 });
+
+  assert.equal(submits().length, 4);
+});
+
 test("an edge's 413 makes parts of one body, and smaller parts of parts", async () => {
   client = new GatewayClient(gateway.base, { partBytes: 4096 * KIB });
   const refused = { status: 413, body: "<center>cloudflare</center>" };

@@ -86,6 +86,8 @@ class Connection:
             except OutlastError as error:
                 if not (repeatable and may_pass(error)):
                     raise
+                if error.code == "upload_joining":
+                    patience.progressed()
                 await patience.wait(error)
                 expect = False
 

@@ -191,6 +191,11 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "Try again with the same key: the job may have been accepted.",
     ),
     "blobs_unavailable": Meaning("503", "The store for files does not answer.", "Try again with the same key."),
+    "upload_joining": Meaning(
+        "503",
+        "A submit names a large upload whose parts are still being put together.",
+        "Submit it again after `Retry-After`; our clients do so by themselves.",
+    ),
     "no_worker": Meaning(
         "503",
         "A slow route or OpenAI's API was called, and no worker that does it has been here.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
@@ -25,9 +26,10 @@ from gateway.errors import (
     Unavailable,
     UnsupportedType,
 )
+from gateway.handlers import joining
 from gateway.handlers.context import BLOBS, METRICS, SETTINGS, STORE
 from gateway.handlers.filenames import FORM, UNKNOWN, clean_name, guess_type, media_type, unique_name
-from gateway.handlers.joining import joined, owned_upload
+from gateway.handlers.joining import JOINS, Joins, owned_upload
 from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import UploadedFile, check_file_allowed, submit
 from gateway.handlers.validation import validated
@@ -52,6 +54,7 @@ class Received:
         self._blobs: Blobs = app[BLOBS]
         self._app = app
         self._uploads: Store = app[STORE]
+        self._joins: Joins = app[JOINS]
         self._settings: Settings = app[SETTINGS]
         self._metrics: Metrics = app[METRICS]
         self.kind = kind
@@ -156,6 +159,7 @@ class Received:
         return submitted
 
     async def _take_uploads(self, owner: str) -> None:
+        until = asyncio.get_running_loop().time() + joining.PATIENCE_SECONDS
         for reference in self.request.files:
             upload = await owned_upload(self._uploads, reference.upload, owner)
             if not upload.complete:
@@ -169,7 +173,7 @@ class Received:
                 check_file_allowed(self.kind, upload.content_type)
             if upload.length == 0:
                 raise _file_empty(upload.name)
-            blob, sha256 = await joined(self._uploads, self._blobs, upload)
+            blob, sha256 = await self._joins.joined(upload, until)
             content_type = upload.content_type or guess_type(upload.name, await self._first_bytes(blob))
             check_file_allowed(self.kind, content_type)
             key = self._blobs.key_for(self.job)

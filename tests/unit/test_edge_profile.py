@@ -24,6 +24,28 @@ def test_every_value_has_its_evidence(name: str) -> None:
     assert set(profile.evidence.values()) <= EVIDENCE.keys()
 
 
+LIMITS = {
+    "alb": (60, 60, 0, 504),
+    "api-gateway": (29, 29, 29, 504),
+    "cloudflare": (125, 125, 0, 524),
+    "cloudflare-2024": (100, 100, 0, 524),
+    "cloudflare-tunnel-old": (125, 125, 0, 524),
+    "enterprise": (6000, 6000, 0, 524),
+    "heroku": (30, 55, 0, 503),
+    "nginx-default": (60, 60, 0, 504),
+    "quick-tunnel": (125, 125, 0, 524),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_each_hop_is_as_patient_as_the_real_one(name: str) -> None:
+    """The first byte, the gap, the whole, and the status of a silence, as their documentation says."""
+    profile = load_profile(name)
+    timers = profile.timers
+
+    assert (timers.first_seconds, timers.gap_seconds, timers.total_seconds, profile.errors.silent) == LIMITS[name]
+
+
 def test_a_profile_takes_what_it_does_not_say_from_another() -> None:
     """And the evidence with it."""
     new, old = load_profile("cloudflare"), load_profile("cloudflare-2024")

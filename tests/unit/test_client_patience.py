@@ -1,0 +1,34 @@
+"""How long a client tries again."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.client.answers import Answer
+from gateway.client.connection import Connection
+from gateway.errors import Unavailable
+
+
+@pytest.mark.parametrize("code", ["upload_joining", "store_unavailable"])
+async def test_what_the_gateway_is_at_work_on_is_waited_for(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """The patience is for a gateway that does nothing; one that joins an upload's parts comes to an end."""
+    connection = Connection("http://gateway", None, silence_seconds=1, patience_seconds=0.05, backoff_seconds=0.01)
+    answers = iter([Unavailable("Later.", code=code)] * 40)
+    asked = 0
+
+    async def ask(*_: object, **__: object) -> Answer:
+        nonlocal asked
+        asked += 1
+        if (error := next(answers, None)) is not None:
+            raise error
+        return Answer(202, {}, b"{}")
+
+    monkeypatch.setattr(connection, "_request_once", ask)
+    if code == "upload_joining":
+        await connection.request("POST", "/")
+    else:
+        with pytest.raises(Unavailable):
+            await connection.request("POST", "/")
+    await connection.close()
+
+    assert (asked == 41) is (code == "upload_joining")
