@@ -17,6 +17,7 @@ from gateway.protocol import DAY_SECONDS, JOB_PATTERN, KIND_PATTERN, TAG_PATTERN
 MAX_FILES: Final = 64
 # A page that is reloaded, or a phone that changes its network, is back in this time.
 DEFAULT_GRACE_SECONDS: Final = 60.0
+MAX_RETENTION_SECONDS: Final = 30 * DAY_SECONDS
 
 
 class JobOptions(WireModel):
@@ -33,7 +34,7 @@ class JobOptions(WireModel):
         None, gt=0, le=7 * DAY_SECONDS, description="Fail an attempt that runs longer."
     )
     retention_seconds: float | None = Field(
-        None, ge=1, le=30 * DAY_SECONDS, description="How long the data is kept after the end."
+        None, ge=1, le=MAX_RETENTION_SECONDS, description="How long the data is kept after the end."
     )
     on_disconnect: Literal["continue", "cancel"] = Field(
         "continue", description="`cancel`: when nobody has listened to the job for a while, it is cancelled."

@@ -22,7 +22,6 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -39,6 +38,7 @@ from processors.batching import Batches
 from processors.context import Context
 from processors.ending import Ending, after_error, cancelled, released, timed_out
 from processors.errors import ProcessorError, Rejected
+from processors.places import Places
 from processors.process import Processes
 from processors.processor import Processor, Style
 from processors.steps import Steps
@@ -72,8 +72,7 @@ class Place:
     max_inline_bytes: int
     processes: Processes
     batches: Batches
-    aside: Callable[[str], contextlib.AbstractAsyncContextManager[None]]
-    """Gives a kind's place in the worker to others for the length of a block."""
+    places: Places
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +106,7 @@ class Attempt:
         self._record = record
         self._place = place
         self._writer = Writer(place.store, lease, record, self._on_cancel_requested)
+        self._steps = Steps(place.store, place.blobs, lease, record, self._writer, aside=self)
         self._context = context_type(
             record,
             self._writer,
@@ -114,15 +114,7 @@ class Attempt:
             blobs=place.blobs,
             max_inline_bytes=place.max_inline_bytes,
             hand_over=self._hand_over,
-            steps=Steps(
-                place.store,
-                place.blobs,
-                lease,
-                record,
-                self._writer,
-                waiting=self._step_aside,
-                goes_on_elsewhere=lambda: self._stop in (Stop.WORKER_STOPPING, Stop.LOST),
-            ),
+            steps=self._steps,
         )
         self._stop: Stop | None = None
         self._stopping = asyncio.Event()
@@ -187,6 +179,31 @@ class Attempt:
         if self._function is not None and (by_cancel or (again and self.processor.style is Style.PROCESS)):
             self._function.cancel()
 
+    # --- while it waits for its steps ---------------------------------------------------------------------------
+
+    def step_aside(self) -> None:
+        """Lend its place in the worker to others; nothing happens where they have it already."""
+        if not self._aside:
+            self._aside = True
+            self._place.places.step_aside(self.lease.kind)
+
+    async def come_back(self) -> None:
+        """Wait for a place. Once it is stopped it waits for none."""
+        if self._aside:
+            self._aside = False
+            if self.is_stopping():
+                self._place.places.come_back_at_once(self.lease.kind)
+            else:
+                await self._place.places.come_back(self.lease.kind)
+
+    def is_stopping(self) -> bool:
+        """Whether it has only its ending left to say."""
+        return self._stop is not None
+
+    def goes_on_elsewhere(self) -> bool:
+        """Whether it stops so that another attempt goes on: its steps are that one's."""
+        return self._stop in (Stop.WORKER_STOPPING, Stop.LOST)
+
     # --- begin, run, end ----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -211,6 +228,8 @@ class Attempt:
         finally:
             self._unfollow()
             await cancel_all(function, writing, joining)
+            if self._aside:
+                self._place.places.come_back_at_once(self.lease.kind)
             self._context.kill_children()
             await self._context.workspace.remove()
 
@@ -347,11 +366,18 @@ class Attempt:
 
             url, types = self._record.options.input_url, self.processor.document.content_types
             self._context.add_file(await fetch_input(url, self.lease.job, self._place.blobs, types))
+        try:
+            return await self._encode(await self._result_of(arguments))
+        finally:
+            await self._steps.close()
+
+    async def _result_of(self, arguments: tuple[Any, ...]) -> Any:
+        """Run the function in its own style."""
         context, function = self._context, self.processor.function
         name = f"{self.lease.kind} {self.lease.job}"
         result: Any = None
         if self.processor.max_batch:
-            return await self._encode(await self._place.batches.run(self.processor, context, arguments))
+            return await self._place.batches.run(self.processor, context, arguments)
         match self.processor.style:
             case Style.ASYNC:
                 result = await function(context, *arguments)
@@ -369,7 +395,7 @@ class Attempt:
                         index += 1
             case Style.THREAD_GENERATOR:
                 await run_in_thread(self._drain, arguments, name=name)
-        return await self._encode(result)
+        return result
 
     def _drain(self, arguments: tuple[Any, ...]) -> None:
         """Run a plain generator to its end, in a thread."""
@@ -407,19 +433,11 @@ class Attempt:
         return _Result({"result_url": f"/v1/jobs/{self.lease.job}/result"} | partial, key)
 
     async def _hand_over(self, seconds: float) -> str:
+        token = await self._place.store.hand_over(self.lease, seconds, self._record.worker or "")
         # From now on the lease is as long as the hand-over may take, and no renewal of ours stands for its adopter.
         self.holds_lease = False
         self._handed_over = True
-        return await self._place.store.hand_over(self.lease, seconds, self._record.worker or "")
-
-    @contextlib.asynccontextmanager
-    async def _step_aside(self) -> AsyncIterator[None]:
-        self._aside = True
-        try:
-            async with self._place.aside(self.lease.kind):
-                yield
-        finally:
-            self._aside = False
+        return token
 
     # --- its place in the store ---------------------------------------------------------------------------------
 

@@ -78,6 +78,7 @@ class Context:
         self._stopped = threading.Event()
         self._together: Sequence[Context] = (self,)
         self._children = Children()
+        self._waiting_threads: set[asyncio.Task[Any]] = set()
         self.on_stop: Callable[[], object] | None = None
         """Called when the attempt is to stop. The runtime's to set, not the processor's."""
         self._current: float | None = None
@@ -249,6 +250,17 @@ class Context:
         steps = self._stepping()
         return await steps.run_all(self, kind, list(inputs), step=step or kind, limit=limit, files=files)
 
+    async def run_for_thread(self, several: bool, *args: Any, **kwargs: Any) -> Any:
+        """`run` or `run_all` for code that no cancel reaches: broken off when the attempt is to stop."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.check_cancelled()
+        self._waiting_threads.add(task)
+        try:
+            return await (self.run_all if several else self.run)(*args, **kwargs)
+        finally:
+            self._waiting_threads.discard(task)
+
     def plan(self, **weights: float) -> None:
         """Say which steps there are and what part of the work each is, so that one progress bar tells of all."""
         self._stepping().plan(weights)
@@ -288,6 +300,8 @@ class Context:
         """Make `cancelled` true. The runtime's to call, not the processor's."""
         self._stopped.set()
         self._children.terminate()
+        for waiting in self._waiting_threads:
+            waiting.cancel()
         if self.on_stop is not None:
             self.on_stop()
 
@@ -402,13 +416,14 @@ class SyncContext:
 
     def run(self, kind: str, input: Any = None, *, step: str | None = None, files: bool = False) -> Any:
         """Have another kind do a step of this job; see `Context.run`."""
-        return self._call(self._context.run, kind, input, step=step, files=files)
+        return self._run(False, kind, input, step=step, files=files)
 
     def run_all(
         self, kind: str, inputs: Sequence[Any], *, step: str | None = None, limit: int = 8, files: bool = False
     ) -> list[Any]:
         """The same step for each of several inputs; see `Context.run_all`."""
-        return self._call(self._context.run_all, kind, inputs, step=step, limit=limit, files=files)
+        result: list[Any] = self._run(True, kind, inputs, step=step, limit=limit, files=files)
+        return result
 
     def plan(self, **weights: float) -> None:
         """Say what part of the work each step is; see `Context.plan`."""
@@ -421,6 +436,13 @@ class SyncContext:
     def process(self, *command: str, **options: Any) -> AbstractContextManager[subprocess.Popen[Any]]:
         """Run another program; see `Context.process`. The options are those of `subprocess.Popen`."""
         return self._context._children.start_sync(*command, **options)
+
+    def _run(self, several: bool, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self._call(self._context.run_for_thread, several, *args, **kwargs)
+        except asyncio.CancelledError:
+            self._told = True
+            raise
 
     def _call(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         self._tell_once()

@@ -51,7 +51,8 @@ class InputFile:
         self.name = stored.name
         self.content_type = stored.content_type
         self.size = stored.size
-        self._key = stored.blob
+        self.stored = stored
+        """Where its bytes are. The runtime's to read, not the processor's."""
         self._blobs = blobs
         self._workspace = workspace
         self._copy: Path | None = None
@@ -62,14 +63,14 @@ class InputFile:
 
     async def read(self) -> bytes:
         """The whole file. Prefer `path` for what may be large."""
-        return await self._blobs.get(self._key)
+        return await self._blobs.get(self.stored.blob)
 
     async def path(self) -> Path:
         """Where the file is on this machine, for reading only; gone after the attempt if it had to be copied here.
 
         The path's name says nothing about the file: tell its format by its content.
         """
-        local = self._blobs.local_path(self._key)
+        local = self._blobs.local_path(self.stored.blob)
         if local is not None:
             return local
         async with self._copying:
@@ -89,7 +90,7 @@ class InputFile:
         path = self._workspace.new_path()
         with path.open("wb") as copy:
             waiting = bytearray()
-            async for chunk in self._blobs.stream(self._key):
+            async for chunk in self._blobs.stream(self.stored.blob):
                 waiting += chunk
                 if len(waiting) >= _COPY_CHUNK_BYTES:
                     await asyncio.to_thread(copy.write, waiting)

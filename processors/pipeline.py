@@ -7,13 +7,20 @@ is short for an async processor that calls `ctx.run` for each step; what needs m
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from gateway.errors import ConfigurationError
 from processors.context import Context
+from processors.errors import ProcessorError, Rejected
 from processors.processor import Processor, processor
+from processors.steps import check_name
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Done(NamedTuple):
@@ -73,9 +80,16 @@ def step(
         each: Makes several inputs: the step is done for each, and its result is the list of their results.
         limit: So many of them at once.
         files: Whether it gets the job's files; by default the first step does.
+
+    Raises:
+        ConfigurationError: A name that can't stand in an output's index, a weight or a limit that means nothing.
     """
     of = kind.kind if isinstance(kind, Processor) else kind
-    return Step(of, name or of, weight, input, each, limit, files)
+    name = of if name is None else name
+    check_name(name)
+    if weight <= 0 or limit < 1:
+        raise ConfigurationError(f"The step {name!r} needs a weight above 0 and a limit of at least 1.")
+    return Step(of, name, weight, input, each, limit, files)
 
 
 def pipeline(
@@ -102,10 +116,11 @@ def pipeline(
         for number, one in enumerate(row):
             with_files = one.files if one.files is not None else number == 0
             if one.each is not None:
-                inputs: Sequence[Any] = list(one.each(done))
+                inputs: Sequence[Any] = _made(one, partial(_listed, one.each, done))
                 value: Any = await ctx.run_all(one.kind, inputs, step=one.name, limit=one.limit, files=with_files)
             else:
-                taken = one.input(done) if one.input is not None else (done.previous if number else done.input)
+                make = one.input or (_previous if number else _own)
+                taken = _made(one, partial(make, done))
                 value = await ctx.run(one.kind, taken, step=one.name, files=with_files)
             done = Done(input, {**done.results, one.name: value}, value)
         return done.previous
@@ -113,3 +128,29 @@ def pipeline(
     run.__annotations__ = {"input": input, "return": result}
     run.__doc__ = f"{' >> '.join(names)}."
     return processor(kind, files=files, **options)(run)
+
+
+def _own(done: Done) -> Any:
+    return done.input
+
+
+def _previous(done: Done) -> Any:
+    return done.previous
+
+
+def _listed(each: Callable[[Done], Iterable[Any]], done: Done) -> list[Any]:
+    return list(each(done))
+
+
+def _made(of: Step, make: Callable[[], T]) -> T:
+    """What a step is to be given. Raises `Rejected` where it can't be made of the results before it."""
+    try:
+        return make()
+    except ProcessorError as error:
+        error.extra.setdefault("step", of.name)
+        raise
+    except Exception:
+        # The same results would break it again; what it says may hold parts of them, and is no client's to read.
+        logger.exception("the input of the step %s can't be made", of.name)
+        detail = f"The results before the step {of.name} are not what it needs; the worker's log says why."
+        raise Rejected(detail, "step_input", step=of.name) from None

@@ -216,6 +216,12 @@ class _Child:
             else:
                 value = await getattr(context, name)(*args, **kwargs)
             answer = "return", number, value
+        except asyncio.CancelledError as error:
+            if context.on_stop is None:
+                # The function is left; its child may have another job by now.
+                raise
+            # A step is broken off when the attempt is to stop.
+            answer = "raise", number, error
         except Exception as error:  # noqa: BLE001 - raised in the child, where it was asked for
             answer = "raise", number, _travelling(error)
         with contextlib.suppress(ConnectionError):

@@ -16,7 +16,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any
 
@@ -30,6 +30,7 @@ from gateway.store import Claim, JobRecord, Store, read_token
 from processors.attempt import Attempt, Place
 from processors.batching import Batches
 from processors.context import Context, SyncContext
+from processors.places import Places
 from processors.process import Processes
 from processors.processor import Processor, Style
 from processors.renewal import Renewal
@@ -192,7 +193,9 @@ async def _adopted(token: str, settings: Settings | None, interrupt: Callable[[]
         block = _Block(interrupt)
         processor = Processor(kind, block.function, Style.ASYNC, None, None)
         claim = Claim(begun.lease.job, begun.lease.kind, "")
-        place = Place(store, blobs, settings.max_inline_bytes, Processes(), Batches(), lambda kind: nullcontext())
+        places = Places({kind.kind: processor}, 1)
+        places.take(kind.kind)
+        place = Place(store, blobs, settings.max_inline_bytes, Processes(), Batches(), places)
         attempt = Attempt(processor, claim, begun.lease, begun.record, place, context_type=Report)
         renewal = Renewal(store.renewer(name), store.lease_seconds)
         renewal.start()

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from itertools import count
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from pydantic_core import from_json, to_json, to_jsonable_python
 
-from gateway.errors import NotFound, TooMany, Unavailable
+from gateway.errors import ConfigurationError, Gone, LeaseLost, NotFound, TooMany, Unavailable
 from gateway.event_text import decode_event, encode_event_tail
-from gateway.protocol import START, Cursor, Event, EventType, State
-from gateway.requests import JobOptions
+from gateway.protocol import INDEX_PATTERN, START, Cursor, Event, EventType, State
+from gateway.requests import MAX_RETENTION_SECONDS, JobOptions
 from gateway.store import MAX_CHILDREN, JobRecord, Lease, NewJob, Store
 from processors.backoff import Backoff
-from processors.errors import Rejected, StepFailed
+from processors.errors import ProcessorError, Rejected, StepFailed
 
 if TYPE_CHECKING:
     from gateway.blobs import Blobs
@@ -33,38 +34,47 @@ if TYPE_CHECKING:
 _LOOK_AGAIN_SECONDS: Final = 5.0
 # Less than any sensible grace: the parent must have time to say that it has stopped.
 _CANCEL_WAIT_SECONDS: Final = 4.0
-_MAX_INDEX: Final = 64
+_MAX_NAME: Final = 64
+_DIGEST_CHARACTERS: Final = 12
+_NAME: Final = re.compile(INDEX_PATTERN, re.ASCII)
 T = TypeVar("T")
+
+
+class Aside(Protocol):
+    """An attempt's place in its worker, which others may have while it waits for steps."""
+
+    def step_aside(self) -> None:
+        """Let others have it; nothing happens where they have it already."""
+
+    async def come_back(self) -> None:
+        """Wait until it is free again; once the attempt is stopped it waits for nothing."""
+
+    def is_stopping(self) -> bool:
+        """Whether the attempt has only its ending left to say."""
+
+    def goes_on_elsewhere(self) -> bool:
+        """Whether the attempt stops so that another one goes on: the steps are that one's."""
 
 
 class Steps:
     """The steps of one attempt. All of it belongs to the event loop."""
 
     def __init__(
-        self,
-        store: Store,
-        blobs: Blobs,
-        lease: Lease,
-        record: JobRecord,
-        writer: Writer,
-        *,
-        waiting: Callable[[], AbstractAsyncContextManager[None]],
-        goes_on_elsewhere: Callable[[], bool],
+        self, store: Store, blobs: Blobs, lease: Lease, record: JobRecord, writer: Writer, *, aside: Aside
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._lease = lease
         self._record = record
         self._writer = writer
-        self._waiting = waiting
-        self._goes_on_elsewhere = goes_on_elsewhere
+        self._aside = aside
         self._children = set(record.children)
         self._under_way = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._changing = asyncio.Lock()
-        self._parked: AbstractAsyncContextManager[None] | None = None
+        self._told: set[str] = set()
         self._weights: dict[str, float] = {}
-        self._parts: dict[str, float] = {}
-        self._shares: dict[str, tuple[str, float]] = {}
+        self._parts: dict[str, dict[str, float]] = {}
 
     def plan(self, weights: Mapping[str, float]) -> None:
         """Say what part of the work each step is, so that one progress bar can tell."""
@@ -76,17 +86,16 @@ class Steps:
         self, context: Context, kind: str, input_: Any, *, step: str, part: str, files: bool, share: float = 1.0
     ) -> Any:
         """Have a step done and return its result. `part` names it in the plan, `share` is its share of that part."""
-        plain = to_jsonable_python(input_ if input_ is not None else {})
-        if not isinstance(plain, dict):
-            raise TypeError(f"the input of the step {step} is a {type(plain).__name__}: give a dict or a model")
-        async with self._waited_for(kind, step, plain, files=files) as child:
-            record = await self._follow(child, _Relay(self, context, step, part, share))
+        check_name(step)
+        new = await self._new_job(context, kind, input_, step, files=files)
+        record = await self._do(context, new, step, part, share)
         if record.state is not State.SUCCEEDED:
             raise _failure(step, record)
         self._advance(context, part, step, 1.0, share)
-        if record.result_blob is not None:
-            return from_json(await self._blobs.get(record.result_blob))
-        return record.end_data().get("result")
+        end = record.end_data()
+        # What a step's result lacks, its parent's lacks as well; who knows better says so afterwards.
+        context.partial = context.partial or bool(end.get("partial"))
+        return end.get("result") if record.result_blob is None else from_json(await self._blobs.get(record.result_blob))
 
     async def run_all(
         self, context: Context, kind: str, inputs: Sequence[Any], *, step: str, limit: int, files: bool
@@ -94,7 +103,12 @@ class Steps:
         """The same step for each input, some at once; results in the inputs' order. One that fails ends the others."""
         if limit < 1:
             raise ValueError(f"limit is {limit}; it is at least 1")
+        if len(inputs) > MAX_CHILDREN:
+            # Before the first of them is paid for.
+            raise _too_many(step)
         room = asyncio.Semaphore(limit)
+        if not inputs:
+            self._advance(context, step, step, 1.0, 1.0)
 
         async def one(number: int, input_: Any) -> Any:
             async with room:
@@ -106,9 +120,17 @@ class Steps:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(number, input_)) for number, input_ in enumerate(inputs)]
-        except* StepFailed as failed:
-            raise failed.exceptions[0] from None
+        except BaseExceptionGroup as failed:
+            # One that says what it means for the job goes before one that broke.
+            raise min(failed.exceptions, key=lambda error: not isinstance(error, ProcessorError)) from None
         return [task.result() for task in tasks]
+
+    async def close(self) -> None:
+        """End the steps that the function has left behind, as `asyncio.gather` does when one of its own fails."""
+        if self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=_CANCEL_WAIT_SECONDS + 1)
 
     def output_url(self, index: str) -> str:
         """Where a client finds an output of this job."""
@@ -116,59 +138,86 @@ class Steps:
 
     # --- the child ----------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _waited_for(self, kind: str, step: str, input_: dict[str, Any], *, files: bool) -> AsyncIterator[str]:
-        """The step's child, submitted or found; cancelled if the block is broken off by anything but a hand-back."""
-        child, new = await self._find(kind, step, input_, files=files)
-        # Noted before it is made: an end of the parent that comes in between finds it, or finds none.
-        await self._park(child)
-        try:
-            if new is not None:
-                await _patiently(lambda: self._store.submit(child, new, keyed=True))
-            yield child
-        except asyncio.CancelledError as error:
-            if not self._goes_on_elsewhere():
-                await self._cancel(child)
-            await self._unpark(error)
-            raise
-        except BaseException as error:
-            await self._unpark(error)
-            raise
-        else:
-            await self._unpark()
-
-    async def _find(self, kind: str, step: str, input_: dict[str, Any], *, files: bool) -> tuple[str, NewJob | None]:
-        """The id of the step's child, and the job to submit if there is none yet."""
+    async def _new_job(self, context: Context, kind: str, input_: Any, step: str, *, files: bool) -> NewJob:
+        """The job that does a step. Raises `Rejected` where there can be none."""
+        plain = to_jsonable_python(input_ if input_ is not None else {})
+        if not isinstance(plain, dict):
+            detail = f"The step {step} takes an object, and what it was to be given is of type {type(plain).__name__}."
+            raise Rejected(detail, "step_input", step=step)
         kinds = await _patiently(self._store.kinds)
         document = kinds.get(kind)
         if document is None:
             detail = f"The step {step} needs the kind {kind}, which no worker has offered; start one."
             raise Rejected(detail, "unknown_kind", step=step)
-        taken = self._record.files if files else ()
-        asked = to_json([kind, input_, [(file.name, file.content_type, file.size) for file in taken]])
-        fingerprint = hashlib.sha256(asked).hexdigest()
+        taken = tuple(file.stored for file in context.files) if files else ()
+        asked = to_json([kind, plain, [(file.name, file.content_type, file.size) for file in taken]])
         root = self._record.root or self._record.id
-        options = JobOptions(priority=self._record.priority, retention_seconds=self._record.options.retention_seconds)
-        parent, owner = self._record.id, self._record.owner
-        new = NewJob(document, owner, input_, options, fingerprint, taken, parent=parent, root=root)
-        for turn in count():
-            child = await self._store.child_id(root, step, fingerprint, turn)
-            there = await self._read(child)
-            earlier = there is not None and there.parent != parent
-            # One that failed for an earlier job of the chain is begun anew: this job was made to try again.
-            if there is None or not (earlier and there.terminal and there.state is not State.SUCCEEDED):
-                break
-        self._children.add(child)
-        if len(self._children) > MAX_CHILDREN:
-            raise Rejected(f"A job has at most {MAX_CHILDREN} steps.", "too_many_steps", step=step)
-        return child, new if there is None else None
+        # For as long as its parent may be open; the parent's last look makes its own time of it.
+        options = JobOptions(priority=self._record.priority, retention_seconds=MAX_RETENTION_SECONDS)
+        fingerprint = hashlib.sha256(asked).hexdigest()
+        owner, parent = self._record.owner, self._record.id
+        return NewJob(document, owner, plain, options, fingerprint, taken, parent=parent, root=root)
 
-    async def _read(self, child: str) -> JobRecord | None:
-        return (await _patiently(lambda: self._store.read_jobs([child])))[0]
+    async def _do(self, context: Context, new: NewJob, step: str, part: str, share: float) -> JobRecord:
+        """Have a step's job done, and return its record at its end."""
+        turn = 0
+        while True:
+            child, there, turn = await self._find(new, step, turn)
+            # What it says is told once in an attempt, however often the step is asked for.
+            relay = None if child in self._told else _Relay(self, context, step, part, share)
+            self._told.add(child)
+            try:
+                async with self._waited_for(child, None if there else new):
+                    return await self._follow(child, relay)
+            except NotFound:
+                # Redis lost it, or somebody erased it and its tombstone is over: it is made once more.
+                self._told.discard(child)
+            except Gone:
+                # Somebody erased it, and its id is used up.
+                turn += 1
+
+    async def _find(self, new: NewJob, step: str, turn: int) -> tuple[str, bool, int]:
+        """The id of the step's child, whether it is there, and how often the step was begun anew before."""
+        while True:
+            child = await self._store.child_id(new.root or "", step, new.fingerprint, turn)
+            there = (await _patiently(partial(self._store.read_jobs, [child])))[0]
+            # Of an earlier job of the chain only what is done counts: that job has ended, and what it began ends too.
+            if there is None or there.parent == new.parent:
+                break
+            if there.state is State.SUCCEEDED:
+                await _patiently(partial(self._store.use_child, there, self._record.id))
+                break
+            turn += 1
+        if len(self._children | {child}) > MAX_CHILDREN:
+            raise _too_many(step)
+        self._children.add(child)
+        return child, there is not None, turn
+
+    @asynccontextmanager
+    async def _waited_for(self, child: str, new: NewJob | None) -> AsyncIterator[None]:
+        """Waiting for a step's child, which is submitted if there is none; broken off by a stop, it is cancelled."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._under_way += 1
+        try:
+            # Noted before it is made: an end of the parent that comes in between finds it, or finds none.
+            await self._park(child)
+            if new is not None:
+                await _patiently(lambda: self._store.submit(child, new, keyed=True))
+            yield
+        except asyncio.CancelledError:
+            if not self._aside.goes_on_elsewhere():
+                await self._cancel(child)
+            raise
+        finally:
+            self._tasks.discard(task)
+            self._under_way -= 1
+            await self._unpark()
 
     async def _cancel(self, child: str) -> None:
         """Cancel a child and give it a little time to stop: the parent's end comes after it, if it can."""
-        with suppress(Unavailable, NotFound, TimeoutError):
+        with suppress(Unavailable, NotFound, Gone, TimeoutError):
             await self._store.cancel(child, "outlast", f"its parent {self._record.id} was stopped")
             async with asyncio.timeout(_CANCEL_WAIT_SECONDS):
                 await self._follow(child, None)
@@ -177,25 +226,25 @@ class Steps:
 
     async def _park(self, child: str) -> None:
         async with self._changing:
-            self._under_way += 1
-            if self._parked is None:
-                self._parked = self._waiting()
-                await self._parked.__aenter__()
+            self._aside.step_aside()
             await _patiently(lambda: self._store.wait_for_child(self._lease, self._record, child))
 
-    async def _unpark(self, error: BaseException | None = None) -> None:
+    async def _unpark(self) -> None:
         async with self._changing:
-            self._under_way -= 1
-            if self._under_way or self._parked is None:
+            if self._under_way:
                 return
-            parked, self._parked = self._parked, None
-            if error is not None:
-                # It has only its ending left to say, for which it waits for no place.
-                with suppress(BaseException):
-                    await parked.__aexit__(type(error), error, error.__traceback__)
-                return
-            await parked.__aexit__(None, None, None)
+            try:
+                await self._aside.come_back()
+            finally:
+                await self._go_on()
+
+    async def _go_on(self) -> None:
+        if not self._aside.is_stopping():
             await _patiently(lambda: self._store.go_on(self._lease))
+            return
+        # In hand again, it can be handed back, or ended, without a look; if not, a look does that.
+        with suppress(LeaseLost, Unavailable):
+            await self._store.go_on(self._lease)
 
     # --- what the client sees -----------------------------------------------------------------------------------
 
@@ -221,10 +270,7 @@ class Steps:
                     cursor = page.head
                     continue
                 if page.terminal and cursor.number >= page.head.number:
-                    record = await self._read(child)
-                    if record is None:
-                        raise Rejected("The step's job has expired.", "expired", job=child)
-                    return record
+                    return await self._store.job(child)
                 if cursor.number >= page.head.number:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_LOOK_AGAIN_SECONDS):
@@ -234,17 +280,16 @@ class Steps:
 
     def _advance(self, context: Context, part: str, step: str, fraction: float, share: float, **said: Any) -> None:
         """Note how far a step is, and report how far they all are."""
-        self._parts[step] = max(self._parts.get(step, 0.0), fraction)
-        self._shares[step] = (part, share)
-        total = sum(self._weights.values()) if self._weights else None
+        done = self._parts.setdefault(part, {})
+        done[step] = max(done.get(step, 0.0), fraction * share)
         # A step that a plan leaves out is no part of what the bar shows.
         alone = 0.0 if self._weights else 1.0
-        current = sum(
-            self._weights.get(of, alone) * share * self._parts[name] for name, (of, share) in self._shares.items()
-        )
-        unit = "steps" if not self._weights else "%"
-        if total is not None:
-            current, total = 100 * current / total, 100.0
+        # Several fan-outs of one name are one part, of which there is no more than the whole.
+        current = sum(self._weights.get(of, alone) * min(1.0, sum(all_.values())) for of, all_ in self._parts.items())
+        total = None
+        if self._weights:
+            current, total = 100 * current / sum(self._weights.values()), 100.0
+        unit = "steps" if total is None else "%"
         data = context._progress(round(current, 3), total, unit=unit, stage=part, **said)
         self._writer.progress(data)
 
@@ -284,7 +329,7 @@ class _Relay:
                 )
             case EventType.DELTA:
                 channel = data.get("channel", "text")
-                await self._context.delta(str(data.get("text", "")), f"{self._step}.{channel}"[:64])
+                await self._context.delta(str(data.get("text", "")), _within(f"{self._step}.{channel}"))
             case EventType.OUTPUT:
                 await self._output(data)
             case EventType.LOG:
@@ -298,12 +343,30 @@ class _Relay:
                 await self._context.event(type_, data | {"step": self._step})
 
     async def _output(self, data: dict[str, Any]) -> None:
-        index = f"{self._step}.{data.get('index')}"[:_MAX_INDEX]
+        index = _within(f"{self._step}.{data.get('index')}")
         relayed = data | {"index": index, "step": self._step}
         if "url" in data:
             # The bytes are not copied: they stay the child's, which is kept as long.
             relayed |= {"url": self._steps.output_url(index), "source": data.get("source", data["url"])}
         await self._steps._writer.put(EventType.OUTPUT, encode_event_tail(EventType.OUTPUT, relayed), relayed, index)
+
+
+def check_name(step: str) -> None:
+    """Raises `ConfigurationError` for what is no step's name: it stands in channels and in outputs' indexes."""
+    if _NAME.fullmatch(step) is None:
+        raise ConfigurationError(f"{step!r} is no step's name: use letters, digits, '.', '_', '-', at most 64.")
+
+
+def _within(name: str) -> str:
+    """A name as short as an index or a channel must be; two that are cut stay two."""
+    if len(name) <= _MAX_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:_DIGEST_CHARACTERS]
+    return f"{name[: _MAX_NAME - len(digest) - 1]}-{digest}"
+
+
+def _too_many(step: str) -> Rejected:
+    return Rejected(f"A job has at most {MAX_CHILDREN} steps.", "too_many_steps", step=step)
 
 
 def _failure(step: str, record: JobRecord) -> StepFailed:

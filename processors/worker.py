@@ -15,9 +15,9 @@ import os
 import secrets
 import signal
 import socket
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections import deque
+from collections.abc import Coroutine, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from gateway.blobs import Blobs
@@ -27,6 +27,7 @@ from gateway.store import Claim, Store, until_available
 from processors.attempt import Attempt, Place, Stop
 from processors.backoff import Backoff
 from processors.batching import Batches
+from processors.places import Places
 from processors.process import Processes
 from processors.processor import Processor, Style, load_processors
 from processors.renewal import Renewal
@@ -37,9 +38,6 @@ logger = logging.getLogger(__name__)
 
 PRESENCE_SECONDS: Final = 5.0
 HEALTH_SECONDS: Final = 15.0
-# Attempts that only wait for their steps take no place, but memory and a renewal each; beyond about so many, a worker
-# begins no more of the kinds that do so.
-MAX_ASIDE: Final = 256
 # The bell rings for new work; this finds what a lost ring, a retry or another worker's end has left.
 POLL_SECONDS: Final = 2.0
 # After a stopping worker's attempts were told to stop: enough to write `retrying`, not enough to annoy who stops it.
@@ -71,24 +69,20 @@ class Worker:
         self._processors = processors
         self._processes = Processes()
         self._batches = Batches()
-        self._place = Place(store, blobs, max_inline_bytes, self._processes, self._batches, self._aside)
+        self._places = Places(processors, concurrency, hangs=self._batches.hang)
+        self._place = Place(store, blobs, max_inline_bytes, self._processes, self._batches, self._places)
         self._concurrency = concurrency
         self._stop_grace_seconds = stop_grace_seconds
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
         self._handing_back = False
         self._turns = deque(processors)
-        self._running: Counter[str] = Counter()
         self._unwell: set[str] = set()
         self._asked: dict[str, asyncio.Task[None]] = {}
         self._left_behind: set[asyncio.Task[None]] = set()
-        self._returning: list[tuple[str, asyncio.Future[None]]] = []
-        self._steppers: set[str] = set()
-        self._stepped_aside = 0
         self._shown: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._attempts: set[Attempt] = set()
-        self._room_made = asyncio.Event()
 
     def stop(self) -> None:
         """Claim nothing more, wait for the attempts, hand back what is left; a second call doesn't wait."""
@@ -215,11 +209,12 @@ class Worker:
             if processor.kind not in self._unwell:
                 logger.exception("%s is not well: its jobs are left to other workers until it is", processor)
                 self._unwell.add(processor.kind)
+                self._places.set_well(processor.kind, False)
         else:
             if processor.kind in self._unwell:
                 logger.info("%s is well again", processor)
                 self._unwell.discard(processor.kind)
-                self._room_made.set()
+                self._places.set_well(processor.kind, True)
 
     async def _ask_health(self, processor: Processor) -> None:
         """Raises what the check raises, and `TimeoutError` while it says nothing, as a device that hangs makes it."""
@@ -262,14 +257,14 @@ class Worker:
         """Give each kind a turn at the free places; returns how many jobs were claimed."""
         claimed = 0
         for kind in list(self._turns):
-            room = self._room(kind)
+            room = self._places.room(kind)
             if room == 0 or self._stopping.is_set():
                 continue
             # No kind takes more than its share of what is free, so that many jobs of one can't starve another.
-            share = max(1, self._free() // len(self._turns))
+            share = max(1, self._places.free // len(self._turns))
             if self._processors[kind].max_batch:
                 share = room
-            claims = await self._store.claim(kind, self.name, min(room, share))
+            claims = await self._claim(kind, min(room, share))
             for claim in claims:
                 self._start(claim)
             if claims:
@@ -278,91 +273,41 @@ class Worker:
             claimed += len(claims)
         return claimed
 
+    async def _claim(self, kind: str, most: int) -> list[Claim]:
+        """Claim jobs of a kind; each has its place."""
+        # Taken before: an attempt that comes back meanwhile must not find them free as well.
+        self._places.take(kind, most)
+        claims: list[Claim] = []
+        try:
+            claims = await self._store.claim(kind, self.name, most)
+        finally:
+            for _ in range(most - len(claims)):
+                self._places.give_up(kind)
+        return claims
+
     async def _wait_for_work(self) -> None:
         """Wait for a bell, for room where there was none, or for the time to look by oneself."""
         if self._stopping.is_set():
             return
-        self._room_made.clear()
-        kinds = [kind for kind in self._turns if self._room(kind) > 0]
-        waits: list[Coroutine[Any, Any, Any]] = [self._room_made.wait(), self._stopping.wait()]
+        self._places.made.clear()
+        kinds = [kind for kind in self._turns if self._places.room(kind) > 0]
+        waits: list[Coroutine[Any, Any, Any]] = [self._places.made.wait(), self._stopping.wait()]
         if kinds:
             waits.append(self._store.wait_for_work(kinds, POLL_SECONDS))
         await first_of(*waits)
 
-    # --- places and attempts ------------------------------------------------------------------------------------
-
-    def _free(self) -> int:
-        # All jobs of a kind that does batches share one place: they are one piece of work.
-        batching = {kind for kind in self._running if self._processors[kind].max_batch}
-        taken = sum(min(1, count) if kind in batching else count for kind, count in self._running.items())
-        return self._concurrency - taken
-
-    def _room(self, kind: str) -> int:
-        """How many more jobs of a kind could begin now."""
-        if kind in self._unwell or (kind in self._steppers and self._stepped_aside >= MAX_ASIDE):
-            return 0
-        most = self._processors[kind].concurrency
-        if max_batch := self._processors[kind].max_batch:
-            if self._batches.hang(kind):
-                return 0
-            # One batch that is being done, and one that gathers.
-            running = self._running[kind]
-            return max(0, (most or 2 * max_batch) - running) if running or self._free() > 0 else 0
-        return max(0, self._free() if most is None else min(self._free(), most - self._running[kind]))
+    # --- attempts -----------------------------------------------------------------------------------------------
 
     def _start(self, claim: Claim) -> None:
-        self._running[claim.kind] += 1
         task = asyncio.create_task(self._work(claim), name=f"{claim.kind} {claim.job} attempt")
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._finish(claim.kind, task))
 
     def _finish(self, kind: str, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._give_up_place(kind)
+        self._places.give_up(kind)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("an attempt at a %s job broke off", kind, exc_info=error)
-
-    def _give_up_place(self, kind: str) -> None:
-        was_full = [other for other in self._turns if self._room(other) == 0]
-        self._running[kind] -= 1
-        # Who only stepped aside goes on before anything new is begun.
-        for back in tuple(self._returning):
-            of, returned = back
-            if returned.done():
-                self._returning.remove(back)
-            elif self._room(of) > 0:
-                self._returning.remove(back)
-                self._running[of] += 1
-                returned.set_result(None)
-        if self._processors[kind].max_batch or any(self._room(other) > 0 for other in was_full):
-            self._room_made.set()
-
-    @asynccontextmanager
-    async def _aside(self, kind: str) -> AsyncIterator[None]:
-        """Give an attempt's place to others while it waits for its children; it waits for a place to come back."""
-        self._steppers.add(kind)
-        self._stepped_aside += 1
-        self._give_up_place(kind)
-        try:
-            yield
-        except BaseException:
-            # It comes back to end, for which it needs no turn.
-            self._running[kind] += 1
-            raise
-        finally:
-            self._stepped_aside -= 1
-            self._room_made.set()
-        if self._room(kind) > 0:
-            self._running[kind] += 1
-            return
-        returned: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._returning.append((kind, returned))
-        try:
-            await returned
-        except asyncio.CancelledError:
-            if returned.cancelled():
-                self._running[kind] += 1
-            raise
 
     async def _work(self, claim: Claim) -> None:
         """Begin a claimed job and run the attempt."""

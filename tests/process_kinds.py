@@ -195,3 +195,9 @@ def yields_in_process(ctx: SyncContext) -> Iterator[Any]:
     """Each value is an output."""
     yield {"page": 1}
     yield b"bytes"
+
+
+@processor("waits_in_a_process", run_in="process", cancel_grace_seconds=3)
+def waits_in_a_process(ctx: SyncContext) -> None:
+    """A step that never ends."""
+    ctx.run("endless")

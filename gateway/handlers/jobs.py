@@ -236,8 +236,8 @@ async def delete_job(request: web.Request) -> web.Response:
             code="still_open",
             retry_after_seconds=2,
         )
-    await request.app[STORE].delete(record)
-    await request.app[BLOBS].delete_prefix(f"jobs/{record.id}")
+    for erased in await request.app[STORE].delete(record):
+        await request.app[BLOBS].delete_prefix(f"jobs/{erased}")
     return web.Response(status=204)
 
 

@@ -258,6 +258,11 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "A step of the job was cancelled by somebody; `step` names it.",
         "Do it again if it was a mistake.",
     ),
+    "step_input": Meaning(
+        _FAILED,
+        "What a step was to be given can't be made of the results before it, or is no object; `step` names it.",
+        "Mend what makes it; the worker's log says more.",
+    ),
     "too_many_steps": Meaning(
         _FAILED, "A job made more than 1,000 steps.", "Let steps do more each, or make several jobs of it."
     ),

@@ -7,13 +7,18 @@ import hmac
 from contextlib import suppress
 from typing import Final
 
-from gateway.errors import LeaseLost, NotFound
+from gateway.errors import Gone, LeaseLost, NotFound
+from gateway.protocol import TERMINAL
+from gateway.requests import MAX_RETENTION_SECONDS
+from gateway.store.connection import translated
 from gateway.store.jobs import Jobs, encode_id
 from gateway.store.queue import Queue
 from gateway.store.records import JobRecord, Lease
 
 # Their ids stand in the parent's record, so that its end finds them.
 MAX_CHILDREN: Final = 1000
+# A step that still runs when its data is to be erased: long enough for its last look.
+_ERASED_MS: Final = 60_000
 
 
 class Children(Jobs, Queue):
@@ -42,8 +47,35 @@ class Children(Jobs, Queue):
         if answer == b"lost":
             raise LeaseLost(f"Job {lease.job} is not attempt {lease.attempt}'s any more.")
 
-    async def cancel_children(self, parent: JobRecord, by: str) -> None:
-        """Cancel the children of an ended job that are still open."""
-        for child in parent.children:
-            with suppress(NotFound):
-                await self.cancel(child, by, f"its parent {parent.id} has ended")
+    async def end_children(self, parent: JobRecord, keep_ms: int) -> None:
+        """The last things of an ended job's steps: those that are open are cancelled, and all are kept as long as it.
+
+        A step that a later job of the chain has found is that one's, and left alone.
+        """
+        for child in await self._own(parent):
+            if not child.terminal:
+                with suppress(NotFound, Gone):
+                    await self.cancel(child.id, "outlast", f"its parent {parent.id} has ended")
+            await self._run("keep", self._keys.job(child.id), (keep_ms, ""))
+            await self.end_children(child, keep_ms)
+
+    async def use_child(self, child: JobRecord, parent: str) -> None:
+        """Note that a step is another job's from now on: it is kept as long as that one may be open."""
+        await self._run("keep", self._keys.job(child.id), (int(MAX_RETENTION_SECONDS * 1000), parent))
+
+    async def delete(self, record: JobRecord) -> list[str]:
+        """Erase an ended job's data and that of its steps; returns whose. Their ids answer 410 from then on."""
+        assert record.state in TERMINAL
+        erased = [record.id]
+        for child in await self._own(record):
+            if child.terminal:
+                erased += await self.delete(child)
+        await self.end_children(record, _ERASED_MS)
+        async with translated():
+            await self._client.delete(*self._keys.job(record.id)[:5])
+            await self._client.zrem(self._keys.owner(record.owner), record.id)
+        return erased
+
+    async def _own(self, parent: JobRecord) -> list[JobRecord]:
+        children = await self.read_jobs(list(parent.children)) if parent.children else []
+        return [child for child in children if child is not None and child.parent == parent.id]

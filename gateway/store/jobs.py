@@ -15,7 +15,7 @@ from pydantic_core import from_json, to_json
 
 from gateway.errors import Gone, KeyReused, NotFound, OutlastError, TooMany, Unavailable
 from gateway.event_text import encode_event_tail
-from gateway.protocol import DAY_SECONDS, PRIORITY_STEPS, TERMINAL, Cursor, EventType, State
+from gateway.protocol import DAY_SECONDS, PRIORITY_STEPS, Cursor, EventType, State
 from gateway.requests import JobOptions
 from gateway.store.connection import Connection, translated
 from gateway.store.records import JobRecord, NewJob, StoredFile, Submitted
@@ -315,14 +315,6 @@ class Jobs(Connection):
             # It waited for another attempt, and nobody is there who would tell them; the look does so too, but later.
             await asyncio.gather(*(self.cancel(child, by, reason) for child in record.children), return_exceptions=True)
         return record
-
-    async def delete(self, record: JobRecord) -> None:
-        """Erase an ended job's data; the tombstone stays, so that its id answers 410."""
-        assert record.state in TERMINAL
-        keys = self._keys.job(record.id)
-        async with translated():
-            await self._client.delete(*keys[:5])
-            await self._client.zrem(self._keys.owner(record.owner), record.id)
 
     async def depths(self, kinds: list[str]) -> dict[str, tuple[int, int]]:
         """How many jobs of each kind are waiting, and how many are in hand."""

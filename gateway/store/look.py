@@ -107,8 +107,8 @@ class Look(Children, Dead, Queue, Kinds, Health):
             # For people, and no promise: where Redis has no memory left, the pointers must go all the same.
             await self.list_job(record)
         if record.children:
-            await self.cancel_children(record, "outlast")
-        if record.dead:
+            await self.end_children(record, max(1, expires_after_ms))
+        if record.dead and record.parent is None:
             await self.bury(record, expires_after_ms)
 
     async def sweep(self, servers: Iterable[str] = ()) -> int:

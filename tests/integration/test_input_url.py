@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.store import Store
-from processors import Context, SyncContext, processor, upstream
+from processors import Context, SyncContext, pipeline, processor, step, upstream
 from processors.worker import Worker
 from tests.serving import Gateway, gateway_for
 from tests.slow_app import SlowApp, slow_app
@@ -26,6 +26,9 @@ async def sizes(ctx: Context) -> list[dict[str, Any]]:
 def thread_sizes(ctx: SyncContext) -> list[int]:
     """The same in a thread."""
     return [len(one.read()) for one in ctx.files]
+
+
+IN_A_STEP = pipeline("in-a-step", step(sizes), files="required")
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ async def gateway(
     monkeypatch.setenv("OUTLAST_MAX_UPSTREAM_BYTES", "10000")
     upstream.configured.cache_clear()
     async with gateway_for(store, tmp_path / "blobs", upstreams=app.url) as gateway:
-        kinds = {"sizes": sizes, "thread-sizes": thread_sizes}
+        kinds = {one.kind: one for one in (sizes, thread_sizes, IN_A_STEP)}
         worker = Worker(store, gateway.blobs, kinds, concurrency=2, stop_grace_seconds=0, max_inline_bytes=200_000)
         running = asyncio.create_task(worker.run())
         async with asyncio.timeout(10):
@@ -57,10 +60,11 @@ async def gateway(
 
 
 async def test_the_file_behind_a_url_is_the_jobs(gateway: Gateway, app: SlowApp) -> None:
-    """With its name and its type, for a coroutine and for a thread, and behind a file that was sent."""
+    """With its name and its type, for a coroutine, a thread and a step, and behind a file that was sent."""
     url = f"{app.url}/bytes/1000"
-    answer = await gateway.post("/v1/kinds/sizes/run", json={"input_url": url})
-    assert answer.json()["result"] == [{"name": "1000", "type": "image/png", "bytes": 1000}]
+    for kind in ("sizes", "in-a-step"):
+        answer = await gateway.post(f"/v1/kinds/{kind}/run", json={"input_url": url})
+        assert answer.json()["result"] == [{"name": "1000", "type": "image/png", "bytes": 1000}]
     threaded = await gateway.post("/v1/kinds/thread-sizes/run", json={"input_url": url})
     assert threaded.json()["result"] == [1000]
     both = await gateway.post(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,11 @@ import pytest
 
 from gateway.blobs import Blobs
 from gateway.errors import ConfigurationError
-from gateway.event_text import decode_event
-from gateway.protocol import START, Event, State
-from gateway.requests import JobOptions
-from gateway.store import JobRecord, NewJob, Store
+from gateway.protocol import State
+from gateway.store import Store
 from processors import (
     Context,
     Done,
-    Processor,
     ProcessorError,
     Retry,
     StepFailed,
@@ -30,8 +26,9 @@ from processors import (
     step,
 )
 from processors.worker import Worker
-from tests import step_kinds
+from tests import step_jobs, step_kinds
 from tests.faults import wait_until
+from tests.step_jobs import end_of, log_of, submit
 from tests.step_kinds import three_paid
 from tests.worker_process import worker_process
 
@@ -132,42 +129,9 @@ def blobs(tmp_path: Path) -> Blobs:
     return Blobs.open((tmp_path / "blobs").as_uri())
 
 
-@asynccontextmanager
-async def working(store: Store, blobs: Blobs, *, concurrency: int = 1) -> AsyncIterator[None]:
+def working(store: Store, blobs: Blobs, *, concurrency: int = 1) -> AbstractAsyncContextManager[Worker]:
     """A worker for the length of the block."""
-    worker = Worker(store, blobs, KINDS, concurrency=concurrency, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
-    running = asyncio.create_task(worker.run())
-    async with asyncio.timeout(10):
-        await worker.ready.wait()
-    try:
-        yield
-    finally:
-        worker.stop()
-        async with asyncio.timeout(15):
-            await running
-
-
-async def submit(store: Store, of: Processor, *, retry_of: str | None = None, **input_: Any) -> str:
-    """Submit a job; returns its id."""
-    await store.register_kind(of.document)
-    new = NewJob(of.document, "me", input_, JobOptions(), "fingerprint", retry_of=retry_of)
-    return (await store.submit(await store.job_id("me", None), new, keyed=False)).record.id
-
-
-async def end_of(store: Store, job: str, seconds: float = 20) -> JobRecord:
-    """A job at its end."""
-
-    async def ended() -> JobRecord | None:
-        record = await store.job(job)
-        return record if record.terminal else None
-
-    record: JobRecord = await wait_until(ended, seconds, what=f"the end of {job}")
-    return record
-
-
-async def log_of(store: Store, job: str) -> list[Event]:
-    """A job's whole log."""
-    return [decode_event(entry.text) for entry in (await store.events(job, START)).entries]
+    return step_jobs.working(store, blobs, KINDS.values(), concurrency=concurrency)
 
 
 async def test_a_parent_takes_no_place_while_it_waits(store: Store, blobs: Blobs) -> None:
@@ -312,7 +276,7 @@ async def test_a_worker_holds_so_many_waiting_parents_and_no_more(
     store: Store, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They take no place, but memory; the steps themselves are still begun."""
-    monkeypatch.setattr("processors.worker.MAX_ASIDE", 2)
+    monkeypatch.setattr("processors.places.MAX_ASIDE", 2)
     async with working(store, blobs, concurrency=4):
         parents = []
         for _ in range(2):
@@ -342,6 +306,15 @@ def test_a_pipeline_with_two_steps_of_one_name_is_refused() -> None:
     """Their events could not be told apart."""
     with pytest.raises(ConfigurationError, match="two steps"):
         pipeline("refused", step("a") >> step("b") >> step("a"))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"name": "page 1/2"}, {"name": ""}, {"name": "x" * 65}, {"weight": 0}, {"limit": 0}], ids=str
+)
+def test_a_step_that_could_never_be_done_is_refused_where_it_is_written(wrong: dict[str, Any]) -> None:
+    """Not by every job."""
+    with pytest.raises(ConfigurationError, match="step"):
+        step("a", **wrong)
 
 
 def test_a_failed_step_keeps_only_a_code_that_is_one() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from processors import Context, SyncContext, processor
 
 PAGE = (Path(__file__).parents[2] / "docs" / "processors.md").read_text()
-RUNTIME_ONLY = {"add_file", "share", "stop", "kill_children"}
+RUNTIME_ONLY = {"add_file", "share", "stop", "kill_children", "run_for_thread"}
 
 
 def test_each_option_of_the_decorator_is_in_the_table() -> None:

@@ -1,0 +1,437 @@
+"""Steps where something goes wrong: a cancel meets a thread, a step's data is gone, its result is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.blobs import Blobs
+from gateway.protocol import State
+from gateway.requests import JobOptions
+from gateway.store import JobRecord, Store
+from processors import (
+    Context,
+    Done,
+    Processor,
+    Rejected,
+    Retry,
+    StepFailed,
+    SyncContext,
+    pipeline,
+    processor,
+    step,
+)
+from tests.faults import wait_until
+from tests.jobs import look_later
+from tests.process_kinds import waits_in_a_process
+from tests.step_jobs import end_of, log_of, submit, working
+
+CALLS: list[Any] = []
+GO: list[bool] = []
+
+
+@processor("say", max_attempts=2)
+async def say(ctx: Context, input: dict[str, Any]) -> Any:
+    """Say a text and return a value."""
+    CALLS.append(input.get("text"))
+    await ctx.delta(str(input.get("text")))
+    return input.get("value", input.get("text"))
+
+
+@processor("breaks", max_attempts=2)
+async def breaks(ctx: Context, input: dict[str, Any]) -> None:
+    """Fail at once."""
+    raise Rejected("It is broken.", "broken")
+
+
+@processor("stubborn", cancel_grace_seconds=0.5)
+async def stubborn(ctx: Context) -> None:
+    """Runs until it is told twice to stop."""
+    CALLS.append("stubborn")
+    try:
+        await asyncio.Event().wait()
+    finally:
+        CALLS.append("told")
+        await asyncio.Event().wait()
+
+
+@processor("endless")
+async def endless(ctx: Context) -> None:
+    """Runs until it is cancelled."""
+    CALLS.append("endless")
+    await asyncio.Event().wait()
+
+
+@processor("waits_in_a_thread", cancel_grace_seconds=2)
+def waits_in_a_thread(ctx: SyncContext) -> None:
+    """A plain function whose step never ends."""
+    ctx.run("endless")
+
+
+@processor("waits")
+async def waits(ctx: Context) -> None:
+    """Its step never ends."""
+    await ctx.run("endless")
+
+
+@processor("hasty", cancel_grace_seconds=0.3)
+async def hasty(ctx: Context) -> None:
+    """Has less grace than its step."""
+    await ctx.run("stubborn")
+
+
+@processor("unknown_for_each", max_attempts=1)
+async def unknown_for_each(ctx: Context) -> None:
+    """No worker offers the kind of its steps."""
+    await ctx.run_all("nobody_does_this", [{"page": 1}, {"page": 2}])
+
+
+@processor("does_without")
+async def does_without(ctx: Context) -> str:
+    """Catch a step's failure, then go on with work of its own."""
+    try:
+        await ctx.run("breaks")
+    except StepFailed:
+        CALLS.append("caught")
+        await wait_until(lambda: GO, 20)
+        return "without"
+    return "with"
+
+
+@processor("again_later")
+async def again_later(ctx: Context) -> str:
+    """Have a step done, and end at the second attempt."""
+    said = str(await ctx.run("say", {"text": "hello"}))
+    if ctx.attempt == 1:
+        CALLS.append("first attempt")
+        await wait_until(lambda: GO, 20)
+        raise Retry(0)
+    return said
+
+
+@processor("asks_twice")
+async def asks_twice(ctx: Context) -> list[Any]:
+    """The same step twice at once, and once more."""
+    ask = {"text": "hello"}
+    return [*await asyncio.gather(ctx.run("say", ask), ctx.run("say", ask)), await ctx.run("say", ask)]
+
+
+@processor("uneven")
+async def uneven(ctx: Context) -> None:
+    """Fan out twice under one name, the second time to fewer, then to none."""
+    ctx.plan(say=1, rest=1)
+    for count in (5, 2):
+        await ctx.run_all("say", [{"text": f"{count} {number}"} for number in range(count)])
+    await ctx.run_all("say", [], step="rest")
+
+
+@processor("with_long_names")
+async def with_long_names(ctx: Context) -> None:
+    """Its step's outputs differ in their last letters only."""
+    await ctx.run("two_outputs", step="a-name-that-takes-half-of-the-place")
+
+
+@processor("two_outputs")
+async def two_outputs(ctx: Context) -> None:
+    """Two outputs of long names."""
+    for letter in "ab":
+        await ctx.output("x" * 60 + letter, letter)
+
+
+@processor("one_of_two_breaks", max_attempts=1)
+async def one_of_two_breaks(ctx: Context) -> Any:
+    """Two steps at once, of which one fails at first, and one needs long to stop."""
+    return await asyncio.gather(ctx.run("slow_to_stop"), ctx.run("breaks_at_first"))
+
+
+@processor("slow_to_stop", cancel_grace_seconds=3)
+async def slow_to_stop(ctx: Context) -> str:
+    """Stops only when it may."""
+    CALLS.append("slow_to_stop")
+    while not GO:
+        try:
+            await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            CALLS.append("told")
+    return "done"
+
+
+@processor("breaks_at_first")
+async def breaks_at_first(ctx: Context) -> str:
+    """Broken the first time."""
+    if "broke" not in CALLS:
+        await wait_until(lambda: CALLS)
+        CALLS.append("broke")
+        raise Rejected("It is broken.", "broken")
+    return "mended"
+
+
+@processor("outer")
+async def outer(ctx: Context) -> Any:
+    """A pipeline of a pipeline."""
+    return await ctx.run("inner", {"of": ctx.job_id})
+
+
+@processor("inner")
+async def inner(ctx: Context, input: dict[str, Any]) -> Any:
+    """A pipeline."""
+    return await ctx.run("say", {"text": input["of"]})
+
+
+@processor("passes_on_in_vain")
+async def passes_on_in_vain(ctx: Context) -> str:
+    """Can't hand over, and does the work itself."""
+    try:
+        await ctx.hand_over(float("inf"))
+    except OverflowError:
+        await asyncio.sleep(0.1)
+    return "done here"
+
+
+def pick(done: Done) -> dict[str, Any]:
+    """What the second step needs of the first one's result."""
+    return {"text": done.previous["title"]}
+
+
+LIST_HANDED_ON = pipeline("list_handed_on", step(say) >> step(say, "second"), max_attempts=1)
+MISSING_FIELD = pipeline("missing_field", step(say) >> step(say, "second", input=pick), max_attempts=1)
+REFUSED = pipeline("refused", step(say) >> step("typed"), max_attempts=1)
+
+
+@processor("typed")
+async def typed(ctx: Context, input: dict[str, int]) -> None:
+    """Takes numbers only."""
+
+
+@pytest.fixture(autouse=True)
+def _empty() -> None:
+    CALLS.clear()
+    GO.clear()
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    """An empty blob store."""
+    (tmp_path / "blobs").mkdir()
+    return Blobs.open((tmp_path / "blobs").as_uri())
+
+
+async def only_child(store: Store, job: str) -> JobRecord:
+    """The job's one step, once there is one."""
+
+    async def there() -> JobRecord | None:
+        children = await store.read_jobs(list((await store.job(job)).children))
+        return children[0] if children else None
+
+    record: JobRecord = await wait_until(there)
+    return record
+
+
+@pytest.mark.parametrize("parent", [waits_in_a_thread, waits_in_a_process], ids=lambda one: one.kind)
+async def test_a_cancel_reaches_the_step_of_plain_code(store: Store, blobs: Blobs, parent: Processor) -> None:
+    """Code in a thread or a child process hears of it while it waits in `ctx.run`."""
+    async with working(store, blobs, [endless, parent]):
+        job = await submit(store, parent)
+        await wait_until(lambda: CALLS)
+        await store.cancel(job, "me", "enough")
+        record = await end_of(store, job, 5)
+
+    child = await only_child(store, job)
+    assert [one.state for one in (record, child)] == [State.CANCELLED] * 2
+    assert (child.ended_ms or 0) <= (record.ended_ms or 0)
+    assert [event.data for event in await log_of(store, job) if event.type == "log"] == []
+
+
+async def test_a_step_that_ignores_its_cancel_costs_its_parents_worker_no_place(store: Store, blobs: Blobs) -> None:
+    """The parent's grace is over before its step has stopped; the books of the worker's places stay right."""
+    async with working(store, blobs, [hasty, stubborn], concurrency=2) as worker:
+        job = await submit(store, hasty)
+        await wait_until(lambda: CALLS)
+        await store.cancel(job, "me", "enough")
+        await end_of(store, job, 10)
+        await wait_until(lambda: not worker._tasks, 10)
+        assert (repr(worker._places), worker._places.free) == ("<places: {} taken, {} aside, 0 come back>", 2)
+
+
+async def test_a_fan_out_that_is_rejected_says_why(store: Store, blobs: Blobs) -> None:
+    """As one step does, and not as a processor that broke."""
+    async with working(store, blobs, [unknown_for_each]):
+        record = await end_of(store, await submit(store, unknown_for_each))
+
+    problem = record.end_data()["problem"]
+    assert (problem["code"], problem["step"]) == ("unknown_kind", "nobody_does_this.0")
+
+
+async def test_who_catches_a_steps_failure_is_in_hand_again(store: Store, blobs: Blobs) -> None:
+    """It goes on with work of its own, and counts under its kind's cap."""
+    async with working(store, blobs, [does_without, breaks]):
+        job = await submit(store, does_without)
+        await wait_until(lambda: "caught" in CALLS)
+
+        async def in_hand() -> bool:
+            return await store.depths(["does_without"]) == {"does_without": (0, 1)}
+
+        await wait_until(in_hand, 3)
+        await store.look(["does_without"])
+        assert await in_hand()
+        GO.append(True)
+        assert (await end_of(store, job)).end_data() == {"result": "without"}
+
+
+async def test_a_waiting_parent_is_handed_back_at_once(store: Store, blobs: Blobs) -> None:
+    """A stopping worker leaves nothing that waits for a lease to run out."""
+    async with working(store, blobs, [waits, endless]):
+        job = await submit(store, waits)
+        await wait_until(lambda: CALLS)
+
+    assert await store.depths(["waits", "endless"]) == {"waits": (1, 0), "endless": (1, 0)}
+    assert [(await store.job(one)).state for one in (job, (await only_child(store, job)).id)] == [State.QUEUED] * 2
+
+
+async def test_a_step_whose_data_is_gone_is_begun_anew(store: Store, blobs: Blobs) -> None:
+    """Somebody erased it between two attempts of its parent."""
+    async with working(store, blobs, [again_later, say]):
+        job = await submit(store, again_later)
+        await wait_until(lambda: "first attempt" in CALLS)
+        await store.delete(await only_child(store, job))
+        GO.append(True)
+        record = await end_of(store, job)
+
+    assert record.end_data() == {"result": "hello"}
+    assert CALLS == ["hello", "first attempt", "hello"]
+
+
+async def test_a_step_that_is_erased_while_its_parent_waits_is_begun_anew(
+    store: Store, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody will ever say how it ended."""
+    monkeypatch.setattr("processors.steps._LOOK_AGAIN_SECONDS", 0.3)
+    async with working(store, blobs, [waits, endless]):
+        job = await submit(store, waits)
+        await wait_until(lambda: CALLS)
+        child = await only_child(store, job)
+        await store.cancel(child.id, "me", "x")
+        keys = store._keys.job(child.id)
+        await store._client.delete(*keys[:5])
+        await wait_until(lambda: CALLS.count("endless") == 2)
+        assert ((await store.job(job)).state, (await store.job(job)).attempt) == (State.RUNNING, 1)
+
+
+async def test_one_step_that_is_asked_for_twice_is_told_once(store: Store, blobs: Blobs) -> None:
+    """At once or one after the other: one job, one text."""
+    async with working(store, blobs, [asks_twice, say], concurrency=4):
+        job = await submit(store, asks_twice)
+        record = await end_of(store, job)
+
+    assert record.end_data() == {"result": ["hello"] * 3}
+    assert CALLS == ["hello"]
+    assert [event.data["text"] for event in await log_of(store, job) if event.type == "delta"] == ["hello"]
+
+
+async def test_no_fan_out_moves_the_bar_past_its_plan_or_stops_it_short(store: Store, blobs: Blobs) -> None:
+    """A name that is used twice is one part, and a part without any step is done."""
+    async with working(store, blobs, [uneven, say], concurrency=4):
+        job = await submit(store, uneven)
+        await end_of(store, job)
+
+    said = [event.data["current"] for event in await log_of(store, job) if event.type == "progress"]
+    assert said == sorted(said)
+    assert max(value for value in said if value < 100) <= 50
+    assert said[-1] == 100
+
+
+async def test_outputs_of_long_names_are_both_kept(store: Store, blobs: Blobs) -> None:
+    """Cut to what an index may have, they stay two."""
+    async with working(store, blobs, [with_long_names, two_outputs]):
+        job = await submit(store, with_long_names)
+        await end_of(store, job)
+
+    outputs = {event.data["index"]: event.data["value"] for event in await log_of(store, job) if event.type == "output"}
+    assert sorted(outputs.values()) == ["a", "b"]
+    assert all(len(index) <= 64 for index in outputs)
+
+
+@pytest.mark.parametrize(
+    ("parent", "code", "at"),
+    [
+        (LIST_HANDED_ON, "step_input", "second"),
+        (MISSING_FIELD, "step_input", "second"),
+        (REFUSED, "rejected", "typed"),
+    ],
+    ids=lambda value: getattr(value, "kind", None),
+)
+async def test_a_result_that_the_next_step_refuses_names_that_step(
+    store: Store, blobs: Blobs, parent: Processor, code: str, at: str
+) -> None:
+    """It has a code of its own, is not tried again, and what was said stays."""
+    async with working(store, blobs, [parent, say, typed]):
+        job = await submit(store, parent, text="hello", value=[1, 2] if parent is LIST_HANDED_ON else {"no": "title"})
+        record = await end_of(store, job)
+
+    problem = record.end_data()["problem"]
+    assert (problem["code"], problem["step"], record.attempt) == (code, at, 1)
+    assert record.end_data()["partial"] is True
+    assert [event.data["text"] for event in await log_of(store, job) if event.type == "delta"] == ["hello"]
+
+
+async def test_a_steps_data_is_kept_as_long_as_its_parents_and_no_longer(store: Store, blobs: Blobs) -> None:
+    """However long the parent is open: a later attempt finds it; then it goes with the parent."""
+    async with working(store, blobs, [again_later, say]):
+        job = await submit(store, again_later, options=JobOptions(retention_seconds=60))
+        await wait_until(lambda: "first attempt" in CALLS)
+        child = store._keys.record((await only_child(store, job)).id)
+        assert await store._client.ttl(child) > store.job_deadline_seconds
+        GO.append(True)
+        await look_later(store, await end_of(store, job))
+        assert 0 < await store._client.ttl(child) <= 60
+
+
+async def test_a_retry_waits_for_no_step_that_the_failed_job_had_to_stop(
+    store: Store, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of the failed job that still runs has been cancelled; the retry begins its own."""
+    monkeypatch.setattr("processors.steps._CANCEL_WAIT_SECONDS", 0.2)
+    async with working(store, blobs, [one_of_two_breaks, slow_to_stop, breaks_at_first], concurrency=4):
+        job = await submit(store, one_of_two_breaks)
+        await end_of(store, job)
+        # Also where the function had left it behind, as `gather` does with what it runs when one of it fails.
+        assert "told" in CALLS
+        again = await submit(store, one_of_two_breaks, retry_of=job)
+        await wait_until(lambda: CALLS.count("slow_to_stop") == 2)
+        GO.append(True)
+        record = await end_of(store, again)
+
+    assert record.end_data() == {"result": ["done", "mended"]}
+
+
+async def test_pipelines_of_pipelines_never_wait_for_each_others_places(
+    store: Store, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as a worker lets wait are all outer ones; the inner ones are begun all the same."""
+    monkeypatch.setattr("processors.places.MAX_ASIDE", 2)
+    async with working(store, blobs, [outer, inner, say]):
+        jobs = [await submit(store, outer) for _ in range(5)]
+        assert [(await end_of(store, job)).end_data()["result"] for job in jobs] == jobs
+
+
+async def test_a_hand_over_that_was_refused_leaves_the_attempt_its_own(store: Store, blobs: Blobs) -> None:
+    """It goes on by itself, and its result counts."""
+    async with working(store, blobs, [passes_on_in_vain]):
+        record = await end_of(store, await submit(store, passes_on_in_vain))
+
+    assert (record.attempt, record.end_data()) == (1, {"result": "done here"})
+
+
+async def test_an_erased_job_takes_its_steps_with_it(store: Store, blobs: Blobs) -> None:
+    """Their inputs and texts are its own."""
+    async with working(store, blobs, [outer, inner, say]):
+        record = await end_of(store, await submit(store, outer))
+    child = await store.job(record.children[0])
+
+    erased = await store.delete(record)
+
+    assert erased == [record.id, child.id, child.children[0]]
+    assert await store.read_jobs(erased) == [None] * 3

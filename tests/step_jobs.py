@@ -1,0 +1,60 @@
+"""What tests of steps do: a worker for a while, a job submitted, its end, its log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from gateway.blobs import Blobs
+from gateway.event_text import decode_event
+from gateway.protocol import START, Event
+from gateway.requests import JobOptions
+from gateway.store import JobRecord, NewJob, Store
+from processors import Processor
+from processors.worker import Worker
+from tests.faults import wait_until
+
+
+@asynccontextmanager
+async def working(
+    store: Store, blobs: Blobs, kinds: Iterable[Processor], *, concurrency: int = 1
+) -> AsyncIterator[Worker]:
+    """A worker for the length of the block."""
+    of = {one.kind: one for one in kinds}
+    worker = Worker(store, blobs, of, concurrency=concurrency, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
+    running = asyncio.create_task(worker.run())
+    async with asyncio.timeout(10):
+        await worker.ready.wait()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        async with asyncio.timeout(15):
+            await running
+
+
+async def submit(
+    store: Store, of: Processor, *, retry_of: str | None = None, options: JobOptions | None = None, **input_: Any
+) -> str:
+    """Submit a job; returns its id."""
+    await store.register_kind(of.document)
+    new = NewJob(of.document, "me", input_, options or JobOptions(), "fingerprint", retry_of=retry_of)
+    return (await store.submit(await store.job_id("me", None), new, keyed=False)).record.id
+
+
+async def end_of(store: Store, job: str, seconds: float = 20) -> JobRecord:
+    """A job at its end."""
+
+    async def ended() -> JobRecord | None:
+        record = await store.job(job)
+        return record if record.terminal else None
+
+    record: JobRecord = await wait_until(ended, seconds, what=f"the end of {job}")
+    return record
+
+
+async def log_of(store: Store, job: str) -> list[Event]:
+    """A job's whole log."""
+    return [decode_event(entry.text) for entry in (await store.events(job, START)).entries]
