@@ -1,4 +1,5 @@
-"""The promises, checked after every step of random histories: submits, crashes, takeovers, cancels, lost pointers.
+"""The promises, checked after every step of random histories: submits, crashes, takeovers, cancels, lost pointers,
+kinds that are paused, and listeners that come and go.
 
 Hypothesis draws the histories, a real server runs them. Time passes when a rule says so: leases of crashed workers are
 put into the past, and what is due is made due now.
@@ -17,14 +18,22 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from pydantic_core import from_json
 
 from gateway.documents import KindDocument
 from gateway.errors import EventsLost, KeyReused, LeaseLost
 from gateway.event_text import decode_event, encode_event_tail
 from gateway.fold import fold_log
-from gateway.protocol import START, TERMINAL_TYPES, Cursor
+from gateway.protocol import START, TERMINAL, TERMINAL_TYPES, Cursor, State
+from gateway.requests import JobOptions
 from gateway.store import Claim, JobRecord, Lease, Store
 from gateway.store.jobs import encode_id
 from tests.jobs import event, new_job
@@ -32,6 +41,7 @@ from tests.jobs import event, new_job
 T = TypeVar("T")
 pytestmark = pytest.mark.parametrize("redis_url", ["valkey", "cluster"], indirect=True)
 KIND = KindDocument(kind="machine", max_attempts=3)
+ALONE_ENDS = JobOptions(on_disconnect="cancel", disconnect_grace_seconds=600)
 # More histories, drawn anew each time: OUTLAST_EXAMPLES=1000 pytest tests/integration/test_store_machine.py
 EXAMPLES = int(os.environ.get("OUTLAST_EXAMPLES", "40"))
 
@@ -63,8 +73,13 @@ class Accepted:
     """A job that got its 202."""
 
     key: str | None
-    ends: int = 0
     numbers: list[int] = field(default_factory=list)
+    alone_ends: bool = False
+    """Whether it is to be cancelled when nobody listens."""
+    marked_by: set[str] = field(default_factory=set)
+    """The gateways that serve it to somebody now."""
+    was_alone: bool = False
+    """Whether nobody has listened for longer than its grace, and nobody has come back since."""
 
 
 class Machine(RuleBasedStateMachine):
@@ -82,6 +97,7 @@ class Machine(RuleBasedStateMachine):
         self.job_copies: dict[str, dict[str, tuple[bytes | None, int]]] = {}
         self.listeners: list[Listener] = []
         self.made = 0
+        self.paused = self.paused_in_copy = False
 
     def _new_id(self, owner: str, key: str | None) -> str:
         """Ids that depend on the history alone: a failing one must fail again to be made smaller."""
@@ -91,15 +107,22 @@ class Machine(RuleBasedStateMachine):
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
 
+    @initialize(alone_end=st.lists(st.booleans(), min_size=2, max_size=4))
+    def there_is_work(self, alone_end: list[bool]) -> None:
+        """A history without jobs has little to show."""
+        for alone_ends in alone_end:
+            self.submit(None, "ann", alone_ends)
+
     # --- submitting -------------------------------------------------------------------------------------------
 
-    @rule(key=st.none() | st.sampled_from("abcd"), owner=st.sampled_from(["ann", "bob"]))
-    def submit(self, key: str | None, owner: str) -> None:
+    @rule(key=st.none() | st.sampled_from("abcd"), owner=st.sampled_from(["ann", "bob"]), alone_ends=st.booleans())
+    def submit(self, key: str | None, owner: str, alone_ends: bool) -> None:
         """A submit, or the automatic retry of one: the same key is the same job."""
         job = self._new_id(owner, key)
-        submitted = self.run(self.store.submit(job, new_job(KIND, owner=owner), keyed=key is not None))
+        new = new_job(KIND, owner=owner, options=ALONE_ENDS if alone_ends else None)
+        submitted = self.run(self.store.submit(job, new, keyed=key is not None))
         assert submitted.replayed == (job in self.accepted)
-        self.accepted.setdefault(job, Accepted(key))
+        self.accepted.setdefault(job, Accepted(key, alone_ends=alone_ends))
 
     @rule(owner=st.sampled_from(["ann", "bob"]), steps=st.integers(1, 2))
     def submitter_dies(self, owner: str, steps: int) -> None:
@@ -123,11 +146,19 @@ class Machine(RuleBasedStateMachine):
 
     # --- working ----------------------------------------------------------------------------------------------
 
-    @rule(limit=st.integers(1, 3))
     def claim(self, limit: int) -> None:
         """A worker claims and begins."""
-        for claim in self.run(self.store.claim(KIND.kind, "worker", limit)):
+        for claim in self._claim("worker", limit):
             self._begin(claim)
+
+    # Twice, so that a third of all histories is not about jobs that nobody begins.
+    claim_one = rule(limit=st.just(1))(claim)
+    claim_some = rule(limit=st.integers(1, 3))(claim)
+
+    def _claim(self, worker: str, limit: int) -> list[Claim]:
+        claims = self.run(self.store.claim(KIND.kind, worker, limit))
+        assert not (claims and self.paused), "claimed while its kind is paused"
+        return claims
 
     def _begin(self, claim: Claim, *, hold: bool = True) -> Attempt | None:
         begun = self.run(self.store.begin(claim, "worker"))
@@ -142,7 +173,7 @@ class Machine(RuleBasedStateMachine):
     @rule(begin=st.booleans())
     def worker_dies_early(self, begin: bool) -> None:
         """A worker stops between claim and begin, or between begin and hold."""
-        for claim in self.run(self.store.claim(KIND.kind, "dying", 1)):
+        for claim in self._claim("dying", 1):
             if begin and (attempt := self._begin(claim, hold=False)) is not None:
                 attempt.crashed = True
 
@@ -222,6 +253,24 @@ class Machine(RuleBasedStateMachine):
         """Anybody may ask, any time, any number of times."""
         self.run(self.store.cancel(data.draw(st.sampled_from(list(self.accepted))), "ann", "enough"))
 
+    @rule(paused=st.booleans())
+    def pause(self, paused: bool) -> None:
+        """An operator stops the kind: nothing is claimed. Or lets it go on: then waiting jobs ring for a worker."""
+        self.run(self.store.pause(KIND.kind, paused))
+        self.paused = paused
+        if paused:
+            self.claim(1)
+            # Idle workers have heard all that rang before.
+            self.run(self._hear_rings())
+        waiting, rings = self.run(self._waiting())
+        assert paused or not waiting or rings
+
+    async def _hear_rings(self) -> None:
+        await self.store._client.delete(self.keys[4])
+
+    async def _waiting(self) -> tuple[int, int]:
+        return await self.store._client.zcard(self.keys[0]), await self.store._client.llen(self.keys[4])
+
     # --- what happens by itself -------------------------------------------------------------------------------
 
     @rule()
@@ -256,6 +305,7 @@ class Machine(RuleBasedStateMachine):
             self.copy = {key: await self.store._client.dump(key) for key in self.keys}
 
         self.run(copy())
+        self.paused_in_copy = self.paused
 
     @precondition(lambda self: self.copy)
     @rule()
@@ -271,6 +321,7 @@ class Machine(RuleBasedStateMachine):
             await self.store.sweep()
 
         self.run(restore())
+        self.paused = self.paused_in_copy
 
     @precondition(lambda self: self.accepted)
     @rule(data=st.data())
@@ -303,7 +354,12 @@ class Machine(RuleBasedStateMachine):
             await asyncio.sleep(0.002)
 
         self.run(restore())
-        self.accepted[job].numbers = []
+        accepted = self.accepted[job]
+        accepted.numbers = []
+        # Gateways renew their marks before anybody is judged again; that somebody came and left may be lost for good.
+        for gateway in accepted.marked_by:
+            self.run(self.store.mark(job, gateway, 600))
+        accepted.was_alone = accepted.was_alone or not accepted.marked_by
         for attempt in self.attempts:
             if attempt.lease.job == job:
                 attempt.rewound = attempt.crashed = True
@@ -333,6 +389,44 @@ class Machine(RuleBasedStateMachine):
         listener.cursor = page.entries[-1].cursor if page.entries else listener.cursor
         assert listener.heard == log[: len(listener.heard)], "spliced"
 
+    @precondition(lambda self: self.accepted)
+    @rule(data=st.data(), gateway=st.sampled_from(["one", "two"]), comes=st.booleans())
+    def gateway_marks(self, data: st.DataObject, gateway: str, comes: bool) -> None:
+        """A gateway begins to serve a job to somebody, or its last listener has left it."""
+        job = data.draw(st.sampled_from(list(self.accepted)))
+        accepted = self.accepted[job]
+        if not comes and gateway not in accepted.marked_by:
+            return
+        self.run(self.store.mark(job, gateway, 600 if comes else 0))
+        (accepted.marked_by.add if comes else accepted.marked_by.discard)(gateway)
+        if self.run(self._fields_of(job, "cancel_by")) != ["outlast"]:
+            accepted.was_alone = False
+
+    @rule()
+    def a_grace_passes(self) -> None:
+        """All jobs are old; who has no listener now has had none for long: a look asks for that job's end.
+
+        Also at a paused kind.
+        """
+        alone = [job for job, one in self.accepted.items() if one.alone_ends and not one.marked_by]
+        for job in alone:
+            self.accepted[job].was_alone = True
+
+        async def pass_and_look() -> None:
+            client, keys = self.store._client, self.store._keys
+            for job in self.accepted:
+                await client.hset(keys.record(job), "created", 1)
+            for job in alone:
+                # 5 listeners: who -> when the mark ends.
+                await client.delete(keys.job(job)[4])
+            await self._pass_time()
+            await self.store.look([KIND.kind])
+
+        self.run(pass_and_look())
+        for job in alone:
+            state, asked = self.run(self._fields_of(job, "state", "cancel_by"))
+            assert asked or State(state) in TERMINAL, f"{job} goes on for nobody"
+
     # --- what must hold ---------------------------------------------------------------------------------------
 
     @invariant()
@@ -361,11 +455,23 @@ class Machine(RuleBasedStateMachine):
         for attempt in self.attempts:
             assert attempt.crashed or attempt.over or self._holds(attempt)
 
+    @invariant()
+    def listeners_keep_their_jobs(self) -> None:
+        """Only a job that asked for it is ended for want of listeners, and only if nobody has listened for long."""
+        for job, asked in zip(self.accepted, self.run(self._asked_by()), strict=True):
+            accepted = self.accepted[job]
+            assert asked != b"outlast" or (accepted.alone_ends and accepted.was_alone)
+
+    async def _asked_by(self) -> list[bytes | None]:
+        client, name = self.store._client, self.store._keys.record
+        return list(await asyncio.gather(*(client.hget(name(job), "cancel_by") for job in self.accepted)))
+
     def teardown(self) -> None:
-        """Everybody dies; one good worker and the looks bring every accepted job to its one end."""
+        """The kind goes on, and everybody dies; one good worker and the looks bring every job to its one end."""
         for attempt in self.attempts:
             attempt.crashed = True
         try:
+            self.pause(False)
             self.run(self._finish())
             self.every_log_is_whole()
             for listener in self.listeners:
@@ -420,7 +526,7 @@ def test_the_data_of_an_event_is_cut_out_of_its_tail_exactly(redis_url: str) -> 
     """The record's `progress` and `end` are the events' own data, also where they contain the marker."""
     machine = Machine(redis_url)
     try:
-        machine.submit(None, "ann")
+        machine.submit(None, "ann", False)
         machine.claim(1)
         attempt = machine.attempts[0]
         tricky = {"message": '"data":{}', "deep": {"data": {"x": [1, 2]}}}
