@@ -119,7 +119,7 @@ MUTANTS: Final = (
     Mutant(
         "trim without a fold",
         "store/lua/append.lua",
-        "redis.call('XTRIM', KEYS[2], 'MINID', int(before + 1) .. '-0')",
+        "redis.call('XTRIM', KEYS[2], 'MINID', int(before) .. '-0')",
         "redis.call('XTRIM', KEYS[2], 'MINID', int(last) .. '-0')",
         (_LOG + "test_a_long_log_is_trimmed_to_the_last_fold_but_one",),
     ),

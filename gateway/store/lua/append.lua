@@ -45,7 +45,8 @@ if ARGV[5] ~= '' then
   local kept = last - tonumber(marks[4] or 0)
   local kept_bytes = tonumber(marks[3]) - tonumber(marks[5] or 0)
   if before > tonumber(marks[4] or 0) and (kept > 10000 or kept_bytes > 4194304) then
-    redis.call('XTRIM', KEYS[2], 'MINID', int(before + 1) .. '-0')
+    -- The event of that fold stays: it proves the cursor of who was just given it.
+    redis.call('XTRIM', KEYS[2], 'MINID', int(before) .. '-0')
     redis.call('HSET', KEYS[1], 'trimmed_to', int(before), 'trimmed_bytes', int(before_bytes))
   end
   if TERMINAL[closing] then
