@@ -44,7 +44,7 @@ async def result_of(store: Store, job: str) -> Any:
         record = await store.job(job)
         return record if record.terminal else None
 
-    record: JobRecord = await wait_until(ended, 20)
+    record: JobRecord = await wait_until(ended, 40)
     return record.end_data()["result"]
 
 
@@ -74,12 +74,12 @@ async def test_a_changed_file_is_used_and_a_broken_one_survived(store: Store, tm
         assert await result_of(store, await a_job(store)) == "first"
 
         module.write_text("def broken(")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while b"it starts again with the next change" not in await process.stderr.readline():
                 pass
         module.write_text(MODULE.format(value="endless"))
         job = await a_job(store)
-        await wait_until((tmp_path / "begun").exists, 20, what="the job begins")
+        await wait_until((tmp_path / "begun").exists, 40, what="the job begins")
         for number in range(20):
             module.write_text(MODULE.format(value=f"{number}"))
         module.write_text(MODULE.format(value="second"))
@@ -88,6 +88,6 @@ async def test_a_changed_file_is_used_and_a_broken_one_survived(store: Store, tm
     finally:
         process.send_signal(signal.SIGINT)
         reading = asyncio.create_task(process.stderr.read())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             assert await process.wait() == 0
             await reading
