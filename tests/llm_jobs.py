@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -18,7 +18,7 @@ from processors import llm as kind
 from processors.llm import llm, llm_models
 from processors.worker import Worker
 from tests.faults import wait_until
-from tests.token_source import MODEL, TokenSource
+from tests.token_source import MODEL
 
 KEY = "sk-scripted-key"
 ASK: list[dict[str, Any]] = [{"role": "user", "content": "What is the answer?"}]
@@ -78,9 +78,15 @@ class Asking:
         return "".join(delta["text"] for delta in deltas if delta["channel"] == channel)
 
 
+class ModelServer(Protocol):
+    """What a worker is told of a model server."""
+
+    url: str
+
+
 @asynccontextmanager
 async def llm_worker(
-    store: Store, blobs: Blobs, source: TokenSource, monkeypatch: pytest.MonkeyPatch, models: str = ""
+    store: Store, blobs: Blobs, source: ModelServer, monkeypatch: pytest.MonkeyPatch, models: str = ""
 ) -> AsyncIterator[Worker]:
     """A worker that asks this model server, for the length of the block."""
     for name, value in {"URL": source.url, "KEY": KEY, "MODELS": models}.items():

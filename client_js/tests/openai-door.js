@@ -18,6 +18,9 @@ let streamed = "";
 for await (const chunk of await client.chat.completions.create({ model, messages, stream: true }))
   streamed += chunk.choices[0]?.delta.content ?? "";
 
+const begun = await client.responses.create({ model, input: "Count.", background: true });
+const cancelled = (await client.responses.cancel(begun.id)).status;
+
 let [before, after, id, last] = ["", "", "", -1];
 try {
   const stream = await client.responses.create(
@@ -42,4 +45,4 @@ try {
 } catch (error) {
   if (error instanceof OpenAI.NotFoundError) refused = { name: "NotFoundError", status: error.status };
 }
-console.log(JSON.stringify({ models, whole, streamed, before, after, fetched, refused }));
+console.log(JSON.stringify({ models, whole, streamed, before, after, fetched, cancelled, refused }));

@@ -306,7 +306,7 @@ async def test_a_response_is_its_owners_alone(gateway: Gateway, client: openai.A
 
 @pytest.mark.skipif(NODE is None, reason="there is no Node here")
 async def test_the_javascript_package_works_as_well(gateway: Gateway, source: TokenSource) -> None:
-    """Chats whole and streamed, models, and a background stream that is cut and resumed."""
+    """Chats whole and streamed, models, a cancel, and a background stream that is cut and resumed."""
     source.tokens, source.hold_after, source.hold_from = [f"{number} " for number in range(20)], 10, 3
     process = await asyncio.create_subprocess_exec(
         *(str(NODE), str(SCRIPT), f"{gateway.url}/openai/v1", KEY, MODEL),
@@ -330,5 +330,5 @@ async def test_the_javascript_package_works_as_well(gateway: Gateway, source: To
     assert told["whole"] == told["streamed"] == source.text
     assert 0 < len(told["before"]) < len(source.text)
     assert told["before"] + told["after"] == source.text
-    assert told["fetched"] == source.text
+    assert (told["fetched"], told["cancelled"]) == (source.text, "cancelled")
     assert told["refused"] == {"name": "NotFoundError", "status": 404}
