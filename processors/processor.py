@@ -117,7 +117,8 @@ def processor(
         max_waiting_per_owner: The same for the jobs of one owner.
         cancel_grace_seconds: A function that still runs so long after it was told to stop is given up.
         setup: Called once per worker process, before the kind is announced: load models here. A plain function runs
-            in a thread; an async one is awaited. With `run_in="process"` it is called once in each child process.
+            in a thread; an async one is awaited. A generator goes on behind its `yield` when the worker stops. With
+            `run_in="process"` it is called once in each child process, whose end is a kill: no generator then.
         run_in: `process` runs a plain function in a child process, which is killed where it must stop: for code that
             keeps the interpreter to itself, leaks, crashes, or ignores its cancel.
         memory_bytes: Most address space of such a child; 0 is no limit. Beyond it the attempt fails with
@@ -139,6 +140,10 @@ def processor(
                 f"{kind!r} is no kind: begin with a lower-case letter and go on with letters, digits, '_', '.' or '-'."
             )
         style = _style(kind, function, run_in, memory_bytes)
+        if style is Style.PROCESS and (inspect.isgeneratorfunction(setup) or inspect.isasyncgenfunction(setup)):
+            raise ConfigurationError(
+                f"The setup of {kind!r} is a generator: a child process is killed, and never goes on behind a yield."
+            )
         if max_batch and style not in (Style.ASYNC, Style.THREAD):
             raise ConfigurationError(f"The processor of {kind!r} does batches: it can be no generator and no process.")
         input_adapter, result_adapter = _adapters(kind, function, style, local_names, batch=bool(max_batch))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import inspect
 import logging
 import os
 import secrets
@@ -27,12 +26,12 @@ from gateway.store import Claim, Store, until_available
 from processors.attempt import Attempt, Place, Stop
 from processors.backoff import Backoff
 from processors.batching import Batches
+from processors.lifespan import Lifespans, called
 from processors.places import Places
 from processors.process import Processes
 from processors.processor import Processor, Style, load_processors
 from processors.renewal import Renewal
-from processors.tasks import cancel_all, contained, first_of
-from processors.thread import run_in_thread
+from processors.tasks import cancel_all, first_of
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +68,7 @@ class Worker:
         self._processors = processors
         self._processes = Processes()
         self._batches = Batches()
+        self._lifespans = Lifespans()
         self._places = Places(processors, concurrency, hangs=self._batches.hang)
         self._place = Place(store, blobs, max_inline_bytes, self._processes, self._batches, self._places)
         self._concurrency = concurrency
@@ -105,6 +105,7 @@ class Worker:
             await self._leave_behind(*self._asked.values())
             await self._batches.close()
             await self._processes.close()
+            await self._leave_behind(*await self._lifespans.end())
 
     async def _serve(self) -> None:
         self._renewal = Renewal(self._store.renewer(self.name), self._store.lease_seconds)
@@ -160,7 +161,7 @@ class Worker:
         in_here = [one for one in self._processors.values() if one.style is not Style.PROCESS]
         for setup in {one.setup: None for one in in_here if one.setup is not None}:
             logger.info("setting up: %s", getattr(setup, "__qualname__", setup))
-            await _called(setup)
+            await self._lifespans.begin(setup)
         for processor in self._processors.values():
             if processor.style is Style.PROCESS:
                 await self._processes.warm(processor)
@@ -220,7 +221,8 @@ class Worker:
         """Raises what the check raises, and `TimeoutError` while it says nothing, as a device that hangs makes it."""
         asked = self._asked.get(processor.kind)
         if asked is None:
-            asked = asyncio.create_task(_called(processor.health), name=f"health of {processor.kind}")
+            assert processor.health is not None
+            asked = asyncio.create_task(called(processor.health), name=f"health of {processor.kind}")
             self._asked[processor.kind] = asked
         await asyncio.wait({asked}, timeout=HEALTH_SECONDS)
         if not asked.done():
@@ -363,15 +365,6 @@ class Worker:
 
     def _longest_grace(self) -> float:
         return max((attempt.processor.cancel_grace_seconds for attempt in self._attempts), default=0.0)
-
-
-async def _called(function: Any) -> None:
-    """Call what an author gave, on the loop if it is async and in a thread if it isn't."""
-    with contained():
-        if inspect.iscoroutinefunction(function):
-            await function()
-        else:
-            await run_in_thread(function)
 
 
 def run_worker(settings: Settings, modules: Iterable[str]) -> int:

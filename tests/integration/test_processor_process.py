@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from processors import processor
 from processors.processor import load_processors
 from processors.worker import Worker
 from tests.faults import wait_until
+from tests.process_kinds import in_process
 from tests.worker_process import worker_process
 
 KINDS = load_processors(["tests.process_kinds"])
@@ -49,9 +50,15 @@ async def worker(request: pytest.FixtureRequest, store: Store, blobs: Blobs) -> 
         await running
 
 
-async def submit(store: Store, kind: str, files: tuple[StoredFile, ...] = (), **input_: Any) -> str:
+async def submit(
+    store: Store,
+    kind: str,
+    options: JobOptions | None = None,
+    files: tuple[StoredFile, ...] = (),
+    **input_: Any,
+) -> str:
     """Submit a job; returns its id."""
-    new = NewJob(KINDS[kind].document, "me", input_, JobOptions(), "fingerprint", files)
+    new = NewJob(KINDS[kind].document, "me", input_, options or JobOptions(), "fingerprint", files)
     return (await store.submit(await store.job_id("me", None), new, keyed=False)).record.id
 
 
@@ -119,7 +126,7 @@ async def test_a_generator_yields_outputs(worker: Worker, store: Store, kind: st
 async def test_files_and_earlier_outputs_are_read(worker: Worker, store: Store, blobs: Blobs) -> None:
     """The worker reads them for the child."""
     await blobs.put("jobs/x/files/0", b"hello", max_bytes=None)
-    job = await submit(store, "in_process", (StoredFile("a.txt", "text/plain", 5, "jobs/x/files/0"),), how="read")
+    job = await submit(store, "in_process", files=(StoredFile("a.txt", "text/plain", 5, "jobs/x/files/0"),), how="read")
 
     result = (await end_of(store, job)).end_data()["result"]
 
@@ -198,6 +205,15 @@ async def test_a_cancelled_function_stops_or_is_killed(worker: Worker, store: St
     assert (following.end_data()["result"]["pid"] == pid) is same
 
 
+async def test_a_function_that_runs_for_too_long_ends_with_its_process(worker: Worker, store: Store) -> None:
+    """Its job fails in time, whatever it does meanwhile."""
+    job = await submit(store, "in_process", JobOptions(run_timeout_seconds=0.3), how="ignore")
+    pid = await output(store, job, "pid")
+
+    assert (await end_of(store, job)).end_data()["problem"]["code"] == "run_timeout"
+    await wait_until(lambda: not alive(pid))
+
+
 @pytest.mark.parametrize(
     ("how", "same"), [("start a program", True), ("leave a program", False), ("leave a program and crash", False)]
 )
@@ -249,11 +265,15 @@ def test_what_can_not_run_in_a_process_is_refused_where_it_is_decorated() -> Non
 
     async def coroutine(ctx: Any) -> None: ...
 
+    def lifespan() -> Iterator[None]:
+        yield
+
     for function, options, message in [
         (local, {"run_in": "process"}, "at the top of a module"),
         (coroutine, {"run_in": "process"}, "async"),
         (local, {"run_in": "elsewhere"}, "thread"),
         (local, {"memory_bytes": 1}, "run_in"),
+        (in_process.function, {"run_in": "process", "setup": lifespan}, "generator"),
     ]:
         with pytest.raises(ConfigurationError, match=message):
             processor("refused", **options)(function)  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ from processors import Context
 from processors.processor import load_processors, processor
 from processors.worker import Worker
 from tests.faults import wait_until
+from tests.jobs import submit as submit_to
 
 KINDS = load_processors(["tests.worker_kinds", "examples.word_count"])
 
@@ -526,6 +527,42 @@ async def test_a_failed_set_up_ends_the_worker(store: Store, blobs: Blobs) -> No
     with pytest.raises(FileNotFoundError, match=r"model\.onnx"):
         await worker.run()
     assert "model" not in await store.kinds()
+
+
+@pytest.mark.parametrize("in_thread", [True, False])
+async def test_a_setup_ends_what_it_has_begun(store: Store, blobs: Blobs, in_thread: bool) -> None:
+    """Once, after the last attempt; that one of them fails keeps none of the others from it."""
+    done: list[str] = []
+
+    async def lifespan() -> AsyncIterator[None]:
+        done.append("loaded")
+        yield
+        done.append("closed")
+
+    def lifespan_in_a_thread() -> Iterator[None]:
+        done.append("loaded")
+        yield
+        done.append("closed")
+
+    def fails_at_its_end() -> Iterator[None]:
+        yield
+        raise RuntimeError("no")
+
+    async def run(ctx: Context) -> None:
+        done.append("worked")
+
+    setup = lifespan_in_a_thread if in_thread else lifespan
+    kinds = {name: processor(name, setup=setup)(run) for name in ("model", "other-model")}
+    kinds["broken"] = processor("broken", setup=fails_at_its_end)(run)
+    worker = Worker(store, blobs, kinds, concurrency=1, stop_grace_seconds=5, max_inline_bytes=1024)
+    running = asyncio.create_task(worker.run())
+    await worker.ready.wait()
+    job = (await submit_to(store, kinds["model"].document)).id
+    await seen(store, job, "started")
+    worker.stop()
+    await running
+
+    assert done == ["loaded", "worked", "closed"]
 
 
 @pytest.mark.parametrize("in_thread", [True, False])
