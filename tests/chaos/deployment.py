@@ -14,13 +14,14 @@ from typing import Any, Final, Self
 import redis.asyncio as redis
 
 from gateway.embedded import EmbeddedValkey
+from gateway.protocol import TERMINAL, State
 from gateway.store.scripts import Keys
 from tests.chaos.switchboard import Switchboard
 from tests.gateway_process import free_port
 from tests.nodes import Node, start_node
 
 LEASE_SECONDS: Final = 2.0
-KINDS: Final = ["burst", "steady", "flaky", "stubborn", "refused"]
+KINDS: Final = ["burst", "steady", "flaky", "stubborn", "forsaken", "refused"]
 _PREFIX: Final = "chaos"
 # Where a node may halt by itself, so that a fault also meets what takes less than a millisecond. Their order is that in
 # which they are handed out: the first few are every step that nothing else would meet.
@@ -180,6 +181,11 @@ class Deployment:
         if (pid := self.valkey.pid) is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+    async def has_ended(self, job: str) -> bool:
+        """Whether a job has ended, as Redis has it, past all proxies."""
+        state = await self.client.hget(self.keys.record(job), "state")
+        return state is not None and State(state.decode()) in TERMINAL
 
     async def settle(self) -> None:
         """End all faults: proxies let everything through, nobody halts any more, and those that are to halt go."""

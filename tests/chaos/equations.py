@@ -12,7 +12,7 @@ from gateway.store.scripts import Keys
 from tests.chaos.book import Book, Entry
 
 _AT_ONCE: Final = 100
-_EXPECTED: Final = {"refused": EventType.FAILED}
+_EXPECTED: Final = {"refused": EventType.FAILED, "forsaken": EventType.CANCELLED}
 
 
 async def check_jobs(client: Any, keys: Keys, book: Book, entries: Sequence[Entry]) -> None:
@@ -47,6 +47,10 @@ def _check_log(book: Book, entry: Entry, state: str, last: int, texts: list[byte
     wanted = _EXPECTED.get(entry.kind, EventType.SUCCEEDED)
     if ends[0].type not in {wanted, EventType.CANCELLED}:
         book.breach("terminals", f"{entry.job}: {entry.kind} ended with {texts[-1].decode()}")
+    # Who cancels for want of listeners is the product itself.
+    alone = ends[0].type == EventType.CANCELLED and ends[0].data["by"] == "outlast"
+    if alone != (entry.kind == "forsaken"):
+        book.breach("terminals", f"{entry.job}: {entry.kind} {entry.body} ended with {texts[-1].decode()}")
     attempts = [event.attempt or 0 for event in events]
     if attempts != sorted(attempts):
         book.breach("out of order", f"{entry.job}: the attempts of the log's events are {attempts}")

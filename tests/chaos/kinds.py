@@ -66,6 +66,13 @@ async def stubborn(ctx: Context, input: Work) -> dict[str, int]:
     return {"lines": input.lines, "attempt": ctx.attempt}
 
 
+@processor("forsaken", max_attempts=_MANY)
+async def forsaken(ctx: Context, input: Work) -> dict[str, int]:
+    """Go on for longer than anybody means to wait: nobody listens, so it has to be cancelled."""
+    await _write(ctx, input)
+    return {"lines": input.lines, "attempt": ctx.attempt}
+
+
 @processor("refused", max_attempts=_MANY)
 async def refused(ctx: Context, input: Work) -> None:
     """End as failed."""

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 import aiohttp
 from pydantic_core import from_json
+from redis.exceptions import RedisError
 
 from tests.chaos.book import Book, Entry, Heard
 
 # A listener that has heard not even a heartbeat for so long (they come every two seconds) goes elsewhere.
 _SILENCE_SECONDS: Final = 5.0
 _TRANSPORTS: Final = ("sse", "sse", "ndjson", "pages", "websocket")
+# Nobody is away for so long between two connections, also where the first few gateways that are tried are down.
+_GRACE_SECONDS: Final = 15
+_FORSAKEN_GRACE_SECONDS: Final = 1
 _COME_BACK: Final = {200, 429, 503}
 _BROKEN: Final = (aiohttp.ClientError, TimeoutError, OSError, asyncio.IncompleteReadError)
 
@@ -24,8 +28,18 @@ _BROKEN: Final = (aiohttp.ClientError, TimeoutError, OSError, asyncio.Incomplete
 class Load:
     """`rate` jobs a second as long as not more than `most_open` are open; each has a listener, some have two."""
 
-    def __init__(self, book: Book, doors: Sequence[str], seed: int, *, rate: float, most_open: int) -> None:
+    def __init__(
+        self,
+        book: Book,
+        doors: Sequence[str],
+        seed: int,
+        has_ended: Callable[[str], Awaitable[bool]],
+        *,
+        rate: float,
+        most_open: int,
+    ) -> None:
         self._book = book
+        self._has_ended = has_ended
         self._doors = doors
         self._seed = seed
         self._rate = rate
@@ -58,22 +72,36 @@ class Load:
         """Submit no more."""
         self._over.set()
 
+    async def pause(self, kind: str, paused: bool) -> None:
+        """Stop a kind or let it go on, as an operator does: until some gateway says that it has done so."""
+        for attempt in itertools.count():
+            url = f"{self._doors[attempt % len(self._doors)]}/v1/kinds/{kind}/{'pause' if paused else 'resume'}"
+            with suppress(*_BROKEN):
+                async with self._session.post(url) as answer:
+                    if answer.status == 200:
+                        return
+            await asyncio.sleep(0.1)
+
     # --- submitting ---------------------------------------------------------------------------------------------
 
     def _draw(self, rng: random.Random) -> tuple[str, dict[str, Any]]:
-        kind = rng.choices(("burst", "steady", "flaky", "stubborn", "refused"), (50, 18, 18, 9, 5))[0]
+        kind = rng.choices(("burst", "steady", "flaky", "stubborn", "forsaken", "refused"), (48, 18, 18, 9, 2, 5))[0]
         work: dict[str, Any] = {"lines": rng.randint(14, 30)}
         if kind != "burst":
-            work["pause_seconds"] = {"steady": rng.choice((0.01, 0.03, 0.08)), "stubborn": 0.08}.get(kind, 0.01)
+            pauses = {"steady": rng.choice((0.01, 0.03, 0.08)), "stubborn": 0.08, "forsaken": 2.0}
+            work["pause_seconds"] = pauses.get(kind, 0.01)
         if kind == "flaky":
             work["failures"] = rng.choice((1, 1, 2))
-        return kind, work
+        body: dict[str, Any] = {"input": work, "priority": rng.choice(("high", "normal", "normal", "low"))}
+        if kind == "forsaken" or rng.random() < 0.2:
+            grace = _FORSAKEN_GRACE_SECONDS if kind == "forsaken" else _GRACE_SECONDS
+            body |= {"on_disconnect": "cancel", "disconnect_grace_seconds": grace}
+        return kind, body
 
     async def _submit(self, number: int) -> None:
         rng = random.Random(f"{self._seed}/job/{number}")
         key = f"{self._seed}-{number}"
-        kind, work = self._draw(rng)
-        body = {"input": work, "priority": rng.choice(("high", "normal", "normal", "low"))}
+        kind, body = self._draw(rng)
         job, _ = await self._until_accepted(rng, kind, key, body)
         entry = Entry(key, job, kind, body)
         self._book.accept(entry)
@@ -103,7 +131,12 @@ class Load:
         raise AssertionError("unreachable")
 
     async def _serve(self, rng: random.Random, entry: Entry) -> None:
-        """Listen, and do what users do meanwhile: send the same request again, cancel."""
+        """Listen, and do what users do meanwhile: send the same request again, cancel.
+
+        To a forsaken job nobody comes before it has ended, and nobody asks the gateways for it.
+        """
+        if entry.kind == "forsaken":
+            await self._until_ended(entry.job)
         work = [self._listen(random.Random(rng.random()), heard) for heard in entry.heard]
         if rng.random() < 0.05:
             work.append(self._submit_again(rng, entry))
@@ -113,6 +146,14 @@ class Load:
             await asyncio.gather(*work)
         finally:
             self._room.release()
+
+    async def _until_ended(self, job: str) -> None:
+        """Learn of a job's end from Redis itself: who asks a gateway listens."""
+        while True:
+            with suppress(RedisError, OSError):
+                if await self._has_ended(job):
+                    return
+            await asyncio.sleep(0.2)
 
     async def _submit_again(self, rng: random.Random, entry: Entry) -> None:
         await asyncio.sleep(rng.uniform(0, 2))

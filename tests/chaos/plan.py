@@ -22,12 +22,13 @@ _RATES: Final = {
     "line slow": 2.0,
     "line throttled": 1.0,
     "line black hole": 2.0,
+    "kind paused": 2.0,
 }
 FAULTS: Final = (*_RATES, "worker halted", "gateway halted")
 # A short run has each of these at least once.
 _ALWAYS: Final = (
     *("worker killed", "worker paused", "gateway killed", "redis killed", "listeners cut", "line cut"),
-    *("line stalled", "line black hole"),
+    *("line stalled", "line black hole", "kind paused"),
 )
 
 

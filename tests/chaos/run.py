@@ -90,6 +90,9 @@ class Run:
             await self._note(fault.name, None)
             self._site.restart_redis(signal.SIGKILL if what == "killed" else signal.SIGTERM)
             return
+        if who == "kind":
+            await self._pause(fault)
+            return
         slots = self._site.slots if who == "line" else self._site.of("worker" if who == "worker" else "gateway")
         slot = slots[fault.target % len(slots)]
         await self._note(fault.name, slot)
@@ -102,6 +105,14 @@ class Run:
                 await self._site.pause(slot, fault.lasts_seconds)
             case _:
                 await self._bend(fault.name, slot, fault.lasts_seconds)
+
+    async def _pause(self, fault: Fault) -> None:
+        """What an operator does to a kind: its jobs wait, and go on."""
+        kind = KINDS[fault.target % len(KINDS)]
+        await self._load.pause(kind, True)
+        await self._note(fault.name, None, kind=kind)
+        await asyncio.sleep(fault.lasts_seconds)
+        await self._load.pause(kind, False)
 
     async def _bend(self, name: str, slot: Slot, seconds: float) -> None:
         """What is done to connections: those of a node to Redis, or of listeners to a gateway."""
@@ -130,11 +141,14 @@ class Run:
             return
         await self._note(f"{slot.role} halted", slot, halt.partition(":")[0])
 
-    async def _note(self, name: str, slot: Slot | None, place: str = "") -> None:
+    async def _note(self, name: str, slot: Slot | None, place: str = "", kind: str = "") -> None:
         self._outcome.faults[name] += 1
         # Redis may be the one that is away.
         with suppress(RedisError, OSError):
             for job, standing in (await standings(self._site.client, self._site.keys, KINDS)).items():
+                entry = self._outcome.book.entries.get(job)
+                if kind and (entry is None or entry.kind != kind):
+                    continue
                 if self._meets(job, standing, slot, place):
                     self._outcome.met[name, standing.step] += 1
 
@@ -173,7 +187,7 @@ async def run_chaos(
     started = time.monotonic()
     async with Deployment(folder, seed, gateways=3, workers=workers, concurrency=24) as site:
         await _until_ready(site)
-        load = Load(outcome.book, site.doors, seed, rate=rate, most_open=most_open)
+        load = Load(outcome.book, site.doors, seed, site.has_ended, rate=rate, most_open=most_open)
         loading = asyncio.create_task(load.run(), name="the load")
         checking = asyncio.create_task(_check_loop(site, outcome, started, on_tick), name="the books are checked")
         try:

@@ -28,4 +28,6 @@ async def test_nothing_is_lost_or_doubled_whatever_dies(tmp_path: Path) -> None:
     assert outcome.book.counts["accepted"] == outcome.book.counts["ended"] > 0
     assert outcome.book.counts["submitted again"] > 0
     assert outcome.book.counts["listener cuts"] > 0
+    assert any(entry.kind == "forsaken" for entry in outcome.book.entries.values())
+    assert outcome.faults["kind paused"] > 0
     assert min(outcome.worker_faults, outcome.gateway_kills, outcome.redis_restarts) > 0

@@ -29,12 +29,16 @@ async def other_valkey(tmp_path: Path) -> AsyncIterator[str]:
 
 
 async def test_two_servers_behind_one_url_are_refused_at_the_start(valkey: str, other_valkey: str, prefix: str) -> None:
-    """Half of the jobs would be unknown to half of the processes."""
+    """Half of the jobs would be unknown to half of the processes. Nothing is written but each server's own mark."""
     async with FaultProxy(valkey) as proxy:
         proxy.alternate_with(other_valkey)
 
         with pytest.raises(ConfigurationError, match="two servers with different data answer under the same URL"):
             await Store.connect(proxy.url, prefix=prefix)
+
+    for url in (valkey, other_valkey):
+        async with redis.Redis.from_url(url) as server:
+            assert await server.keys(f"{prefix}:*") == [f"{prefix}:mark".encode()]
 
 
 async def test_two_servers_behind_one_url_are_noticed_while_it_runs(
@@ -85,7 +89,7 @@ async def test_a_server_that_lost_its_data_is_used_on(other_valkey: str, prefix:
 
 
 async def test_a_server_that_is_too_old_is_refused(store: Store, valkey: str, prefix: str) -> None:
-    """Sharded pub/sub came with 7.0; without it every listener would be deaf."""
+    """Sharded pub/sub came with 7.0; without it every listener would be deaf. Nothing is written there."""
     info = await store.info()
     name, version = info["server"], info["version"]
     old = "6.2.0000000"[: len(version)]
@@ -93,7 +97,10 @@ async def test_a_server_that_is_too_old_is_refused(store: Store, valkey: str, pr
         proxy.rewrite(f"{name}_version:{version}".encode(), f"{name}_version:{old}".encode())
 
         with pytest.raises(ConfigurationError, match=rf"{name} {old} is too old: Outlast needs Redis 7\.0 or Valkey 7"):
-            await Store.connect(proxy.url, prefix=prefix)
+            await Store.connect(proxy.url, prefix=f"{prefix}-old")
+
+    async with redis.Redis.from_url(valkey) as server:
+        assert await server.keys(f"{prefix}-old:*") == []
 
 
 async def test_a_node_of_a_cluster_is_no_single_server(cluster: str, prefix: str) -> None:
