@@ -123,6 +123,7 @@ def _slow_code(drips: Sequence[Drip], slow: Sequence[Drip]) -> str:
         ("post_held", exactly(method=("POST",))),
         ("only_sse", exactly(format=("ndjson", "json", "text")) or exactly(format=("json", "text"))),
         ("json_held", exactly(format=("json",))),
+        ("http2_held", exactly(http=("2",))),
     )
     part = next((code for code, fits in patterns if fits), None)
     if part is None and len(cells) >= _NEARLY_ALL * len(drips):
@@ -131,6 +132,8 @@ def _slow_code(drips: Sequence[Drip], slow: Sequence[Drip]) -> str:
         return _WHOLE_MATRIX[usual]
     if part is not None:
         return part
+    if all(drip.http == "2" for drip in slow):
+        return "http2_held"
     if all(drip.encoding == "gzip" for drip in slow) and any(drip.encoding == "identity" for drip in drips):
         return "compressed_held"
     return "uneven" if shapes == {Shape.UNEVEN} else "some_held"

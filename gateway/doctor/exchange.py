@@ -1,4 +1,4 @@
-"""One HTTP/1.1 exchange over a raw connection, with a clock on everything that comes.
+"""One exchange over a raw connection, HTTP/1.1 or 2, with a clock on everything that comes.
 
 Redirects are not followed, cookies not kept, and a failure is a result, not an exception: how it failed is what the
 doctor wants to know.
@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import Final
 from urllib.parse import urlsplit
 
+from gateway.doctor.http2 import Http2Response
 from gateway.doctor.response import Framing, Garbled, Head, Response
 
 # What is kept of a body: an error page or the frames of a probe are far smaller.
@@ -111,10 +112,12 @@ async def exchange(
     announce_bytes: int | None = None,
     bytes_per_second: float | None = None,
     trust: bool = False,
+    http2: bool = False,
 ) -> Exchange:
     """Send one request and take its answer to the end, or until `patience_seconds` after the connection was made.
 
     Args:
+        http2: speak HTTP/2, and nothing else, to an https address; then no body can be sent.
         announce_bytes: a `Content-Length` to announce without sending a body.
         bytes_per_second: how fast the body is sent; as fast as it goes where it is None.
         trust: take any certificate; else those of private addresses only, whose names no authority signs.
@@ -125,7 +128,7 @@ async def exchange(
     connection = None
     try:
         async with asyncio.timeout(connect_seconds):
-            connection = await _connect(result, url, connect_seconds, trust=trust)
+            connection = await _connect(result, url, connect_seconds, trust=trust, alpn="h2" if http2 else "http/1.1")
     except TimeoutError:
         result.ended, result.detail = Ended.UNREACHABLE, f"no connection within {connect_seconds:g} s"
     result.ended_seconds = clock() - began
@@ -133,11 +136,17 @@ async def exchange(
         return result
     reader, writer = connection
     result.connected_seconds = result.ended_seconds
-    head = _request_head(method, url, dict(headers or {}), len(body) if announce_bytes is None else announce_bytes)
+    response: Response | Http2Response = Response(method)
+    if http2:
+        response = Http2Response(method, url, _request_headers(method, url, dict(headers or {}), 0))
+        head = response.outgoing()
+    else:
+        length = len(body) if announce_bytes is None else announce_bytes
+        head = _request_head(method, url, _request_headers(method, url, dict(headers or {}), length))
     sending = asyncio.create_task(_send(writer, head, body, bytes_per_second), name="doctor's request")
     try:
         async with asyncio.timeout(patience_seconds):
-            await _receive(result, reader, began)
+            await _receive(result, response, reader, writer, began)
     except TimeoutError:
         result.ended = Ended.PATIENCE
     except OSError as error:
@@ -157,7 +166,7 @@ async def exchange(
 
 
 async def _connect(
-    result: Exchange, url: str, connect_seconds: float, *, trust: bool
+    result: Exchange, url: str, connect_seconds: float, *, trust: bool, alpn: str
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
     """Open the connection. A failure is noted in the result."""
     parts = urlsplit(url)
@@ -169,7 +178,7 @@ async def _connect(
         result.ended, result.detail = Ended.NO_NAME, f"{host}: {getattr(error, 'strerror', None) or error}"
         return None
     result.addresses = tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
-    context = _tls_context(trust=trust or is_private(host)) if secure else None
+    context = tls_context(alpn, trust=trust or is_private(host)) if secure else None
     try:
         reader, writer = await _open_first(
             result.addresses, port, context, host if secure else None, connect_seconds / len(result.addresses)
@@ -187,7 +196,10 @@ async def _connect(
     else:
         if secure:
             result.tls = _tls_facts(writer)
-        return reader, writer
+        if alpn != "h2" or (result.tls is not None and result.tls.alpn == "h2"):
+            return reader, writer
+        writer.transport.abort()
+        result.ended, result.detail = Ended.GARBLED, f"no HTTP/2 is spoken on port {port}"
     return None
 
 
@@ -218,9 +230,10 @@ def is_private(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _tls_context(*, trust: bool) -> ssl.SSLContext:
+def tls_context(alpn: str, *, trust: bool) -> ssl.SSLContext:
+    """A context that offers one protocol, and takes any certificate if it is told to."""
     context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols([alpn])
     if trust:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -236,23 +249,26 @@ def _tls_facts(writer: asyncio.StreamWriter) -> Tls | None:
     return Tls(facts.version() or "", named, facts.selected_alpn_protocol() or "")
 
 
-def _request_head(method: str, url: str, headers: dict[str, str], length: int) -> bytes:
-    parts = urlsplit(url)
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+def _request_headers(method: str, url: str, headers: dict[str, str], length: int) -> list[tuple[str, str]]:
     given = {name.lower() for name in headers}
-    lines = [f"{method} {target} HTTP/1.1"]
     defaults = {
-        "Host": parts.netloc.rpartition("@")[2],
+        "Host": urlsplit(url).netloc.rpartition("@")[2],
         "User-Agent": "outlast-doctor",
         "Accept": "*/*",
         "Accept-Encoding": "identity",
         "Connection": "close",
     }
-    lines += [f"{name}: {value}" for name, value in defaults.items() if name.lower() not in given]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
+    lines = [(name, value) for name, value in defaults.items() if name.lower() not in given] + list(headers.items())
     if (length or method in {"POST", "PUT", "PATCH"}) and "content-length" not in given:
-        lines.append(f"Content-Length: {length}")
-    return "".join(line.replace("\r", "").replace("\n", "") + "\r\n" for line in lines).encode("latin-1") + b"\r\n"
+        lines.append(("Content-Length", str(length)))
+    return [(name, value.replace("\r", "").replace("\n", "")) for name, value in lines]
+
+
+def _request_head(method: str, url: str, headers: list[tuple[str, str]]) -> bytes:
+    parts = urlsplit(url)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
+    return "".join(line + "\r\n" for line in lines).encode("latin-1") + b"\r\n"
 
 
 async def _send(writer: asyncio.StreamWriter, head: bytes, body: bytes, bytes_per_second: float | None) -> float | None:
@@ -272,14 +288,19 @@ async def _send(writer: asyncio.StreamWriter, head: bytes, body: bytes, bytes_pe
     return asyncio.get_running_loop().time()
 
 
-async def _receive(result: Exchange, reader: asyncio.StreamReader, began: float) -> None:
-    response = Response(result.method)
+async def _receive(
+    result: Exchange,
+    response: Response | Http2Response,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    began: float,
+) -> None:
     clock = asyncio.get_running_loop().time
     while not response.done:
         data = await reader.read(_READ_BYTES)
         now = clock() - began
         if not data:
-            result.ended = Ended.WHOLE if response.end() else Ended.CUT
+            result.ended = Ended.WHOLE if isinstance(response, Response) and response.end() else Ended.CUT
             if result.ended is Ended.CUT:
                 result.detail = "closed before the answer was whole" if result.head else "closed without an answer"
             return
@@ -293,4 +314,10 @@ async def _receive(result: Exchange, reader: asyncio.StreamReader, began: float)
             else:
                 result.head, result.head_seconds = part, now
         result.framing = response.framing
+        if isinstance(response, Http2Response):
+            # Small, and the peer reads them: acknowledgements, and how much more it may send.
+            writer.write(response.outgoing())
+            if response.cut:
+                result.ended, result.detail = Ended.CUT, response.cut
+                return
     result.ended = Ended.WHOLE

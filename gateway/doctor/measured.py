@@ -42,6 +42,7 @@ class Drip(_Measured):
     method: Literal["GET", "POST"] = Field(description="How it was asked for.")
     format: Literal["sse", "ndjson", "json", "text"] = Field(description="As which content type.")
     encoding: Literal["identity", "gzip"] = Field(description="What the client took.")
+    http: Literal["1.1", "2"] = Field("1.1", description="Over which version of HTTP.")
     shape: Shape = Field(description="How the frames came.")
     status: int | None = Field(None, description="The answer's status.")
     content_encoding: str = Field("", description="How the answer was compressed.")
@@ -57,7 +58,7 @@ class Drip(_Measured):
     @property
     def cell(self) -> str:
         """Its place in the matrix."""
-        return f"{self.method} {self.format} {self.encoding}"
+        return f"{self.method} {self.format} {self.encoding}" + (" over HTTP/2" if self.http == "2" else "")
 
 
 class Socket(_Measured):

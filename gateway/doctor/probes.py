@@ -14,13 +14,13 @@ import secrets
 from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from gateway.doctor.drip import Shape, lags_of, read_frames, shape_of
-from gateway.doctor.exchange import Ended, Exchange, exchange
+from gateway.doctor.exchange import Ended, Exchange, exchange, is_private, tls_context
 from gateway.doctor.hops import hops_of_answer, hops_of_request
 from gateway.doctor.measured import Answered, Chain, Drip, Silence, Socket
 from gateway.doctor.observation import observed
@@ -87,6 +87,15 @@ class Target:
         return f"{parts.scheme}://{parts.netloc}/_probe/{path}"
 
 
+class _Cell(NamedTuple):
+    """One place of the matrix: how a stream is asked for."""
+
+    method: Literal["GET", "POST"]
+    format: Literal["sse", "ndjson", "json", "text"]
+    encoding: Literal["identity", "gzip"] = "identity"
+    http: Literal["1.1", "2"] = "1.1"
+
+
 class Probes:
     """The measurements of one target."""
 
@@ -114,20 +123,33 @@ class Probes:
     # --- streams ----------------------------------------------------------------------------------------------------
 
     async def matrix(self) -> tuple[Drip, ...]:
-        """All drips at once: each method, content type and encoding. What is not paced is measured again."""
-        cells = [(method, format_, encoding) for method in _METHODS for format_ in _PATHS for encoding in _ENCODINGS]
+        """All drips at once: each method, content type and encoding, and as browsers ask where HTTP/2 is spoken.
+
+        What is not paced is measured again.
+        """
+        http2 = await self._speaks_http2()
+        cells = [
+            _Cell(method, format_, encoding) for method in _METHODS for format_ in _PATHS for encoding in _ENCODINGS
+        ]
+        if http2:
+            cells += [_Cell(method, format_, "gzip", "2") for method in _METHODS for format_ in _PATHS]
         return await self._drips(cells)
+
+    async def _speaks_http2(self) -> bool:
+        if not self._target.url.lower().startswith("https://"):
+            return False
+        return (await self._ask("GET", "status?code=200", patience_seconds=10, http2=True)).status is not None
 
     async def few(self) -> tuple[Drip, ...]:
         """What tells whether an origin sends in time."""
-        cells = [("GET", "sse", "identity"), ("POST", "sse", "identity"), ("GET", "json", "identity")]
+        cells = [_Cell("GET", "sse"), _Cell("POST", "sse"), _Cell("GET", "json")]
         return await self._drips(cells, _ORIGIN_FRAMES)
 
     async def again(self, drips: Iterable[Drip]) -> tuple[Drip, ...]:
         """The same cells once more."""
-        return await self._drips([(drip.method, drip.format, drip.encoding) for drip in drips])
+        return await self._drips([_Cell(drip.method, drip.format, drip.encoding, drip.http) for drip in drips])
 
-    async def _drips(self, cells: list[tuple[Any, Any, Any]], frames: int = FRAMES) -> tuple[Drip, ...]:
+    async def _drips(self, cells: list[_Cell], frames: int = FRAMES) -> tuple[Drip, ...]:
         clock = asyncio.get_running_loop().time
         last_begin = clock() + _ROUNDS_SECONDS * frames / FRAMES
         drips, quiet = await self._round(cells, frames)
@@ -147,31 +169,24 @@ class Probes:
             quiet = still_quiet
         return tuple(drips)
 
-    async def _round(self, cells: list[tuple[Any, Any, Any]], frames: int) -> tuple[list[Drip], bool]:
+    async def _round(self, cells: list[_Cell], frames: int) -> tuple[list[Drip], bool]:
         """These drips, all at once; and whether this machine was quick enough to see how they came."""
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(_largest_lag(self._pace(0.1)))
-            drips = await gather(self._drip(*cell, frames) for cell in cells)
+            drips = await gather(self._drip(cell, frames) for cell in cells)
             watching.cancel()
             lag = await watching
         return drips, lag < _QUIET * self._pace(1)
 
-    async def _drip(
-        self,
-        method: Literal["GET", "POST"],
-        format_: Literal["sse", "ndjson", "json", "text"],
-        encoding: Literal["identity", "gzip"],
-        frames: int,
-    ) -> Drip:
+    async def _drip(self, cell: _Cell, frames: int) -> Drip:
         every = self._pace(1)
         # The first frame waits until all streams stand: what opening them costs must not count as a hop's holding it.
-        path = f"{_PATHS[format_]}?frames={frames}&every={every:g}&hold={every / 2:g}"
-        result = await self._ask(method, path, {"Accept-Encoding": encoding}, patience_seconds=frames + 8)
+        path = f"{_PATHS[cell.format]}?frames={frames}&every={every:g}&hold={every / 2:g}"
+        headers = {"Accept-Encoding": cell.encoding}
+        result = await self._ask(cell.method, path, headers, patience_seconds=frames + 8, http2=cell.http == "2")
         content_encoding = result.head.get("content-encoding") if result.head else ""
         facts: dict[str, Any] = {
-            "method": method,
-            "format": format_,
-            "encoding": encoding,
+            **cell._asdict(),
             "status": result.status,
             "content_encoding": content_encoding,
             "framing": result.framing,
@@ -230,12 +245,15 @@ class Probes:
         clock = asyncio.get_running_loop().time
         timeout = aiohttp.ClientTimeout(total=None, connect=self._pace(10) + 2)
         headers = {**self._target.headers, TOKEN_HEADER: self._target.token}
+        context = tls_context("http/1.1", trust=is_private(urlsplit(self._target.url).hostname or ""))
         stage: Literal["mute", "closed", "altered", "idle_cut"] = "mute"
         began = clock()
         try:
             async with (
                 aiohttp.ClientSession(timeout=timeout) as session,
-                session.ws_connect(self._target.probe("ws"), headers=headers, max_msg_size=1 << 20) as socket,
+                session.ws_connect(
+                    self._target.probe("ws"), headers=headers, max_msg_size=1 << 20, ssl=context
+                ) as socket,
             ):
                 patience = self._pace(5) + 1
                 began = clock()
@@ -383,6 +401,7 @@ class Probes:
         patience_seconds: float,
         announce_bytes: int | None = None,
         grace: float = 1,
+        http2: bool = False,
     ) -> Exchange:
         return await exchange(
             method,
@@ -392,6 +411,7 @@ class Probes:
             # A scaled chain answers no sooner than the machine lets it: some time is always allowed.
             patience_seconds=self._pace(patience_seconds) + grace,
             announce_bytes=announce_bytes,
+            http2=http2,
         )
 
 

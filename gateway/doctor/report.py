@@ -152,11 +152,15 @@ def incident(report: Report) -> str:
 
 def _matrix(chain: Chain) -> Sequence[str]:
     rows = [
-        f"| {drip.method} | {drip.format} | {drip.encoding} | {drip.shape} | {drip.sent_seconds:.1f} |"
+        f"| {drip.method} | {drip.format} | {drip.encoding} | {drip.http} | {drip.shape} | {drip.sent_seconds:.1f} |"
         f" {drip.came_seconds:.1f} | {drip.largest_lag_seconds:.2f} |"
         for drip in chain.drips
     ]
-    return ["| method | format | takes | shape | sent over s | came over s | largest lag s |", "|---" * 7 + "|", *rows]
+    return [
+        "| method | format | takes | HTTP | shape | sent over s | came over s | largest lag s |",
+        "|---" * 8 + "|",
+        *rows,
+    ]
 
 
 def _cell(text: str) -> str:

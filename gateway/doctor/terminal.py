@@ -22,7 +22,8 @@ _STYLES: Final = {
     Outcome.FIXED: ("green", "Fixed"),
     Outcome.UNDECIDED: ("yellow", "Undecided"),
 }
-_ENCODINGS: Final = ("identity", "gzip")
+# The columns of the matrix: their heads, and what they hold.
+_COLUMNS: Final = {"takes identity": ("identity", "1.1"), "takes gzip": ("gzip", "1.1"), "HTTP/2": ("gzip", "2")}
 
 
 class Terminal:
@@ -90,12 +91,14 @@ def _short(one: Told) -> Text:
 
 
 def _matrix(chain: Chain) -> Table:
-    table = Table("stream", *(f"takes {encoding}" for encoding in _ENCODINGS), box=None, pad_edge=False)
-    shapes = {(drip.method, drip.format, drip.encoding): drip for drip in chain.drips}
+    measured = {(drip.encoding, drip.http) for drip in chain.drips}
+    columns = {head: column for head, column in _COLUMNS.items() if column in measured}
+    table = Table("stream", *columns, box=None, pad_edge=False)
+    shapes = {(drip.method, drip.format, drip.encoding, drip.http): drip for drip in chain.drips}
     for method, format_ in dict.fromkeys((drip.method, drip.format) for drip in chain.drips):
         cells = []
-        for encoding in _ENCODINGS:
-            drip = shapes.get((method, format_, encoding))
+        for encoding, http in columns.values():
+            drip = shapes.get((method, format_, encoding, http))
             if drip is None:
                 cells.append(Text("-", style="dim"))
             elif drip.shape is Shape.PACED:

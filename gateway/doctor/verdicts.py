@@ -428,6 +428,11 @@ VERDICTS: Final[dict[str, Verdict]] = {
         "Turn off what inspects or rewrites JSON bodies for {path} at {hop}.",
         "A held request (`/run`, whitespace before the answer) can't live through this hop; SSE can.",
     ),
+    "http2_held": Verdict(
+        Cause.BUFFERING, _D, "Streams are held back over HTTP/2, over HTTP/1.1 they are not",
+        "Switch HTTP/2 off for clients at {hop}, or what it does to answers over HTTP/2 only.",
+        "Browsers speak HTTP/2 where they can, and curl and most libraries don't: that is why only pages show it.",
+    ),
     "some_held": Verdict(
         Cause.BUFFERING, _D, "Some streams are held back: {cells}",
         "{buffering}",

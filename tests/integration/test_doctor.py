@@ -12,11 +12,16 @@ import aiohttp
 import pytest
 
 from gateway.doctor.capture import Captured
+from gateway.doctor.diagnosis import diagnose
+from gateway.doctor.drip import Shape
 from gateway.doctor.examine import Inquiry, examine
-from gateway.doctor.probes import Pace
+from gateway.doctor.exchange import Ended, exchange
+from gateway.doctor.measured import Chain
+from gateway.doctor.probes import Pace, Probes, Target, answered
 from gateway.doctor.report import Outcome, Report
 from gateway.edge import Edge, Profile, chain, load_profile
 from gateway.store import Store
+from tests.http2_front import Front, certificate
 from tests.meddler import Meddler, page
 from tests.serving import Gateway, gateway_for
 
@@ -257,6 +262,29 @@ async def test_only_compressed_streams_are_late(gateway: Gateway) -> None:
             report = await ask(hop.url)
 
     assert codes(report) == ("compressed_held", [])
+
+
+async def test_only_streams_over_http2_are_late(gateway: Gateway, tmp_path: Path) -> None:
+    """As browsers ask, and curl does not; a hop that speaks both and holds neither has no verdict."""
+    context = certificate(tmp_path)
+    async with Front(gateway.url, context) as good, Front(gateway.url, context, holds=True) as holding:
+        passing, held_back = (Probes(Target(hop.url, token=TOKEN), Pace(SCALE)) for hop in (good, holding))
+        first, _ = await passing.first()
+        in_time, socket, late = await passing.matrix(), await passing.socket(), await held_back.matrix()
+
+    chain = Chain(probe="ready", answered=answered(first), drips=in_time, socket=socket)
+    assert diagnose(chain) == []
+    assert [finding.code for finding in diagnose(chain.model_copy(update={"drips": late}))] == ["http2_held"]
+    assert (len(late), {drip.http: drip.shape for drip in late}) == (24, {"1.1": Shape.PACED, "2": Shape.HELD})
+
+
+async def test_a_server_without_http2_is_told_from_one_that_fails(gateway: Gateway, tmp_path: Path) -> None:
+    """TLS says so before anything is asked; then there are sixteen streams."""
+    async with Front(gateway.url, certificate(tmp_path), protocols=("http/1.1",)) as hop:
+        asked = await exchange("GET", f"{hop.url}/healthz", patience_seconds=5, http2=True)
+
+    assert (asked.status, asked.ended) == (None, Ended.GARBLED)
+    assert asked.detail.startswith("no HTTP/2 is spoken on port")
 
 
 # --- the origin first -------------------------------------------------------------------------------------------------

@@ -34,6 +34,11 @@ def drips(slow: Shape = Shape.PACED, **only: Any) -> tuple[Drip, ...]:
     return tuple(found)
 
 
+def over_http2(slow: Shape, **only: Any) -> tuple[Drip, ...]:
+    """The matrix's column of HTTP/2."""
+    return tuple(drip.model_copy(update={"http": "2"}) for drip in drips(slow, **only) if drip.encoding == "gzip")
+
+
 def chain(*hops: str, **measured: Any) -> Chain:
     """A chain in which all is well, but for this."""
     answered = Answered(url="https://a.example", method="GET", ended=Ended.WHOLE, status=200, hops=hops)
@@ -59,6 +64,10 @@ CASES: list[tuple[str, Chain]] = [
     ("compressed_held", chain(drips=drips(Shape.HELD, encoding=["gzip"]))),
     ("compressed_held", chain(drips=drips(Shape.HELD, encoding=["gzip"], format=["text", "json"]))),
     ("some_held", chain(drips=drips(Shape.HELD, format=["sse"]))),
+    ("http2_held", chain(drips=drips() + over_http2(Shape.HELD))),
+    ("http2_held", chain(drips=drips() + over_http2(Shape.HELD, format=["sse"]))),
+    ("get_held", chain(drips=drips(Shape.HELD, method=["GET"]) + over_http2(Shape.HELD, method=["GET"]))),
+    ("compressed_held", chain(drips=drips(Shape.HELD, encoding=["gzip"]) + over_http2(Shape.HELD))),
     ("one_behind", chain(drips=drips(Shape.BEHIND))),
     ("one_behind", chain(drips=drips(Shape.BEHIND, format=["sse"]))),
     ("first_held", chain(drips=drips(Shape.FIRST_HELD))),
