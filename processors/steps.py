@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _LOOK_AGAIN_SECONDS: Final = 5.0
 # Less than any sensible grace: the parent must have time to say that it has stopped.
 _CANCEL_WAIT_SECONDS: Final = 4.0
+# What an attempt that ends spends on being in hand again: its ending waits for that, and Redis may be away.
+_GO_ON_SECONDS: Final = 1.0
 _MAX_NAME: Final = 64
 _DIGEST_CHARACTERS: Final = 12
 _NAME: Final = re.compile(INDEX_PATTERN, re.ASCII)
@@ -243,8 +245,9 @@ class Steps:
             await _patiently(lambda: self._store.go_on(self._lease))
             return
         # In hand again, it can be handed back, or ended, without a look; if not, a look does that.
-        with suppress(LeaseLost, Unavailable):
-            await self._store.go_on(self._lease)
+        with suppress(LeaseLost, Unavailable, TimeoutError):
+            async with asyncio.timeout(_GO_ON_SECONDS):
+                await self._store.go_on(self._lease)
 
     # --- what the client sees -----------------------------------------------------------------------------------
 
@@ -316,6 +319,8 @@ class _Relay:
         self._step = step
         self._part = part
         self._share = share
+        self._telling = ""
+        self._told = False
 
     async def event(self, event: Event) -> None:
         """Pass one event on."""
@@ -328,8 +333,10 @@ class _Relay:
                     self._context, self._part, self._step, fraction, self._share, message=data.get("message")
                 )
             case EventType.DELTA:
-                channel = data.get("channel", "text")
-                await self._context.delta(str(data.get("text", "")), _within(f"{self._step}.{channel}"))
+                channel = str(data.get("channel", "text"))
+                self._told = True
+                name = _within(f"{self._step}.{channel}{self._telling}")
+                await self._context.delta(str(data.get("text", "")), name)
             case EventType.OUTPUT:
                 await self._output(data)
             case EventType.LOG:
@@ -338,6 +345,9 @@ class _Relay:
                 detail = (data.get("problem") or {}).get("detail", "")
                 await self._context.log(f"{self._step} is tried again: {detail}", "warning")
             case EventType.STARTED:
+                if self._told and event.attempt is not None:
+                    # A new attempt at the step tells its text anew; behind what is there it would make no sense.
+                    self._telling = f".{event.attempt}"
                 self._steps._advance(self._context, self._part, self._step, 0.0, self._share)
             case type_ if "." in type_:
                 await self._context.event(type_, data | {"step": self._step})
