@@ -80,8 +80,7 @@ async def report(request: web.Request) -> web.Response:
         if not asked.events:
             cancel_by = await store.renew(lease)
             return _json(Reported(cancel_requested_by=cancel_by, lease_seconds=store.lease_seconds))
-        batch = asked.batch or await store.next_batch(lease)
-        appended = await _append(store, lease, batch, events, retrying)
+        appended = await _append(store, lease, asked.batch, events, retrying)
     except (LeaseLost, EventsLost) as error:
         _refuse(error)
     return _json(
@@ -145,7 +144,7 @@ async def _input(request: web.Request, record: JobRecord) -> bytes:
 
 
 async def _append(
-    store: Store, lease: Lease, batch: int, events: list[WriterEvent], retrying: Retrying | None
+    store: Store, lease: Lease, batch: int | None, events: list[WriterEvent], retrying: Retrying | None
 ) -> Appended:
     """Append a report; an end takes the job out of hand."""
     delay: float | None = None
@@ -158,14 +157,18 @@ async def _append(
             appended = await store.retry(lease, batch, events, problem, delay, counts=True)
             await store.leave(lease, record, retry_after_seconds=delay)
             return appended
-        events = [*events, _exhausted(problem, kind.max_attempts)]
+        events = [*events, _exhausted(problem, kind.max_attempts, partial=record.leaves_something or _leave(events))]
     appended = await store.append(lease, batch, events)
     if events[-1].type in TERMINAL_TYPES:
         await store.leave(lease, await store.job(lease.job))
     return appended
 
 
-def _exhausted(problem: dict[str, Any], attempts: int) -> WriterEvent:
+def _leave(events: list[WriterEvent]) -> bool:
+    return any(event.type in (EventType.OUTPUT, EventType.DELTA) for event in events)
+
+
+def _exhausted(problem: dict[str, Any], attempts: int, *, partial: bool) -> WriterEvent:
     exhausted = {
         "type": "/docs#problem-retries_exhausted",
         "title": "All attempts failed",
@@ -173,7 +176,9 @@ def _exhausted(problem: dict[str, Any], attempts: int) -> WriterEvent:
         "detail": f"All {attempts} attempts failed. The last one: {problem['detail']}",
         "cause": problem["code"],
     }
-    return WriterEvent(EventType.FAILED, encode_event_tail(EventType.FAILED, {"problem": exhausted, "partial": False}))
+    return WriterEvent(
+        EventType.FAILED, encode_event_tail(EventType.FAILED, {"problem": exhausted, "partial": partial})
+    )
 
 
 def _refuse(error: LeaseLost | EventsLost) -> NoReturn:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import suppress
 from typing import Any
 
-from gateway.errors import LeaseLost
-from gateway.store.connection import translated
+from gateway.errors import LeaseLost, Unavailable
 from gateway.store.jobs import Jobs, read_record
 from gateway.store.records import Begun, Lease
 from gateway.store.write_token import WriteToken, check_token, encode_token
@@ -37,12 +37,6 @@ class Handover(Jobs):
             raise LeaseLost(f"Job {lease.job} is not attempt {lease.attempt}'s any more.")
         return answer[1].decode() or None
 
-    async def next_batch(self, lease: Lease) -> int:
-        """The number of an attempt's next batch, for a writer that doesn't count."""
-        async with translated():
-            batch: bytes | None = await self._client.hget(self._keys.record(lease.job), "batch")
-        return int(batch or 0) + 1
-
     async def _token(self, lease: Lease) -> str:
         # No attempt lives longer than its job may; how long this one has is the lease's business.
         return encode_token(await self.secret(), lease, int(time.time() + self.job_deadline_seconds))
@@ -68,5 +62,7 @@ class Handover(Jobs):
         record = read_record(dict(zip(flat[::2], flat[1::2], strict=True)))
         mine = Lease(lease.job, lease.kind, lease.attempt, nonce)
         # Its entry says when the time for the hand-over is over, which may be long after the new lease's end.
-        await self._run("notice", self._keys.kind(lease.kind), (lease.job, int(self.lease_seconds * 1000)))
+        with suppress(Unavailable):
+            # The attempt is adopted, whatever comes of this: without it a dead adopter's job only waits for longer.
+            await self._run("notice", self._keys.kind(lease.kind), (lease.job, int(self.lease_seconds * 1000)))
         return Begun("begun", mine, record), await self._token(mine)

@@ -77,6 +77,7 @@ def read_record(fields: dict[bytes, bytes]) -> JobRecord:
         input_blob=text("input_blob"),
         end=fields.get(b"end"),
         result_blob=text("result_blob"),
+        leaves_something=text("leaves") is not None,
         redone_as=text("redone_as"),
         options=JobOptions.model_validate_json(fields.get(b"options") or b"{}"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -51,7 +52,7 @@ class Log(Connection):
     async def append(
         self,
         lease: Lease,
-        batch: int,
+        batch: int | None,
         events: Sequence[WriterEvent],
         *,
         fold: bytes | None = None,
@@ -61,6 +62,7 @@ class Log(Connection):
         """Write an attempt's next batch in one atomic step: log, state, outputs, publication.
 
         `batch` counts 1, 2, 3, ... in each attempt; sending the same batch again is safe and gets the first answer.
+        A writer that doesn't count says None, and what it sends twice is written twice.
         A terminal event, last of the batch, ends the job. `fold` is the state up to `fold_cursor`, as JSON.
         Raises `LeaseLost` (stop: another has the job, or it ended) and `EventsLost` (Redis lost earlier batches).
         """
@@ -74,7 +76,7 @@ class Log(Connection):
     async def retry(
         self,
         lease: Lease,
-        batch: int,
+        batch: int | None,
         events: Sequence[WriterEvent],
         problem: dict[str, Any],
         delay_seconds: float,
@@ -91,9 +93,16 @@ class Log(Connection):
         return await self._write(lease, batch, [*events, closing], arguments)
 
     async def _write(
-        self, lease: Lease, batch: int, events: Sequence[WriterEvent], options: list[Any], *, durably: bool = False
+        self,
+        lease: Lease,
+        batch: int | None,
+        events: Sequence[WriterEvent],
+        options: list[Any],
+        *,
+        durably: bool = False,
     ) -> Appended:
-        arguments: list[Any] = [lease.job, lease.attempt, lease.nonce, batch, *options]
+        number = f"?{secrets.token_hex(8)}" if batch is None else batch
+        arguments: list[Any] = [lease.job, lease.attempt, lease.nonce, number, *options]
         for event in events:
             arguments += [event.type, event.tail, event.index]
         keys = self._keys.job(lease.job)

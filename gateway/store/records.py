@@ -83,6 +83,8 @@ class JobRecord:
     end: bytes | None
     """The data of the terminal event, JSON: `result` or `result_url`, or `problem` and `partial`, or `reason`."""
     result_blob: str | None
+    leaves_something: bool = False
+    """Whether there are outputs or text, whatever becomes of it."""
     redone_as: str | None = None
     """The job that does this one again."""
     parent: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,17 @@ async def test_a_shell_that_counts_nothing_can_report(gateway: Gateway) -> None:
     assert (await gateway.store.job(worker.job)).end_data() == {"result": None}
 
 
+async def test_reports_at_once_of_a_shell_that_counts_nothing_are_all_written(gateway: Gateway) -> None:
+    """None is taken for another one's repeat."""
+    worker = await handed_over(gateway)
+
+    answers = await asyncio.gather(*(worker.report(("log", {"message": str(number)})) for number in range(20)))
+
+    assert [answer.status for answer in answers] == [200] * 20
+    said = [data["message"] for type_, data in await log_of(gateway.store, worker.job) if type_ == "log"]
+    assert sorted(said, key=int) == [str(number) for number in range(20)]
+
+
 async def test_a_cancel_reaches_a_worker_outside_with_its_next_report(gateway: Gateway) -> None:
     """Also with one that says nothing but that it lives."""
     worker = await handed_over(gateway)
@@ -142,10 +154,10 @@ async def test_a_failed_attempt_is_tried_again_up_to_the_kinds_limit(gateway: Ga
 
     again: Lease = await begin(gateway.store, "echo")
     worker.token = await gateway.store.hand_over(again, 60, "worker")
-    await worker.report(("retrying", failure))
+    await worker.report(("output", {"index": "1", "value": 1}), ("retrying", failure))
 
     record = await gateway.store.job(worker.job)
-    assert record.state is State.FAILED
+    assert (record.state, record.end_data()["partial"]) == (State.FAILED, True)
     assert (
         record.end_data()["problem"] | {"code": "retries_exhausted", "cause": "model_busy"}
         == record.end_data()["problem"]

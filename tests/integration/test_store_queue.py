@@ -78,19 +78,23 @@ async def test_a_dead_workers_job_is_taken_over_after_its_lease(store: Store) ->
     assert await types_of(store, record.id) == ["queued", "started", "retrying", "started", "succeeded"]
 
 
-async def test_a_job_that_kills_every_worker_is_given_up(store: Store) -> None:
-    """The attempts limit ends a poison job with its cause."""
+@pytest.mark.parametrize("left", ["output", "delta", None])
+async def test_a_job_that_kills_every_worker_is_given_up(store: Store, left: str | None) -> None:
+    """The attempts limit ends a poison job with its cause, and its end says whether it has left something."""
     kind = KindDocument(kind="echo", max_attempts=2)
     await store.register_kind(kind)
     record = await submit(store, kind)
 
-    await begin(store, "echo")
+    lease = await begin(store, "echo")
+    if left is not None:
+        await store.append(lease, 1, [event(left, {"index": "1", "text": "x"}, "1")])
     await look_until(store, record.id, State.QUEUED)
     await begin(store, "echo")
     ended = await look_until(store, record.id, State.FAILED)
 
     problem = ended.end_data()["problem"]
     assert (problem["code"], problem["cause"]) == ("retries_exhausted", "worker_lost")
+    assert ended.end_data()["partial"] is (left is not None)
 
 
 async def test_a_renewed_lease_is_not_taken_away(store: Store) -> None:

@@ -1,12 +1,18 @@
 -- use: clock log
 -- Writes an attempt's next batch: log, state, outputs and publication in one step.
--- ARGV: job, attempt, nonce, batch, fold (cursor and JSON), fold's number, result blob, retry delay ms, counts (1: a failure), then
+-- ARGV: job, attempt, nonce, batch (or `?word` of a writer that doesn't count), fold (cursor and JSON), fold's number, result blob, retry delay ms, counts (1: a failure), then
 -- type, tail, index of each event. The last event may be terminal, or `retrying`.
 -- Returns: ok, first number, last number, time, canceller | lost | gap
 local job, attempt, nonce, batch = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local record = redis.call('HMGET', KEYS[1], 'attempt', 'state', 'nonce', 'batch', 'answer', 'answer_nonce', 'cancel_by')
+local record = redis.call('HMGET', KEYS[1], 'attempt', 'state', 'nonce', 'batch', 'answer', 'answer_nonce', 'cancel_by',
+  'word')
 if record[1] ~= attempt then
   return { 'lost' }
+end
+-- Only this very call, sent again, repeats its word; any other one is the next batch, whoever else writes meanwhile.
+local word = string.sub(batch, 1, 1) == '?' and batch
+if word then
+  batch = record[8] == word and record[4] or int(tonumber(record[4]) + 1)
 end
 -- Asked before the state: the end's own repeat must hear of its success.
 if record[6] == nonce and record[4] == batch then
@@ -35,6 +41,9 @@ end
 local first, last, time = write(job, attempt, events, ARGV[7])
 local answer = { 'ok', int(first), int(last), int(time), record[7] or '' }
 redis.call('HSET', KEYS[1], 'batch', batch, 'answer', cjson.encode(answer), 'answer_nonce', nonce)
+if word then
+  redis.call('HSET', KEYS[1], 'word', word)
+end
 
 -- A fold from the writer: kept for listeners that ask for a snapshot, and what a trim may reach back to.
 if ARGV[5] ~= '' then

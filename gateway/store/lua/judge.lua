@@ -35,6 +35,9 @@ if TERMINAL[state] then
 end
 
 local function finish(type, tail)
+  if redis.call('HGET', KEYS[1], 'leaves') then
+    tail = string.gsub(tail, '"partial":false}}$', '"partial":true}}')
+  end
   write(job, attempt, { { type, tail, '' } })
   return say('later', grace)
 end

@@ -44,12 +44,13 @@ local function write(job, attempt, events, result_blob)
   local bytes = tonumber(record[3] or 0)
   local stamp = ',"time":"' .. rfc3339(time) .. '","job":"' .. job .. '","attempt":' .. attempt .. ','
   local lines = {}
-  local closing = nil
+  local closing, leaves = nil, false
   for i, event in ipairs(events) do
     last = last + 1
     local id = int(last) .. '-' .. int(time)
     local text = '{"id":' .. int(last) .. stamp .. event[2]
     redis.call('XADD', KEYS[2], id, 't', event[1], 'e', text)
+    leaves = leaves or event[1] == 'output' or event[1] == 'delta'
     if event[1] == 'output' then
       redis.call('HSET', KEYS[3], event[3], text)
     elseif event[1] == 'progress' then
@@ -61,6 +62,9 @@ local function write(job, attempt, events, result_blob)
     lines[i] = id .. ' ' .. event[1] .. ' ' .. text
   end
   redis.call('HSET', KEYS[1], 'last', int(last), 'last_ms', int(time), 'bytes', int(bytes))
+  if leaves then
+    redis.call('HSET', KEYS[1], 'leaves', '1')
+  end
   if closing then
     end_job(closing[1], now, data_of(closing[2]), result_blob or '')
   end
