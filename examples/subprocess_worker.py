@@ -20,9 +20,11 @@ RENEW_SECONDS = 5.0
 START_SECONDS = 10.0
 
 # Each report has a number, so that curl may send it again after a lost answer; an empty one only renews the lease. When
-# somebody cancels the job, or it is not ours any more, the program gets SIGTERM, as from anybody.
+# somebody cancels the job, or it is not ours any more, the program gets SIGTERM, as from anybody. The token comes over
+# a pipe, since everybody on the machine can read what stands in curl's arguments.
 PROGRAM = r"""
-post() { curl -sS --fail --retry 5 --retry-connrefused -H "Authorization: Bearer $TOKEN" "$JOB_URL/events" -d "$1"; }
+authorization() { printf 'Authorization: Bearer %s' "$TOKEN"; }
+post() { authorization | curl -sS --fail --retry 5 --retry-connrefused -H @- "$JOB_URL/events" -d "$1"; }
 report() { batch=$((batch + 1)); post '{"batch": '$batch', "events": [{"type": "'$1'", "data": '"$2"'}]}' >/dev/null; }
 renew() {
   while sleep "$RENEW_SECONDS"; do
@@ -54,7 +56,7 @@ def render(ctx: SyncContext, input: Scene) -> None:
     """Render frames, in a program of its own."""
     told = {
         "JOB_URL": f"{os.environ.get('OUTLAST_URL', 'http://127.0.0.1:8080')}/v1/worker/jobs/{ctx.job_id}",
-        "TOKEN": ctx.hand_over(START_SECONDS),  # not as an argument, which everybody on the machine can read
+        "TOKEN": ctx.hand_over(START_SECONDS),
         "FRAMES": str(input.frames),
         "SECONDS_EACH": str(input.seconds_each),
         "RENEW_SECONDS": str(RENEW_SECONDS),

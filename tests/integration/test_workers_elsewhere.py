@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import os
+import shutil
 import signal
 import sys
 import urllib.request
@@ -135,8 +136,19 @@ def programs_of(job: str) -> list[int]:
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
-async def test_a_program_outlives_the_worker_that_started_it(gateway: Gateway) -> None:
-    """It reports with curl, for longer than a lease, and ends the job when its worker has long gone."""
+async def test_a_program_outlives_the_worker_that_started_it(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reports with curl, for longer than a lease, and ends the job when its worker has long gone.
+
+    No argument of a process, which everybody on the machine can read, has the token in it.
+    """
+    arguments = tmp_path / "arguments"
+    curl = tmp_path / "bin" / "curl"
+    curl.parent.mkdir()
+    curl.write_text(f'#!/bin/sh\necho "$@" >> {arguments}\nexec {shutil.which("curl")} "$@"\n')
+    curl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{curl.parent}:{os.environ['PATH']}")
     kind = KINDS["render"].document
     async with worker_for(gateway):
         job = (await submit(gateway.store, kind, input_={"frames": 2, "seconds_each": LEASE_SECONDS * 0.6})).id
@@ -147,6 +159,8 @@ async def test_a_program_outlives_the_worker_that_started_it(gateway: Gateway) -
 
     assert (record.state, record.end_data(), record.attempt) == (State.SUCCEEDED, {"result": {"frames": 2}}, 1)
     assert await types_of(gateway.store, job) == ["queued", "started", "progress", "progress", "succeeded"]
+    assert job in arguments.read_text()
+    assert "Bearer" not in arguments.read_text()
 
 
 @linux
