@@ -2,10 +2,15 @@
 
     python -m benchmarks.tokens [--streams 200] [--deltas 500] [--rate 10]
 
-A scripted model server writes its clock into each token; clients read chat completions as OpenAI's package does. The
-peer is FastAPI with sse-starlette and httpx, passing the chunks on as they come: it parses nothing, keeps nothing and
-can't resume. Ours is a gateway process, a worker process and Valkey. First each stream has `rate` tokens a second (how
-late), then as many as there can be (what it costs). CPU time is that of each process, per token on a client's socket.
+A scripted model server writes its clock into each token; clients read chat completions as OpenAI's package does: first
+straight from the model server, which shows what the machine adds by itself, then through the peer, then through ours.
+The peer is FastAPI with sse-starlette and httpx, passing the chunks on as they come: it parses nothing, keeps nothing
+and can't resume. Ours is a gateway process, a worker process and Valkey. CPU time is that of each process, per token on
+a client's socket.
+
+Paced, each stream has `rate` tokens a second, beginning at a moment of its own: how late a token is. At full speed the
+model server pours into the buffers of its connections whatever they take, far ahead of everybody, so a token's delay
+is the length of that queue: what counts then is the CPU time, and when the last token came.
 """
 
 from __future__ import annotations
@@ -15,12 +20,14 @@ import asyncio
 import json
 import os
 import platform
+import random
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +44,7 @@ from gateway.embedded import EmbeddedValkey
 PATH = "/openai/v1/chat/completions"
 _STAMP = re.compile(rb"t([0-9]{9,20}) ")
 _SETTLE_SECONDS = 1.0
+_PACED_SECONDS = 15
 
 
 def clock_us() -> int:
@@ -52,7 +60,8 @@ async def serve_upstream(port: int) -> None:
         deltas, rate = body["deltas"], body["rate"]
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        begin = asyncio.get_running_loop().time()
+        # Models don't speak in step.
+        begin = asyncio.get_running_loop().time() + (random.random() / rate if rate else 0)
         for index in range(deltas):
             if rate:
                 await asyncio.sleep(max(0.0, begin + index / rate - asyncio.get_running_loop().time()))
@@ -144,28 +153,40 @@ async def read_all(port: int, streams: int, deltas: int, rate: float) -> list[in
     return delays
 
 
-async def measure(name: str, port: int, pids: dict[str, int], given: argparse.Namespace) -> dict[str, float]:
-    """Both rates; prints them and returns the CPU microseconds per token at full speed, by process."""
-    costs: dict[str, float] = {}
-    for rate in (given.rate, 0.0):
-        before = {process: cpu_seconds(pid) for process, pid in pids.items()}
+@dataclass(frozen=True)
+class Way:
+    """A way from the model server to the clients, and the processes whose CPU time it costs."""
+
+    name: str
+    port: int
+    pids: dict[str, int]
+
+    async def measure(self, given: argparse.Namespace, rate: float) -> dict[str, float]:
+        """Prints one line; the CPU microseconds per token, by process."""
+        # The delays need no more tokens than this; full speed has its whole length, and its start weighs less.
+        deltas = min(given.deltas, int(rate * _PACED_SECONDS)) if rate else given.deltas
+        before = {process: cpu_seconds(pid) for process, pid in self.pids.items()}
         began = time.perf_counter()
-        delays = await read_all(port, given.streams, given.deltas, rate)
+        delays = await read_all(self.port, given.streams, deltas, rate)
         wall = time.perf_counter() - began
-        costs = {process: (cpu_seconds(pid) - before[process]) / len(delays) * 1e6 for process, pid in pids.items()}
+        costs = {
+            process: (cpu_seconds(pid) - before[process]) / len(delays) * 1e6 for process, pid in self.pids.items()
+        }
         spent = ", ".join(f"{process} {cost:.1f}" for process, cost in costs.items())
         p50, p99 = statistics.median(delays) / 1000, statistics.quantiles(delays, n=100)[98] / 1000
         pace = f"{rate:g}/s each" if rate else "full speed"
         print(
-            f"  {name:8} {pace:11} {len(delays) / wall:>8,.0f} tokens/s  delay p50 {p50:7.1f} ms, p99 {p99:7.1f} ms"
-            f"  us CPU per token: {spent}"
+            f"  {self.name:8} {pace:11} {len(delays) / wall:>8,.0f} tokens/s, all in {wall:5.1f} s"
+            f"  delay p50 {p50:7.1f} ms, p99 {p99:7.1f} ms  us CPU per token: {spent}"
+            f"  load {os.getloadavg()[0]:.1f}",
+            flush=True,
         )
         await asyncio.sleep(_SETTLE_SECONDS)
-    return costs
+        return costs
 
 
 async def main(given: argparse.Namespace) -> None:
-    """The peer first, then ours, over the same model server."""
+    """All three ways, over the same model server."""
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(f"{given.streams} streams of {given.deltas} tokens")
     upstream_port, peer_port, port = free_port(), free_port(), free_port()
@@ -189,8 +210,6 @@ async def main(given: argparse.Namespace) -> None:
                 await connect_when_up(upstream_port, upstream)
                 peer = start("benchmarks.tokens", "--peer", str(peer_port), f"{base}/chat/completions")
                 await connect_when_up(peer_port, peer)
-                theirs = await measure("relay", peer_port, {"relay": peer.pid}, given)
-                peer.terminate()
                 settings = {
                     "OUTLAST_REDIS_URL": server.url,
                     "OUTLAST_PORT": str(port),
@@ -203,21 +222,31 @@ async def main(given: argparse.Namespace) -> None:
                 gateway = start("gateway.cli", "gateway", **settings)
                 await connect_when_up(port, gateway)
                 await asyncio.sleep(_SETTLE_SECONDS * 2)
-                ours = await measure("outlast", port, {"gateway": gateway.pid, "worker": worker.pid}, given)
+                ways = (
+                    Way("direct", upstream_port, {"model server": upstream.pid}),
+                    Way("relay", peer_port, {"relay": peer.pid}),
+                    Way("outlast", port, {"gateway": gateway.pid, "worker": worker.pid}),
+                )
+                for rate in (*given.rate, 0.0):
+                    # All ways at one pace before the next pace: what else the machine does then meets all of them.
+                    _, theirs, ours = [await way.measure(given, rate) for way in ways]
+                    whole = theirs["relay"] / sum(ours.values())
+                    print(
+                        f"  CPU time, relay / gateway: {theirs['relay'] / ours['gateway']:.1f},"
+                        f" relay / (gateway and worker): {whole:.1f}"
+                    )
             finally:
                 for process in processes:
                     process.terminate()
                 for process in processes:
                     process.wait()
-    print(f"  relay / gateway: {theirs['relay'] / ours['gateway']:.1f}")
-    print(f"  relay / (gateway and worker): {theirs['relay'] / sum(ours.values()):.1f}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--deltas", type=int, default=500)
-    parser.add_argument("--rate", type=float, default=10.0)
+    parser.add_argument("--rate", type=float, nargs="*", default=[10.0])
     parser.add_argument("--upstream", help=argparse.SUPPRESS)
     parser.add_argument("--peer", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -35,7 +35,6 @@ export class JobView {
   #title = "";
   #kind = "";
   #drawing = false;
-  #hasWorker = true;
   #announcedAt = 0;
   #estimateAt = 0;
   #wasOpen = false;
@@ -145,6 +144,11 @@ export class JobView {
     this.#follow(true);
   }
 
+  /** Draw again: what is known besides the job's events has changed. */
+  redraw() {
+    this.#changedSoon();
+  }
+
   #transport() {
     const chosen = document.querySelector("input[name=transport]:checked");
     return /** @type {TransportName} */ (/** @type {any} */ (chosen).value);
@@ -155,7 +159,6 @@ export class JobView {
     if (!job.kind) return;
     this.#kind = job.kind;
     this.#title = job.files?.map(({ name }) => name).join(", ") || `${job.kind} job`;
-    this.#hasWorker = this.page.hasWorker(job.kind);
     if (job.kind === "ocr") by("job").dataset.layout = "pages";
     this.#drawTitle();
     this.#changedSoon();
@@ -296,7 +299,7 @@ export class JobView {
     else if (fold.state === "failed") this.#note(`${problem?.detail || problem?.title || "The job failed."} (${problem?.code})`, "bad");
     else if (fold.state === "cancelled") this.#note("Cancelled. What was read before stays on this page.", "calm");
     else if (fold.end.partial) this.#note("Some pages could not be read; the others are complete.");
-    else if (fold.state === "queued" && !this.#hasWorker) this.#note(NO_WORKER);
+    else if (fold.state === "queued" && !this.page.hasWorker(this.#kind)) this.#note(NO_WORKER);
     else this.#note("");
   }
 

@@ -328,9 +328,9 @@ async function loadKinds() {
 
 defineElements();
 listen();
-try {
-  await loadKinds();
-} catch (error) {
-  showTrouble(error);
-}
+const loading = loadKinds().catch(showTrouble);
+// A job that the address names goes on without them; only the note that nobody serves its kind comes later.
+if (!new URLSearchParams(location.search).has("job")) await loading;
 route();
+await loading;
+view.redraw();

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import urllib.request
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +311,37 @@ def test_a_kind_without_a_worker_is_said_before_and_after_the_submit(new_page: N
     page.goto(f"{product.url}/")
 
     expect(page.locator("#no-worker")).to_be_visible()
+
+
+def test_a_job_in_the_address_is_shown_before_the_kinds_are_known(new_page: NewPage, product: Product) -> None:
+    """A reload in the middle of an answer waits for nothing else; that nobody serves the job is said afterwards."""
+    start_at = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    body = json.dumps({"input": {"prompt": "later"}, "start_at": start_at})
+    request = urllib.request.Request(
+        f"{product.url}/v1/kinds/story/jobs", body.encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        job = json.load(answer)["id"]
+    page = new_page()
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/kinds", hold)
+
+    page.goto(f"{product.url}/?job={job}")
+    expect(page.locator("#job-state")).to_have_text("Waiting")
+    expect(page.locator("#job-note")).to_have_text("")
+    [route] = held
+    document = route.fetch().json()
+    for kind in document["kinds"]:
+        kind["workers"] = 0
+    route.fulfill(body=json.dumps(document), content_type="application/json")
+
+    expect(page.locator("#job-note")).to_contain_text("No worker serves this kind")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#job-state")).to_have_text("Cancelled")
 
 
 def test_what_the_gateway_refuses_is_said_beside_the_form(shown: JobPage) -> None:
