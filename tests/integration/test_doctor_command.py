@@ -140,11 +140,16 @@ async def test_what_became_worse_since_the_baseline_is_a_fault(gateway: Gateway)
         good, bad = await ask(at(before.url)), await ask(at(after.url))
         worse = await ask(at(after.url), baseline=good)
         better = await ask(at(before.url), baseline=bad)
+        other = await ask(at(after.url), compare=before.url)
 
     assert (good.outcome, bad.outcome) == (Outcome.HEALTHY, Outcome.HEALTHY)
     assert worse.verdict is not None
     assert (worse.outcome, worse.verdict.code) == (Outcome.FAULT, "worse_than_baseline")
     assert better.outcome is Outcome.HEALTHY
+    # Also between two places, where nothing else explains why one of them fails.
+    assert other.verdict is not None
+    assert (other.outcome, other.verdict.code) == (Outcome.FAULT, "differs")
+    assert "the body that is refused" in other.verdict.title
     assert [row.worse for row in better.differences if row.what == "the body that is refused"] == [False]
 
 

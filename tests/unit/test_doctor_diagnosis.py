@@ -112,6 +112,10 @@ def test_each_fault_has_its_verdict(code: str, measured: Chain) -> None:
     [
         ([], chain()),
         (["headers_held"], chain(headers_held=True)),
+        (
+            ["compressed_stream"],
+            chain(drips=(*drips()[1:], drips()[0].model_copy(update={"content_encoding": "gzip"}))),
+        ),
         (["interim_dropped"], chain(interim="dropped")),
         (["gateway_errors_replaced"], chain(bodies={"502": "replaced", "504": "replaced", "500": "whole"})),
         (["body_limit"], chain(refused_bytes=106_000_000)),
