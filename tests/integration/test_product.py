@@ -153,6 +153,17 @@ async def test_everything_starts_works_and_ends_with_an_interrupt(tmp_path: Path
         assert not [name for name, pid in family.items() if _runs(pid)]
 
 
+async def test_the_product_runs_on_a_cluster_of_ones_own(tmp_path: Path, cluster: str, prefix: str) -> None:
+    """`--redis redis+cluster://...`: there is no Valkey of the product's own then, and a job is done all the same."""
+    on_it = product(tmp_path, _MODULE, "--redis", cluster, OUTLAST_PREFIX=prefix)
+    async with on_it as running, aiohttp.ClientSession() as session:
+        await running.until_ready()
+        assert running.family().keys() == {"gateway", "worker"}
+        fetch = _job(session, running.address, await _submit(session, running.address, 3, 0.01))
+        await wait_until(lambda: _ended(fetch), 10, what="the end of the job")
+        assert (await fetch())["result"] == {"word": 3}
+
+
 async def _ended(fetch: Callable[[], Any]) -> bool:
     return bool((await fetch())["terminal"])
 
