@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 from tests.browser.conftest import Line, NewPage, Product
 from tests.browser.job_page import JobPage
 
-pytestmark = [pytest.mark.browser, pytest.mark.ocr, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.browser, pytest.mark.ocr, pytest.mark.timeout(180), pytest.mark.xdist_group("scanner")]
 
 _DOCUMENTS = Path(__file__).parents[2] / "examples" / "documents"
 _SCAN = _DOCUMENTS / "scan.pdf"

@@ -20,7 +20,8 @@ from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import NewPage, Product, wait_for
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+# One process of the test run has the product that reads scans, and what the README starts.
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(180), pytest.mark.xdist_group("scanner")]
 
 _ROOT = Path(__file__).parents[2]
 _EXAMPLES = _ROOT / "examples"
