@@ -230,7 +230,7 @@ async def test_what_a_child_started_ends_with_it(worker: Worker, store: Store, h
 
 async def test_no_child_outlives_a_killed_worker(store: Store, tmp_path: Path) -> None:
     """Neither one that holds its interpreter, so that it can hear nothing, nor what it has started."""
-    async with worker_process(store, tmp_path, module="tests.process_kinds") as killed:
+    async with worker_process(store, tmp_path, module="tests.lone_process_kind") as killed:
         job = await submit(store, "in_process", how="leave a program")
         pids = [await output(store, job, index) for index in ("pid", "sleeping")]
         killed.signal(signal.SIGKILL)

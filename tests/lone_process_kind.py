@@ -1,0 +1,5 @@
+"""One of the kinds that run in child processes, so that a worker of its own starts one child and not three."""
+
+from tests.process_kinds import in_process
+
+__all__ = ["in_process"]
