@@ -220,10 +220,13 @@ def _measured(chain: Chain) -> str:
     match chain.probe:
         case "ready":
             paced = sum(drip.shape == "paced" for drip in chain.drips)
-            socket = chain.socket.outcome if chain.socket else "not measured"
+            socket = chain.socket.outcome.replace("_", " ") if chain.socket else "not measured"
             return f"{who}; {paced} of {len(chain.drips)} streams in time, WebSocket: {socket}"
         case "off":
-            return f"{who}; status {chain.answered.status}, no probe routes there"
+            silent = (
+                f"; no byte of the address itself within {chain.silent_seconds:.0f} s" if chain.silent_seconds else ""
+            )
+            return f"{who}; status {chain.answered.status}, no probe routes there{silent}"
         case "refused":
             return f"{who}; the probe token was refused"
         case _:

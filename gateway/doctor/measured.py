@@ -105,3 +105,9 @@ class Chain(_Measured):
     upload: str = Field("", description="What went wrong with an upload, small or (`--deep`) slow; empty: nothing.")
     refused_bytes: int | None = Field(None, description="The smallest body that was refused before the gateway.")
     silence: Silence | None = Field(None, description="Idle limits.")
+
+    @property
+    def silent_seconds(self) -> float | None:
+        """How long the address itself was asked without a byte, if none came at all."""
+        own = self.own
+        return own.ended_seconds if own and own.status is None and own.ended is Ended.PATIENCE else None

@@ -121,6 +121,11 @@ def _undecided(report: Report) -> str:
         return "Nothing in this text says what failed. Give the address, a curl command or a HAR file."
     if report.chain.probe == "ready":
         return "The answer did not come within the time that was allowed."
+    if seconds := report.chain.silent_seconds:
+        return (
+            f"No byte came within {seconds:.0f} s. That is what an edge answers with a 524 when it has waited long"
+            " enough: --deep waits for 140 s and says who ends it, and --origin URL asks the origin itself."
+        )
     ask = (
         f"The failing {report.method} was not sent, since it may start paid work: --rerun sends it once."
         if report.method not in {"GET", "HEAD"}

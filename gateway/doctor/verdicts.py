@@ -348,8 +348,9 @@ VERDICTS: Final[dict[str, Verdict]] = {
     ),
     "origin_silent": Verdict(
         Cause.ORIGIN, Place.RUNTIME, "The origin itself sends nothing for {seconds} s",
-        "Let the application send a first byte at once and a heartbeat every 15 s, or submit the work as a job.",
-        "Every hop in front of it counts this silence, whatever it is set to.",
+        _HELD,
+        "Every hop in front of it counts this silence, whatever it is set to. An application that can be changed may"
+        " send a first byte at once and a heartbeat every 15 s itself.",
     ),
     "origin_down": Verdict(
         Cause.ORIGIN, Place.RUNTIME, "The origin does not answer at all",

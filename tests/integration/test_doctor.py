@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from rich.console import Console
 
 from gateway.doctor.capture import Captured
 from gateway.doctor.diagnosis import diagnose
@@ -19,6 +21,7 @@ from gateway.doctor.exchange import Ended, exchange
 from gateway.doctor.measured import Chain
 from gateway.doctor.probes import Pace, Probes, Target, answered
 from gateway.doctor.report import Outcome, Report
+from gateway.doctor.terminal import Terminal
 from gateway.edge import Edge, Profile, chain, load_profile
 from gateway.store import Store
 from tests.http2_front import Front, certificate
@@ -315,6 +318,19 @@ async def test_any_origin_that_keeps_silent_ends_the_search() -> None:
 
     assert codes(report) == ("origin_silent", [])
     assert report.chain is None
+
+
+async def test_an_address_that_keeps_silent_is_told_and_no_verdict_yet() -> None:
+    """Whether anybody ends it, and who, is not known before somebody has."""
+    async with _Talker(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", silent=b"/api/slow") as slow:
+        report = await ask(slow.url, path="/api/slow", scale=0.02)
+
+    assert (report.outcome, codes(report)) == (Outcome.UNDECIDED, ("", []))
+    assert "no byte of the address itself within 0 s" in report.steps[-1].text
+    console = Console(record=True, width=200, file=io.StringIO())
+    Terminal(console).report(report)
+    assert "No byte came within 0 s" in (printed := console.export_text())
+    assert "--deep waits for 140 s" in printed
 
 
 # --- what can't be measured -------------------------------------------------------------------------------------------
