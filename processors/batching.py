@@ -53,9 +53,10 @@ class Batches:
         gathering = self._gathering.get(kind)
         return gathering is not None and gathering.hangs
 
-    async def close(self) -> None:
-        """End what still runs."""
-        await asyncio.gather(*(gathering.close() for gathering in self._gathering.values()))
+    @property
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """What does the batches; cancelling ends it, unless a thread doesn't return."""
+        return [gathering.task for gathering in self._gathering.values() if gathering.task is not None]
 
 
 class _Gathering:
@@ -65,7 +66,7 @@ class _Gathering:
         self._processor = processor
         self._waiting: deque[_Member] = deque()
         self._full = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
         self._batch: list[_Member] = []
         self._calling: asyncio.Task[list[Any]] | None = None
         self._is_stuck = False
@@ -85,8 +86,8 @@ class _Gathering:
         self._waiting.append(member)
         if len(self._waiting) >= self._processor.max_batch:
             self._full.set()
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._serve(), name=f"{self._processor.kind} batches")
+        if self.task is None or self.task.done():
+            self.task = asyncio.create_task(self._serve(), name=f"{self._processor.kind} batches")
         try:
             return await member.outcome
         except asyncio.CancelledError:
@@ -96,10 +97,6 @@ class _Gathering:
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait({self._calling})
             raise
-
-    async def close(self) -> None:
-        if self._task is not None:
-            await cancel_all(self._task)
 
     async def _serve(self) -> None:
         """Do batches as long as jobs wait."""

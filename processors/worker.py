@@ -102,8 +102,7 @@ class Worker:
                 await self._announce()
                 await self._serve()
         finally:
-            await self._leave_behind(*self._asked.values())
-            await self._batches.close()
+            await self._leave_behind(*self._asked.values(), *self._batches.tasks)
             await self._processes.close()
             await self._leave_behind(*await self._lifespans.end())
 

@@ -90,7 +90,7 @@ def _empty() -> None:
 
 
 @asynccontextmanager
-async def working(store: Store, folder: Path, of: Processor) -> AsyncIterator[None]:
+async def working(store: Store, folder: Path, of: Processor) -> AsyncIterator[Worker]:
     """A worker with one place for the length of the block."""
     (folder / "blobs").mkdir()
     blobs = Blobs.open((folder / "blobs").as_uri())
@@ -98,7 +98,7 @@ async def working(store: Store, folder: Path, of: Processor) -> AsyncIterator[No
     running = asyncio.create_task(worker.run())
     await worker.ready.wait()
     try:
-        yield
+        yield worker
     finally:
         worker.stop()
         async with asyncio.timeout(10):
@@ -202,6 +202,17 @@ async def test_a_stopping_worker_hands_back_what_gathers(store: Store, tmp_path:
     record = await store.job(job)
     assert (record.state, record.failures) == (State.QUEUED, 0)
     assert not CALLS
+
+
+async def test_a_batch_in_a_thread_that_hangs_does_not_hold_up_the_stop(store: Store, tmp_path: Path) -> None:
+    """Its job is handed back, and what can't be ended is left behind, and counted."""
+    job = await submit(store, in_a_thread)
+    async with working(store, tmp_path, in_a_thread) as worker:
+        await wait_until(lambda: CALLS)
+
+    assert worker.stuck
+    assert (await store.job(job)).state is State.QUEUED
+    LATCHES[0].set()
 
 
 async def _runs(store: Store, job: str) -> bool:
