@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 import redis.asyncio as redis
 
@@ -15,7 +16,7 @@ from gateway.embedded import EmbeddedValkey
 from gateway.errors import ConfigurationError, Unavailable
 from gateway.store import Store
 from tests.faults import FaultProxy, wait_until
-from tests.gateway_process import free_port
+from tests.gateway_process import free_port, gateway_process
 from tests.jobs import begin, end, submit
 from tests.redis_servers import RedisCluster, RedisProcess
 from tests.serving import gateway_for
@@ -150,25 +151,29 @@ async def test_nobody_to_ask_is_an_outage(prefix: str) -> None:
             await Store.connect(url.format(f"127.0.0.1:{free_port()}"), prefix=prefix)
 
 
-async def test_settings_that_break_a_promise_are_told_by_readyz(tmp_path: Path, prefix: str) -> None:
+async def test_settings_that_break_a_promise_are_told_at_the_start_and_by_readyz(tmp_path: Path, prefix: str) -> None:
     """The gateway is ready all the same: a cache in front of jobs may be what somebody wants while trying it out."""
     server = RedisProcess(tmp_path / "s", free_port(), {"appendonly": "no", "maxmemory-policy": "allkeys-lru"})
+    url = f"redis://127.0.0.1:{server.port}"
+    broken = [
+        "maxmemory-policy is allkeys-lru",
+        "appendonly is off",
+        "OUTLAST_DURABILITY is replica, and a master has none",
+    ]
     await server.start()
     try:
-        store = await Store.connect(f"redis://127.0.0.1:{server.port}", prefix=prefix, durability="replica")
-        try:
-            async with gateway_for(store, tmp_path / "blobs") as gateway:
-                answer = await gateway.get("/readyz")
+        started = gateway_process(url, prefix, tmp_path / "data", durability="replica")
+        async with (
+            started as gateway,
+            aiohttp.ClientSession() as session,
+            session.get(f"{gateway.url}/readyz") as answer,
+        ):
             assert answer.status == 200
-            assert [warning.split(":")[0] for warning in answer.json()["warnings"]] == [
-                "maxmemory-policy is allkeys-lru",
-                "appendonly is off",
-                "OUTLAST_DURABILITY is replica, and a master has none",
-            ]
-            store._durability = "disk"
-            assert (await store.info())["warnings"][-1].startswith(
-                "OUTLAST_DURABILITY is disk, and appendfsync is every"
-            )
+            assert [warning.split(":")[0] for warning in (await answer.json())["warnings"]] == broken
+        assert all(words in gateway.said for words in broken)
+        store = await Store.connect(url, prefix=prefix, durability="disk")
+        try:
+            assert (await store.info())["warnings"][-1].startswith("OUTLAST_DURABILITY is disk, and appendfsync is")
         finally:
             await store.close()
     finally:
