@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from gateway.event_text import decode_event
 from gateway.protocol import START, Event
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, NewJob, Store, StoredFile
+from processors import Processor
 from processors import llm as kind
 from processors.llm import llm, llm_models
 from processors.worker import Worker
@@ -86,13 +87,19 @@ class ModelServer(Protocol):
 
 @asynccontextmanager
 async def llm_worker(
-    store: Store, blobs: Blobs, source: ModelServer, monkeypatch: pytest.MonkeyPatch, models: str = ""
+    store: Store,
+    blobs: Blobs,
+    source: ModelServer,
+    monkeypatch: pytest.MonkeyPatch,
+    models: str = "",
+    *,
+    beside: Sequence[Processor] = (),
 ) -> AsyncIterator[Worker]:
     """A worker that asks this model server, for the length of the block."""
     for name, value in {"URL": source.url, "KEY": KEY, "MODELS": models}.items():
         monkeypatch.setenv(f"OUTLAST_LLM_{name}", value)
     kind.configured.cache_clear()
-    processors = {"llm": llm, "llm.models": llm_models}
+    processors = {one.kind: one for one in (llm, llm_models, *beside)}
     worker = Worker(store, blobs, processors, concurrency=32, stop_grace_seconds=0, max_inline_bytes=200_000)
     running = asyncio.create_task(worker.run())
     try:

@@ -13,9 +13,13 @@ import pytest
 
 from gateway.blobs import Blobs
 from gateway.store import Store
+from processors import pipeline, step
 from tests.faults import wait_until
 from tests.llm_jobs import ASK, KEY, Asking, llm_worker
+from tests.step_jobs import submit
 from tests.token_source import MODEL, USAGE, TokenSource, token_source
+
+ASKS = pipeline("asks", step("llm", "ask"), max_attempts=1)
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ async def asking(
     store: Store, blobs: Blobs, source: TokenSource, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Asking]:
     """A worker that asks it."""
-    async with llm_worker(store, blobs, source, monkeypatch):
+    async with llm_worker(store, blobs, source, monkeypatch, beside=[ASKS]):
         yield Asking(store, blobs)
 
 
@@ -382,3 +386,29 @@ async def test_a_cancel_closes_the_upstreams_stream(asking: Asking, source: Toke
 
     assert (await asking.end(job)).state == "cancelled"
     await wait_until(lambda: source.cancelled == 1, 5, what="the upstream sees it")
+
+
+@pytest.mark.parametrize(
+    ("goes_wrong", "code", "said"),
+    [
+        ({"refusals": [(404, _error("no such model", "model_not_found"), {})]}, "llm_unknown_model", ""),
+        ({"refusals": [(400, _error("too long", "context_length_exceeded"), {})]}, "llm_context_too_long", ""),
+        ({"cut_after": 2}, "upstream_broke_off", "The answer"),
+        ({"end_after": 2}, "llm_broke_off", "The answer"),
+        ({"garbage_after": 2}, "llm_garbage", "The answer"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_step_that_asks_fails_its_job_by_its_code_and_its_name(
+    asking: Asking, source: TokenSource, goes_wrong: dict[str, Any], code: str, said: str
+) -> None:
+    """And the job keeps what the step had said."""
+    for switch, value in goes_wrong.items():
+        setattr(source, switch, value)
+
+    job = await submit(asking.store, ASKS, model=MODEL, messages=ASK)
+    end = (await asking.end(job)).end_data()
+
+    assert (end["problem"]["code"], end["problem"]["step"], end["partial"]) == (code, "ask", bool(said))
+    assert await asking.said(job, "ask.text") == said
+    assert source.asked == 1

@@ -25,7 +25,7 @@ from processors import (
     step,
 )
 from tests.faults import wait_until
-from tests.jobs import look_later
+from tests.jobs import begin, event, look_later
 from tests.process_kinds import waits_in_a_process
 from tests.step_jobs import end_of, log_of, submit, working
 
@@ -203,6 +203,17 @@ async def stutters(ctx: Context) -> None:
 async def relays_a_stutter(ctx: Context) -> None:
     """Relay it."""
     await ctx.run("stutters")
+
+
+@processor("dies", max_attempts=1)
+async def dies(ctx: Context) -> None:
+    """Done by a worker that dies."""
+
+
+@processor("needs_it", max_attempts=1)
+async def needs_it(ctx: Context) -> None:
+    """Its step's worker dies."""
+    await ctx.run("dies")
 
 
 def pick(done: Done) -> dict[str, Any]:
@@ -460,3 +471,21 @@ async def test_the_text_of_a_step_that_was_tried_again_stands_by_itself(store: S
 
     text = [(event.data["channel"], event.data["text"]) for event in await log_of(store, job) if event.type == "delta"]
     assert text == [("stutters.text", "hel"), ("stutters.text.2", "hello")]
+
+
+async def test_a_step_whose_worker_dies_fails_its_job_by_name_and_what_it_said_is_kept(
+    store: Store, blobs: Blobs
+) -> None:
+    """Its last attempt was lost with its worker."""
+    await store.register_kind(dies.document)
+    async with working(store, blobs, [needs_it]):
+        job = await submit(store, needs_it)
+        await only_child(store, job)
+        lease = await begin(store, "dies")
+        await store.append(lease, 1, [event("delta", {"channel": "text", "text": "hel"})])
+        end = (await end_of(store, job)).end_data()
+
+    problem = end["problem"]
+    assert (problem["code"], problem["cause"], problem["step"]) == ("retries_exhausted", "worker_lost", "dies")
+    assert end["partial"] is True
+    assert [event.data["text"] for event in await log_of(store, job) if event.type == "delta"] == ["hel"]
