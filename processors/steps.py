@@ -269,8 +269,11 @@ class Steps:
                     if relay is not None:
                         await relay.event(decode_event(entry.text))
                 if page.broken:
-                    # Only a very long log is trimmed; what is missing has been replaced or is in the child's outputs.
+                    # Only a very long log is trimmed: its fold has the text, and its newest outputs are kept.
+                    from_start = cursor == START
                     cursor = page.head
+                    if relay is not None and from_start:
+                        cursor = await self._relay_fold(child, relay) or cursor
                     continue
                 if page.terminal and cursor.number >= page.head.number:
                     return await self._store.job(child)
@@ -280,6 +283,18 @@ class Steps:
                             await ear.heard.wait()
         finally:
             self._store.feed.unfollow(child, ear)
+
+    async def _relay_fold(self, child: str, relay: _Relay) -> Cursor | None:
+        """Relay what the trimmed part of a child's log amounts to; returns where its log goes on."""
+        stored = await _patiently(lambda: self._store.fold(child))
+        if stored is None:
+            return None
+        cursor, text = stored
+        for channel, said in from_json(text)["text"].items():
+            await relay.text(channel, said)
+        for output in await _patiently(lambda: self._store.outputs(child)):
+            await relay.event(decode_event(output))
+        return cursor
 
     def _advance(self, context: Context, part: str, step: str, fraction: float, share: float, **said: Any) -> None:
         """Note how far a step is, and report how far they all are."""
@@ -333,10 +348,7 @@ class _Relay:
                     self._context, self._part, self._step, fraction, self._share, message=data.get("message")
                 )
             case EventType.DELTA:
-                channel = str(data.get("channel", "text"))
-                self._told = True
-                name = _within(f"{self._step}.{channel}{self._telling}")
-                await self._context.delta(str(data.get("text", "")), name)
+                await self.text(str(data.get("channel", "text")), str(data.get("text", "")))
             case EventType.OUTPUT:
                 await self._output(data)
             case EventType.LOG:
@@ -351,6 +363,11 @@ class _Relay:
                 self._steps._advance(self._context, self._part, self._step, 0.0, self._share)
             case type_ if "." in type_:
                 await self._context.event(type_, data | {"step": self._step})
+
+    async def text(self, channel: str, text: str) -> None:
+        """Pass text on."""
+        self._told = True
+        await self._context.delta(text, _within(f"{self._step}.{channel}{self._telling}"))
 
     async def _output(self, data: dict[str, Any]) -> None:
         index = _within(f"{self._step}.{data.get('index')}")

@@ -182,7 +182,14 @@ def _exhausted(problem: dict[str, Any], attempts: int, *, partial: bool) -> Writ
 
 
 def _refuse(error: LeaseLost | EventsLost) -> NoReturn:
-    raise Conflict(f"{error.detail} Stop: nothing that you report is taken any more.", code=error.code) from None
+    detail = f"{error.detail} Stop: nothing that you report is taken any more."
+    if isinstance(error, EventsLost):
+        # Which of the two it is only the worker can know.
+        detail = (
+            "The number of this report doesn't follow that of the last one in the log: send the one that is missing,"
+            " or, if it was answered before, stop, since the job store has lost it."
+        )
+    raise Conflict(detail, code=error.code) from None
 
 
 def _json(model: BaseModel) -> web.Response:

@@ -97,6 +97,19 @@ async def test_a_report_that_is_sent_again_is_written_once(gateway: Gateway) -> 
     assert len(await log_of(gateway.store, worker.job)) == 3
 
 
+async def test_a_report_that_skips_a_number_says_so_and_the_missing_one_mends_it(gateway: Gateway) -> None:
+    """The worker's own slip is not called a loss of the store's, and ends nothing."""
+    worker = await handed_over(gateway)
+    await worker.adopt()
+
+    skipped = await worker.report(("log", {"message": "two"}), batch=2)
+    assert (skipped.status, skipped.json()["code"]) == (409, "events_lost")
+    assert "send the one that is missing" in skipped.json()["detail"]
+
+    for batch, text in enumerate(("one", "two"), 1):
+        assert (await worker.report(("log", {"message": text}), batch=batch)).status == 200
+
+
 async def test_a_shell_that_counts_nothing_can_report(gateway: Gateway) -> None:
     """Neither an adoption nor batches: the token that was handed over is good as it is."""
     worker = await handed_over(gateway)

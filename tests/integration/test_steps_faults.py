@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic_core import to_json
 
 from gateway.blobs import Blobs
+from gateway.fold import fold_log
 from gateway.protocol import State
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, Store
@@ -25,7 +27,7 @@ from processors import (
     step,
 )
 from tests.faults import wait_until
-from tests.jobs import begin, event, look_later
+from tests.jobs import begin, end, event, look_later
 from tests.process_kinds import waits_in_a_process
 from tests.step_jobs import end_of, log_of, submit, working
 
@@ -483,9 +485,29 @@ async def test_a_step_whose_worker_dies_fails_its_job_by_name_and_what_it_said_i
         await only_child(store, job)
         lease = await begin(store, "dies")
         await store.append(lease, 1, [event("delta", {"channel": "text", "text": "hel"})])
-        end = (await end_of(store, job)).end_data()
+        said = (await end_of(store, job)).end_data()
 
-    problem = end["problem"]
+    problem = said["problem"]
     assert (problem["code"], problem["cause"], problem["step"]) == ("retries_exhausted", "worker_lost", "dies")
-    assert end["partial"] is True
+    assert said["partial"] is True
     assert [event.data["text"] for event in await log_of(store, job) if event.type == "delta"] == ["hel"]
+
+
+async def test_a_takeover_tells_what_a_steps_trimmed_log_said(store: Store, blobs: Blobs) -> None:
+    """Text and outputs are in its fold and among its outputs, though their events are gone."""
+    await store.register_kind(dies.document)
+    async with working(store, blobs, [needs_it]):
+        job = await submit(store, needs_it)
+        child = (await only_child(store, job)).id
+    lease = await begin(store, "dies")
+    await store.append(lease, 1, [event("delta", {"text": "hello"}), event("output", {"index": "1", "value": 1}, "1")])
+    fold = fold_log(child, await log_of(store, child))
+    await store.append(lease, 2, [event("delta", {"text": " you"})], fold=to_json(fold.data()), fold_cursor=fold.cursor)
+    await store._client.xtrim(store._keys.events(child), minid=f"{fold.cursor.number}-0", approximate=False)
+    async with working(store, blobs, [needs_it]):
+        await end(store, lease, batch=3)
+        await end_of(store, job)
+
+    log = await log_of(store, job)
+    assert "".join(event.data["text"] for event in log if event.type == "delta") == "hello you"
+    assert [event.data["index"] for event in log if event.type == "output"] == ["dies.1"]

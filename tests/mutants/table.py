@@ -21,6 +21,7 @@ _FENCES: Final = "tests/integration/test_store_fences.py::"
 _LOG: Final = "tests/integration/test_store_log.py::"
 _JOBS: Final = "tests/integration/test_store_jobs.py::"
 _QUEUE: Final = "tests/integration/test_store_queue.py::"
+_STEPS: Final = "tests/integration/test_steps_faults.py::"
 _HUB: Final = "tests/integration/test_hub.py::"
 
 _PUBLISH_FIRST: Final = """\
@@ -66,6 +67,27 @@ MUTANTS: Final = (
         "if record[6] == nonce and record[4] == batch then",
         "if false then",
         (_LOG + "test_a_batch_that_is_sent_twice_is_written_once",),
+    ),
+    Mutant(
+        "take reports without a number for each other's repeats",
+        "store/lua/append.lua",
+        "batch = record[8] == word and record[4] or int(tonumber(record[4]) + 1)",
+        "batch = record[4]",
+        ("tests/integration/test_http_worker.py::test_reports_at_once_of_a_shell_that_counts_nothing_are_all_written",),
+    ),
+    Mutant(
+        "forget what a job that is given up has left",
+        "store/lua/judge.lua",
+        "if redis.call('HGET', KEYS[1], 'leaves') then",
+        "if false then",
+        (_QUEUE + "test_a_job_that_kills_every_worker_is_given_up",),
+    ),
+    Mutant(
+        "keep a step for as long as it may be needed",
+        "store/lua/keep.lua",
+        "redis.call('PEXPIRE', KEYS[i], ARGV[1])",
+        "redis.call('PEXPIRE', KEYS[i], redis.call('PTTL', KEYS[i]))",
+        (_STEPS + "test_a_steps_data_is_kept_as_long_as_its_parents_and_no_longer",),
     ),
     Mutant(
         "renew without checks",
