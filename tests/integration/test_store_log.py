@@ -46,6 +46,17 @@ async def test_events_are_numbered_without_holes_and_say_what_they_are(store: St
     assert times == sorted(times)
 
 
+async def test_writers_that_do_not_count_write_beside_each_other(store: Store) -> None:
+    """What one sends is never taken for a repeat of what another one has."""
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+
+    await asyncio.gather(*(store.append(lease, None, [event("log", {"message": text})]) for text in "abc"))
+    await store.append(lease, 4, [event("log", {"message": "counted"})])
+
+    assert [entry.number for entry in await whole_log(store, record.id)] == [1, 2, 3, 4, 5, 6]
+
+
 async def test_a_batch_that_is_sent_twice_is_written_once(store: Store) -> None:
     """A client resends after a lost reply: the repeat gets the first answer."""
     record = await submit(store, KIND)

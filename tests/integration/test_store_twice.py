@@ -45,10 +45,11 @@ async def story(store: Store) -> dict[str, Any]:
     logged = [event("progress", {"current": 1}), event("output", {"index": "x", "value": 1}, "x")]
     answers["first"] = (await store.append(lease, 1, logged)).last.number
     answers["second"] = (await store.append(lease, 2, [event("log", {"message": "m"})])).last.number
+    answers["uncounted"] = (await store.append(lease, None, [event("log", {"message": "uncounted"})])).last.number
     renewer = store.renewer("worker")
     answers["renewed"] = (await asyncio.to_thread(renewer.renew, [lease]))[MAIN]
     renewer.close()
-    await store.retry(lease, 3, [], {"code": "x"}, 0, counts=True)
+    await store.retry(lease, 4, [], {"code": "x"}, 0, counts=True)
     await store.leave(lease, await store.job(MAIN), retry_after_seconds=0, ran_seconds=1)
     await store.pause("echo", True)
     answers["claimed while paused"] = await store.claim("echo", "worker", 1)
@@ -84,14 +85,20 @@ async def story(store: Store) -> dict[str, Any]:
     # One that is cancelled in the queue.
     await submit(QUEUED)
     answers["cancelled"] = (await store.cancel(QUEUED, "me", "enough")).state
+    await store.use_child(await store.job(QUEUED), MAIN)
+    answers["parent"] = (await store.job(QUEUED)).parent
 
-    # A file in parts.
+    return answers | await story_of_an_upload(store)
+
+
+async def story_of_an_upload(store: Store) -> dict[str, Any]:
+    """A file in parts."""
     upload = await store.create_upload("me", name="scan", content_type="image/png", length=None)
-    answers["extended"] = await store.extend_upload(upload.id, 0, 10, "blob 1", length=20)
-    answers["extended again"] = await store.extend_upload(upload.id, 10, 10, "blob 2")
-    answers["parts"] = await store.upload_parts(upload.id)
-    answers["sealed"] = await store.seal_upload(upload.id, "whole", "digest")
-    return answers
+    extended = await store.extend_upload(upload.id, 0, 10, "blob 1", length=20)
+    again = await store.extend_upload(upload.id, 10, 10, "blob 2")
+    parts = await store.upload_parts(upload.id)
+    sealed = await store.seal_upload(upload.id, "whole", "digest")
+    return {"extended": extended, "extended again": again, "parts": parts, "sealed": sealed}
 
 
 async def until_looked_at(store: Store, predicate: Callable[[], Awaitable[bool]]) -> None:
@@ -150,8 +157,13 @@ async def picture(store: Store) -> dict[str, Any]:
     return seen
 
 
-# Besides the first append: the one that ends an attempt, and the one that gives it back.
-LATER = {"append (retrying)": b'"type":"retrying"', "append (end)": b'"type":"succeeded"'}
+# Besides the first append: one of a writer that doesn't count, the one that ends an attempt, and the one that gives it
+# back.
+LATER = {
+    "append (uncounted)": b'"message":"uncounted"',
+    "append (retrying)": b'"type":"retrying"',
+    "append (end)": b'"type":"succeeded"',
+}
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, *LATER])

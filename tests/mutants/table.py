@@ -73,7 +73,7 @@ MUTANTS: Final = (
         "store/lua/append.lua",
         "batch = record[8] == word and record[4] or int(tonumber(record[4]) + 1)",
         "batch = record[4]",
-        ("tests/integration/test_http_worker.py::test_reports_at_once_of_a_shell_that_counts_nothing_are_all_written",),
+        (_LOG + "test_writers_that_do_not_count_write_beside_each_other",),
     ),
     Mutant(
         "forget what a job that is given up has left",
