@@ -29,7 +29,8 @@ def main() -> int:
     parser.add_argument("name", nargs="?", default="", help="only those with this in their names")
     wanted = parser.parse_args().name
     chosen = [mutant for mutant in MUTANTS if wanted in mutant.name]
-    lanes = min(len(chosen), os.cpu_count() or 1, 4)
+    # A trial waits as long as it computes: for its Valkey, and for leases to run out.
+    lanes = min(len(chosen), 2 * (os.cpu_count() or 1), 8)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
