@@ -276,6 +276,11 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "The work needed more memory than its kind allows.",
         "Send less at once, or raise the processor's `memory_bytes`.",
     ),
+    "batch_stuck": Meaning(
+        _RETRYING,
+        "An earlier batch of the worker goes on although all its jobs have left it, so no other can begin.",
+        "It is tried again, by another worker if there is one; have the function ask `ctx.cancelled`.",
+    ),
     "engine_unavailable": Meaning(
         _FAILED,
         "The engine that was asked for is not installed where the worker runs.",
