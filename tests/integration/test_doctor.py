@@ -273,8 +273,10 @@ async def test_only_streams_over_http2_are_late(gateway: Gateway, tmp_path: Path
     async with Front(gateway.url, context) as good, Front(gateway.url, context, holds=True) as holding:
         passing, held_back = (Probes(Target(hop.url, token=TOKEN), Pace(SCALE)) for hop in (good, holding))
         first, _ = await passing.first()
-        in_time, socket, late = await passing.matrix(), await passing.socket(), await held_back.matrix()
+        late = await held_back.matrix()
+        socket, in_time = await passing.socket(), await passing.again([drip for drip in late if drip.format == "sse"])
 
+    assert {drip.http for drip in in_time} == {"1.1", "2"}
     chain = Chain(probe="ready", answered=answered(first), drips=in_time, socket=socket)
     assert diagnose(chain) == []
     assert [finding.code for finding in diagnose(chain.model_copy(update={"drips": late}))] == ["http2_held"]
