@@ -83,7 +83,7 @@ class Convoy:
         answers: list[Any]
         try:
             answers = await self._ask(company)
-        except (RedisError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - these callers hear of it; the appends of all others go on
             answers = [error] * len(company)
         except BaseException:
             for one in company:
