@@ -110,6 +110,19 @@ async def test_a_listener_keeps_the_job_and_its_leaving_starts_the_grace(
     assert record.ended_ms - left_ms >= GRACE * 1000 - 50
 
 
+async def test_a_mark_counts_however_old_the_job_is(store: Store) -> None:
+    """Whoever looks finds that somebody listens; without the mark the same look ends the job."""
+    for marked in (True, False):
+        job = await lonely_job(store)
+        if marked:
+            await store.mark(job.id, "a gateway", 5)
+        await store._client.hset(store._keys.record(job.id), "created", 1)
+        await store._client.zadd(store._keys.kind("echo")[1], {job.id: 0})
+        await store.look(["echo"])
+
+        assert (await store.job(job.id)).terminal is not marked
+
+
 async def test_listeners_count_across_gateways(store: Store, looking: None, gateways: tuple[Gateway, Gateway]) -> None:
     """Who leaves one gateway and comes to another in time has never been away."""
     job = await lonely_job(store)

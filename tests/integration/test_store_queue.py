@@ -163,6 +163,17 @@ async def test_a_retry_waits_for_its_delay(store: Store) -> None:
     assert retrying["data"]["delay_seconds"] == 0.4
 
 
+async def test_a_paused_kind_is_not_claimed(store: Store) -> None:
+    """Until it is resumed; what waits is still there."""
+    record = await submit(store, KIND)
+    await store.pause("echo", True)
+    assert await store.claim("echo", "w", 5) == []
+
+    await store.pause("echo", False)
+
+    assert [claim.job for claim in await store.claim("echo", "w", 5)] == [record.id]
+
+
 async def test_a_job_for_later_waits_for_its_start(store: Store) -> None:
     """`start_at` keeps a job out of the queue until then."""
     start = datetime.now(UTC) + timedelta(seconds=0.5)

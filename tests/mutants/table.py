@@ -23,6 +23,7 @@ _JOBS: Final = "tests/integration/test_store_jobs.py::"
 _QUEUE: Final = "tests/integration/test_store_queue.py::"
 _STEPS: Final = "tests/integration/test_steps_faults.py::"
 _HUB: Final = "tests/integration/test_hub.py::"
+_LEAVING: Final = "tests/integration/test_on_disconnect.py::"
 
 _PUBLISH_FIRST: Final = """\
         head = await self._client.hget(self._keys.record(lease.job), "last")
@@ -152,6 +153,13 @@ MUTANTS: Final = (
         "",
         (_JOBS + "test_an_ended_job_keeps_no_key_without_a_ttl",),
     ),
+    Mutant(
+        "trim the proof of a snapshot's cursor",
+        "store/lua/append.lua",
+        "redis.call('XTRIM', KEYS[2], 'MINID', int(before) .. '-0')",
+        "redis.call('XTRIM', KEYS[2], 'MINID', int(before + 1) .. '-0')",
+        (_LOG + "test_a_long_log_is_trimmed_to_the_last_fold_but_one",),
+    ),
     # --- submit
     Mutant(
         "reserve without a due entry",
@@ -181,7 +189,14 @@ MUTANTS: Final = (
         "if false then",
         (_FENCES + "test_a_replayed_submit_of_a_job_in_hand_queues_nothing",),
     ),
-    # --- begin, hold, leave
+    # --- claim, begin, hold, leave
+    Mutant(
+        "claim from a paused kind",
+        "store/lua/claim.lua",
+        "if redis.call('HGET', KEYS[6], 'paused') ~= '1' then",
+        "if true then",
+        (_QUEUE + "test_a_paused_kind_is_not_claimed",),
+    ),
     Mutant(
         "claim again when asked twice",
         "store/lua/claim.lua",
@@ -245,6 +260,13 @@ MUTANTS: Final = (
         "if record[7] and lease_left <= 0 then",
         "if false then",
         (_QUEUE + "test_a_job_that_was_cancelled_while_its_worker_was_dead_ends_as_cancelled",),
+    ),
+    Mutant(
+        "cancel under a listener",
+        "store/lua/lib_listeners.lua",
+        "tonumber(newest[2] or 0)",
+        "0",
+        (_LEAVING + "test_a_mark_counts_however_old_the_job_is",),
     ),
     Mutant(
         "cancel what has ended",
