@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import inspect
 import os
 import resource
-import select
 import signal
 import socket
 import sys
@@ -256,9 +254,8 @@ def _bare(error: ProcessorError) -> ProcessorError:
     return ProcessorError(error.code, error.detail)
 
 
-def main(fd: int, line: int, module: str, kind: str, memory_bytes: int) -> None:
+def main(fd: int, module: str, kind: str, memory_bytes: int) -> None:
     """Set the processor up, then do jobs until the worker is gone."""
-    _end_with_worker(line)
     if memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     child = _Child(socket.socket(fileno=fd))
@@ -279,21 +276,6 @@ def main(fd: int, line: int, module: str, kind: str, memory_bytes: int) -> None:
         job.outcome.set_result(outcome)
 
 
-def _end_with_worker(line: int) -> None:
-    """Have the system kill this process group when the worker's end of its lifeline closes.
-
-    The thread that hears the worker would do the same, but not while the interpreter is held by foreign code. Linux
-    alone can send another signal than SIGIO, which a library may catch.
-    """
-    if sys.platform == "linux":
-        fcntl.fcntl(line, fcntl.F_SETOWN, -os.getpgrp())
-        fcntl.fcntl(line, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(line, fcntl.F_SETFL, fcntl.fcntl(line, fcntl.F_GETFL) | os.O_ASYNC)
-    # It may have gone before there was anybody to tell.
-    if select.select([line], [], [], 0)[0]:
-        os._exit(1)
-
-
 async def _awaited(made: Any) -> None:
     await made
 
@@ -309,4 +291,4 @@ def _run(processor: Processor, job: _Job) -> Any:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]))
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))

@@ -1,6 +1,6 @@
 """The child processes of an attempt: none of them outlives it.
 
-Each child leads a process group of its own, so that what it starts ends with it.
+Each child leads a process group of its own, so that what it starts ends with it; so does both with this process.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+
+from processors.lifeline import Lifeline
 
 logger = logging.getLogger(__name__)
 
@@ -30,20 +32,26 @@ class Children:
     @asynccontextmanager
     async def start(self, *command: str, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
         """A child for the length of the block; killed at its end if it still runs."""
-        process = await asyncio.create_subprocess_exec(*command, process_group=self._group, **options)
-        self._running.add(process)
-        try:
-            yield process
-        finally:
-            if process.returncode is None:
-                self._signal(process.pid, signal.SIGKILL)
-                await process.wait()
-            self._running.discard(process)
+        with self._lifeline(options) as tie:
+            process = await asyncio.create_subprocess_exec(*command, process_group=self._group, **options)
+            tie(process.pid)
+            self._running.add(process)
+            try:
+                yield process
+            finally:
+                if process.returncode is None:
+                    self._signal(process.pid, signal.SIGKILL)
+                    await process.wait()
+                self._running.discard(process)
 
     @contextmanager
     def start_sync(self, *command: str, **options: Any) -> Iterator[subprocess.Popen[Any]]:
         """The same for code in a thread."""
-        with subprocess.Popen(command, process_group=self._group, **options) as process:
+        with (
+            self._lifeline(options) as tie,
+            subprocess.Popen(command, process_group=self._group, **options) as process,
+        ):
+            tie(process.pid)
             self._running.add(process)
             try:
                 yield process
@@ -51,6 +59,20 @@ class Children:
                 if process.poll() is None:
                     self._signal(process.pid, signal.SIGKILL)
                 self._running.discard(process)
+
+    @contextmanager
+    def _lifeline(self, options: dict[str, Any]) -> Iterator[Callable[[int], None]]:
+        """What ties a child to this process; it is added to the options with which the child is started."""
+        if self._group is None or not options.get("close_fds", True):
+            # The group is tied as a whole, or the caller sees to what is inherited.
+            yield lambda group: None
+            return
+        lifeline = Lifeline()
+        options["pass_fds"] = (*options.get("pass_fds", ()), lifeline.inherited)
+        try:
+            yield lifeline.tie
+        finally:
+            lifeline.close()
 
     def terminate(self) -> int:
         """Ask all children to end; returns how many there are."""

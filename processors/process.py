@@ -4,7 +4,7 @@ A child does one job after another, so that what `setup` loads is loaded once in
 is cancelled or runs out of time, since that is the one way to stop any code. `processors.child` is what runs in it.
 
 Each child leads a process group, which ends with it: killed here, dead by itself, or with this worker, however that
-ends. The last is what the lifeline is for: a pipe whose other end this process holds, and the system closes.
+ends (`processors.lifeline`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, Final
 from processors.channel import Channel
 from processors.context import Context
 from processors.errors import ProcessorError
+from processors.lifeline import Lifeline
 from processors.processor import Processor
 from processors.tasks import cancel_all
 
@@ -106,7 +107,7 @@ class _Child:
     """One child process, the channel to it and its lifeline."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, channel: Channel, lifeline: int, processor: Processor
+        self, process: asyncio.subprocess.Process, channel: Channel, lifeline: Lifeline, processor: Processor
     ) -> None:
         self._process = process
         self._channel = channel
@@ -121,23 +122,21 @@ class _Child:
     async def start(cls, processor: Processor) -> _Child:
         """Start a child; it isn't set up yet."""
         ours, theirs = socket.socketpair()
-        line, lifeline = os.pipe()
+        lifeline = Lifeline()
         with theirs:
-            inherited = (theirs.fileno(), line)
-            about = (*(str(fd) for fd in inherited), processor.module, processor.kind, str(processor.memory_bytes))
+            about = (str(theirs.fileno()), processor.module, processor.kind, str(processor.memory_bytes))
             try:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "processors.child", *about),
                     stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=inherited,
+                    pass_fds=(theirs.fileno(), lifeline.inherited),
                     process_group=0,
                 )
             except BaseException:
                 ours.close()
-                os.close(lifeline)
+                lifeline.close()
                 raise
-            finally:
-                os.close(line)
+        lifeline.tie(process.pid)
         return cls(process, await Channel.over(ours), lifeline, processor)
 
     @property
@@ -265,7 +264,7 @@ class _Child:
             await asyncio.sleep(_LAST_WORDS_SECONDS)
         finally:
             self._channel.close()
-            os.close(self._lifeline)
+            self._lifeline.close()
 
     def _end_group(self) -> None:
         if self._group_ended:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -162,11 +163,30 @@ def polite(ctx: SyncContext) -> None:
         time.sleep(0.01)
 
 
+# With a child of its own.
+STUBBORN = """
+import signal, subprocess, time
+signal.signal(15, signal.SIG_IGN)
+subprocess.Popen(["sleep", "600"])
+print(1, flush=True)
+time.sleep(600)
+"""
+
+
+@processor("parent_in_a_thread")
+def parent_in_a_thread(ctx: SyncContext) -> None:
+    """Run a child that ignores SIGTERM, and wait for it."""
+    with ctx.process(sys.executable, "-c", STUBBORN, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        ctx.output("pid", child.pid)
+        child.wait()
+
+
 @processor("parent", cancel_grace_seconds=0.3)
 async def parent(ctx: Context) -> None:
     """Run a child that ignores SIGTERM, and wait for it whatever comes."""
-    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
-    async with ctx.process(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE) as child:
+    async with ctx.process(sys.executable, "-c", STUBBORN, stdout=asyncio.subprocess.PIPE) as child:
         assert child.stdout is not None
         await child.stdout.readline()
         await ctx.output("pid", child.pid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -59,6 +60,27 @@ async def test_a_killed_workers_job_is_taken_over(store: Store, tmp_path: Path) 
     ]
     assert next(event for event in events if event.type == "retrying").data["problem"]["code"] == "worker_lost"
     assert took < store.lease_seconds + 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed worker's programs live on")
+@pytest.mark.parametrize("kind", ["parent", "parent_in_a_thread"])
+async def test_a_killed_workers_programs_end_with_it(store: Store, tmp_path: Path, kind: str) -> None:
+    """Also one that ignores SIGTERM, and what it has started in turn."""
+    async with worker_process(store, tmp_path) as killed:
+        job = await submit(store, kind)
+        pids = [int((await seen(store, job, "output")).data["value"])]
+        children = Path(f"/proc/{pids[0]}/task/{pids[0]}/children")
+        pids += [int(pid) for pid in await wait_until(lambda: children.read_text().split())]
+        killed.signal(signal.SIGKILL)
+
+        await wait_until(lambda: not any(_runs(pid) for pid in pids), 5, what="their end")
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("how", ["paused", "cut off"])
