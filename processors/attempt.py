@@ -37,7 +37,7 @@ from gateway.store import Claim, JobRecord, Lease, Store
 from processors.batching import Batches
 from processors.context import Context
 from processors.ending import Ending, after_error, cancelled, released, timed_out
-from processors.errors import ProcessorError, Rejected
+from processors.errors import ProcessorError, Rejected, said_by
 from processors.places import Places
 from processors.process import Processes
 from processors.processor import Processor, Style
@@ -414,10 +414,7 @@ class Attempt:
             return (adapter.validate_json(text or b"{}"),)
         except ValidationError as error:
             # The gateway has checked the schema; this is what only the model itself knows.
-            errors = [
-                {"field": ".".join(str(part) for part in one["loc"]), "message": one["msg"]} for one in error.errors()
-            ]
-            raise Rejected("The input is not valid; see errors.", errors=errors[:100]) from None
+            raise Rejected("The input is not valid; see errors.", errors=said_by(error)) from None
 
     async def _encode(self, result: Any) -> _Result:
         adapter = self.processor.result_adapter

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _CODE: Final = re.compile(r"^[a-z][a-z0-9_]{0,63}$", re.ASCII)
 
@@ -49,6 +52,13 @@ class Rejected(ProcessorError):
         if errors:
             extra["errors"] = list(errors)
         super().__init__(code, detail, **extra)
+
+
+def said_by(error: ValidationError) -> list[dict[str, str]]:
+    """What a model found wrong, as `errors` of a problem."""
+    return [
+        {"field": ".".join(str(part) for part in one["loc"]), "message": one["msg"]} for one in error.errors()[:100]
+    ]
 
 
 class StepFailed(Rejected):

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
 from gateway.errors import ConfigurationError
 from processors.context import Context
-from processors.errors import ProcessorError, Rejected
+from processors.errors import ProcessorError, Rejected, said_by
 from processors.processor import Processor, processor
 from processors.steps import check_name
 
@@ -109,6 +111,7 @@ def pipeline(
     names = [one.name for one in row]
     if len(set(names)) < len(names):
         raise ConfigurationError(f"The pipeline {kind!r} has two steps of one name; give one of them another.")
+    promised: TypeAdapter[Any] = TypeAdapter(result)
 
     async def run(ctx: Context, input: Any) -> Any:
         ctx.plan(**{one.name: one.weight for one in row})
@@ -123,7 +126,11 @@ def pipeline(
                 taken = _made(one, partial(make, done))
                 value = await ctx.run(one.kind, taken, step=one.name, files=with_files)
             done = Done(input, {**done.results, one.name: value}, value)
-        return done.previous
+        try:
+            return promised.validate_python(done.previous)
+        except ValidationError as error:
+            detail = f"The result of the step {names[-1]} is not what the pipeline promises; see errors."
+            raise Rejected(detail, "step_result", step=names[-1], errors=said_by(error)) from None
 
     run.__annotations__ = {"input": input, "return": result}
     run.__doc__ = f"{' >> '.join(names)}."

@@ -263,6 +263,11 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "What a step was to be given can't be made of the results before it, or is no object; `step` names it.",
         "Mend what makes it; the worker's log says more.",
     ),
+    "step_result": Meaning(
+        _FAILED,
+        "What a pipeline's last step returned is not what the pipeline promises; `step` names it, `errors` say what.",
+        "Mend the step, or the type that the pipeline names.",
+    ),
     "too_many_steps": Meaning(
         _FAILED, "A job made more than 1,000 steps.", "Let steps do more each, or make several jobs of it."
     ),

@@ -225,6 +225,7 @@ def pick(done: Done) -> dict[str, Any]:
 
 LIST_HANDED_ON = pipeline("list_handed_on", step(say) >> step(say, "second"), max_attempts=1)
 MISSING_FIELD = pipeline("missing_field", step(say) >> step(say, "second", input=pick), max_attempts=1)
+WRONG_RESULT = pipeline("wrong_result", step(say), result=int, max_attempts=1)
 REFUSED = pipeline("refused", step(say) >> step("typed"), max_attempts=1)
 
 
@@ -388,6 +389,7 @@ async def test_outputs_of_long_names_are_both_kept(store: Store, blobs: Blobs) -
         (LIST_HANDED_ON, "step_input", "second"),
         (MISSING_FIELD, "step_input", "second"),
         (REFUSED, "rejected", "typed"),
+        (WRONG_RESULT, "step_result", "say"),
     ],
     ids=lambda value: getattr(value, "kind", None),
 )
