@@ -171,7 +171,7 @@ def test_blobs_can_live_elsewhere() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("llm_url", "localhost:8000/v1", "no http or https URL"),
+        ("llm_url", "localhost:8000/v1", "only URLs that begin with http:// or https://"),
         ("llm_url", "https://*.example.com/v1", "one server's address"),
         ("llm_url", "https://example.com/v1?key=1", "has a query"),
         ("llm_key", "line\nbreak", "visible ASCII"),

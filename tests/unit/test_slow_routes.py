@@ -54,7 +54,7 @@ def test_the_file_is_read_as_it_is_meant(tmp_path: Path) -> None:
         ('path = "/api/ocr"', 'path = "/api/{x}"', 3, "path: a path looks like"),
         ('path = "/api/ocr"', 'path = "/v1/jobs"', 3, "path: /v1 is the gateway's own"),
         ('path = "/api/ocr"', 'path = "/reports/*"', 2, "path and upstream both end in /*"),
-        ('"http://app:8000/api/ocr"', '"ftp://app/ocr"', 4, "upstream: 'ftp://app/ocr' is no http or https URL"),
+        ('"http://app:8000/api/ocr"', '"ftp://app/ocr"', 4, "upstream: 'ftp://app/ocr' is not called"),
         ('"http://app:8000/api/ocr"', '"http://*/api/ocr"', 4, "upstream: name one host"),
         ('methods = ["POST"]', 'methods = ["BREW"]', 12, "methods: Input should be"),
         ('methods = ["POST"]', "key = false", 8, "mode async needs key = true"),
