@@ -111,7 +111,7 @@ def main() -> None:
         job = submit(product.url, args.tokens + int(args.rate * 2 * (args.runs + 3)), args.rate)
         wait_for_tokens(product.url, job, args.tokens)
         page.goto(f"{product.url}/?job={job}")
-        page.wait_for_function(f"{_LENGTH} > 0")
+        page.wait_for_selector("#text pre")
         for run in range(args.runs + 1):
             taken = on_the_page(page)
             text, token = with_a_snapshot(product.url, job)

@@ -8,9 +8,10 @@ The peer is FastAPI with sse-starlette and httpx, passing the chunks on as they 
 and can't resume. Ours is a gateway process, a worker process and Valkey. CPU time is that of each process, per token on
 a client's socket.
 
-Paced, each stream has `rate` tokens a second, beginning at a moment of its own: how late a token is. At full speed the
-model server pours into the buffers of its connections whatever they take, far ahead of everybody, so a token's delay
-is the length of that queue: what counts then is the CPU time, and when the last token came.
+Paced, each stream has `rate` tokens a second, beginning at a moment of its own: how late a token is, once all streams
+have begun. At full speed the model server writes a whole answer into the buffers of its connection as soon as it is
+asked. A token's delay is then the length of that queue, and less for whoever asks late; so there what counts is the CPU
+time, and when half of the tokens, and the last one, have come.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import os
 import platform
 import random
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -45,6 +45,8 @@ PATH = "/openai/v1/chat/completions"
 _STAMP = re.compile(rb"t([0-9]{9,20}) ")
 _SETTLE_SECONDS = 1.0
 _PACED_SECONDS = 15
+# Delays of which a percentile says something.
+_FEWEST = 1000
 
 
 def clock_us() -> int:
@@ -103,11 +105,12 @@ def serve_peer(port: int, upstream: str) -> None:
 
 
 class Reader(asyncio.Protocol):
-    """Reads one streamed answer, and notes how late each token is."""
+    """Reads one streamed answer."""
 
-    def __init__(self, head: bytes, delays: list[int]) -> None:
+    def __init__(self, head: bytes) -> None:
         self._head = head
-        self._delays = delays
+        self.tokens: list[tuple[int, int]] = []
+        """When each was written and when it came, in microseconds."""
         self._rest = b""
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -121,7 +124,7 @@ class Reader(asyncio.Protocol):
         data = self._rest + data
         end = 0
         for match in _STAMP.finditer(data):
-            self._delays.append(now - int(match[1]))
+            self.tokens.append((int(match[1]), now))
             end = match.end()
         self._rest = data[max(end, len(data) - 32) :]
         if b"[DONE]" in self._rest and not self.done.done():
@@ -132,25 +135,25 @@ class Reader(asyncio.Protocol):
             self.done.set_exception(ConnectionResetError("the stream ended early"))
 
 
-async def read_all(port: int, streams: int, deltas: int, rate: float) -> list[int]:
-    """Ask for all answers at once; the delays of their tokens in microseconds."""
+async def read_all(port: int, streams: int, deltas: int, rate: float) -> list[list[tuple[int, int]]]:
+    """Ask for all answers at once; the tokens of each."""
     question = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True}
     body = json.dumps(question | {"deltas": deltas, "rate": rate}).encode()
     head = (
         f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     ).encode() + body
-    delays: list[int] = []
     readers = []
     for _ in range(streams):
-        _, reader = await asyncio.get_running_loop().create_connection(partial(Reader, head, delays), "127.0.0.1", port)
+        _, reader = await asyncio.get_running_loop().create_connection(partial(Reader, head), "127.0.0.1", port)
         readers.append(reader)
     async with asyncio.timeout(300):
         await asyncio.gather(*(reader.done for reader in readers))
     for reader in readers:
         reader.transport.abort()
-    assert len(delays) == streams * deltas, f"{len(delays)} of {streams * deltas} tokens came"
-    return delays
+    answers = [reader.tokens for reader in readers]
+    assert all(len(tokens) == deltas for tokens in answers), "not all tokens came"
+    return answers
 
 
 @dataclass(frozen=True)
@@ -166,19 +169,23 @@ class Way:
         # The delays need no more tokens than this; full speed has its whole length, and its start weighs less.
         deltas = min(given.deltas, int(rate * _PACED_SECONDS)) if rate else given.deltas
         before = {process: cpu_seconds(pid) for process, pid in self.pids.items()}
-        began = time.perf_counter()
-        delays = await read_all(self.port, given.streams, deltas, rate)
-        wall = time.perf_counter() - began
+        began = clock_us()
+        answers = await read_all(self.port, given.streams, deltas, rate)
+        tokens = [token for answer in answers for token in answer]
         costs = {
-            process: (cpu_seconds(pid) - before[process]) / len(delays) * 1e6 for process, pid in self.pids.items()
+            process: (cpu_seconds(pid) - before[process]) / len(tokens) * 1e6 for process, pid in self.pids.items()
         }
         spent = ", ".join(f"{process} {cost:.1f}" for process, cost in costs.items())
-        p50, p99 = statistics.median(delays) / 1000, statistics.quantiles(delays, n=100)[98] / 1000
-        pace = f"{rate:g}/s each" if rate else "full speed"
+        come = sorted((came - began) / 1e6 for _, came in tokens)
+        all_begun = max(answer[0][1] for answer in answers) if rate else 0
+        delays = sorted((came - written) / 1000 for written, came in tokens if written >= all_begun)
+        if len(delays) < _FEWEST:
+            raise SystemExit("the answers had nearly ended when the last one began: ask for a lower rate")
         print(
-            f"  {self.name:8} {pace:11} {len(delays) / wall:>8,.0f} tokens/s, all in {wall:5.1f} s"
-            f"  delay p50 {p50:7.1f} ms, p99 {p99:7.1f} ms  us CPU per token: {spent}"
-            f"  load {os.getloadavg()[0]:.1f}",
+            f"  {self.name:8} {f'{rate:g}/s each' if rate else 'full speed':11}"
+            f"  half came in {come[len(come) // 2]:5.1f} s, all in {come[-1]:5.1f} s"
+            f"  delay p50 {delays[len(delays) // 2]:7.1f} ms, p99 {delays[int(len(delays) * 0.99)]:7.1f} ms"
+            f"  us CPU per token: {spent}  load {os.getloadavg()[0]:.1f}",
             flush=True,
         )
         await asyncio.sleep(_SETTLE_SECONDS)
