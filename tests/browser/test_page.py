@@ -141,7 +141,7 @@ def test_connections_that_are_killed_lose_nothing_and_repeat_nothing(
 ) -> None:
     """The line is cut four times in the middle of a job; the page counts every event of the log once."""
     shown = JobPage(new_page(), line.url).open()
-    shown.choose_file(pages=3, lines=12, pause_seconds=0.2)
+    shown.choose_file(pages=3, lines=12, pause_seconds=0.3)
     shown.until_lines(1)
     shown.use(transport)
     before = shown.tally()["reconnects"]
