@@ -77,6 +77,11 @@ class Cure:
             self._processes.append(process)
         for port in self._ports.values():
             wait_for(partial(_listens, port), 60, f"port {port}")
+        # The gateway listens before the workers that it needs are there; this is what a reader waits for.
+        wait_for(self._says_that_it_runs, 60, "the line that says that Outlast is running")
+
+    def _says_that_it_runs(self) -> bool:
+        return any("is running" in log.read_text() for log in self.folder.glob("log-*"))
 
     def stop(self) -> None:
         """End all that was started, with its children."""
