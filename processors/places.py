@@ -67,10 +67,10 @@ class Places:
         """Take places of a kind."""
         self._taken[kind] += count
 
-    def give_up(self, kind: str) -> None:
-        """Give one back; who waits to come back gets it before anything new."""
+    def give_up(self, kind: str, count: int = 1) -> None:
+        """Give places back; who waits to come back gets them before anything new."""
         was_full = [other for other in self._processors if self.room(other) == 0]
-        self._taken[kind] -= 1
+        self._taken[kind] -= count
         for back in tuple(self._returning):
             of, returned = back
             if returned.done():

@@ -282,8 +282,8 @@ class Worker:
         try:
             claims = await self._store.claim(kind, self.name, most)
         finally:
-            for _ in range(most - len(claims)):
-                self._places.give_up(kind)
+            if most > len(claims):
+                self._places.give_up(kind, most - len(claims))
         return claims
 
     async def _wait_for_work(self) -> None:
