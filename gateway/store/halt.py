@@ -2,8 +2,9 @@
 
 `OUTLAST_HALT=create` kills the process when Redis has answered the script `create`. `append/retrying` means an append
 with that word among its arguments, `append/retrying:3` the third such call, `append/retrying:3:STOP` stops the process
-there instead, until somebody sends it SIGCONT. Two calls without a script have a name too: `list`, the owner's list of
-jobs, and `durable`, the wait for the disk or a replica.
+there instead, until somebody sends it SIGCONT. An answer of nothing, as to a claim without jobs, doesn't count. Two
+calls without a script have a name too: `list`, the owner's list of jobs, and `durable`, the wait for the disk or a
+replica.
 """
 
 from __future__ import annotations

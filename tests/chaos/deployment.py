@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+from collections import deque
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -52,7 +53,7 @@ class Deployment:
         """Called with the slot and its halt when a node has halted by itself, before anything is done about it."""
         self._rng = random.Random(f"{seed}/nodes")
         self._counts = (gateways, workers, concurrency)
-        self._halts = {"gateway": 0, "worker": 0}
+        self._halts = {"gateway": deque(GATEWAY_HALTS), "worker": deque(WORKER_HALTS)}
         self._stack = AsyncExitStack()
         self._keepers: list[asyncio.Task[None]] = []
         self.calm = False
@@ -121,9 +122,9 @@ class Deployment:
     def _fill(self, slot: Slot) -> None:
         slot.halt = None
         if not self.calm and self._rng.random() < 0.7:
-            places = GATEWAY_HALTS if slot.role == "gateway" else WORKER_HALTS
-            place = places[self._halts[slot.role] % len(places)]
-            self._halts[slot.role] += 1
+            places = self._halts[slot.role]
+            place = places.popleft()
+            places.append(place)
             nth = self._rng.randint(1, 3) if "/" not in place else self._rng.randint(3, 12)
             slot.halt = f"{place}:{nth}:{self._rng.choice(('KILL', 'KILL', 'STOP'))}"
         slot.expected = False
@@ -148,6 +149,11 @@ class Deployment:
                 slot.expected = False
                 continue
             await node.end()
+            if slot.expected and slot.halt is not None:
+                # Something else came first: the next node halts there, or a short run would never meet that step.
+                place = slot.halt.partition(":")[0]
+                self._halts[slot.role].remove(place)
+                self._halts[slot.role].appendleft(place)
             await asyncio.sleep(self._rng.uniform(0.1, 0.5))
             self._fill(slot)
 

@@ -24,7 +24,7 @@ from tests.faults import wait_until
 
 # After the last fault: a lease, a retry's delay, a restart of Redis, and what a slow machine needs for all of it.
 CALM_SECONDS: Final = 60.0
-_MOST_ROUNDS: Final = 3
+_MOST_ROUNDS: Final = 4
 # The step that a halt is for, where no record says whose fault it was.
 _STEP_OF_HALT: Final = {
     "reserve": Step.RESERVED,
@@ -180,7 +180,7 @@ async def run_chaos(
 ) -> Outcome:
     """A run of so many seconds of faults, and as long as it takes until all is calm; `on_tick` is called each second.
 
-    If no fault has met a job in some step, there is another round of faults, at most two. Once they are over, every
+    If no fault has met a job in some step, there is another round of faults, at most three. Once they are over, every
     accepted job must end, and every listener must have heard it all, within `CALM_SECONDS`.
     """
     outcome = Outcome(seed)
