@@ -11,6 +11,7 @@ from gateway.protocol import TERMINAL
 from gateway.store.deployment import Deployment
 from gateway.store.masters import Masters
 from tests.faults import wait_until
+from tests.token_source import TokenSource, token_source
 
 _ENDED = {state.value.encode() for state in TERMINAL}
 
@@ -32,6 +33,13 @@ async def _nothing_left_behind(request: pytest.FixtureRequest) -> AsyncIterator[
         pytest.fail(f"tasks are left over: {sorted(task.get_name() for task in _other_tasks())}")
     if watched and (kept := _keys_kept_for_ever(url, prefix)):
         pytest.fail(f"keys of ended jobs have no time to live: {kept}")
+
+
+@pytest.fixture
+async def source() -> AsyncIterator[TokenSource]:
+    """A model server."""
+    async with token_source() as source:
+        yield source
 
 
 def _other_tasks() -> set[asyncio.Task[object]]:

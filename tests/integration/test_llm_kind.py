@@ -17,16 +17,9 @@ from processors import pipeline, step
 from tests.faults import wait_until
 from tests.llm_jobs import ASK, KEY, Asking, llm_worker
 from tests.step_jobs import submit
-from tests.token_source import MODEL, USAGE, TokenSource, token_source
+from tests.token_source import MODEL, USAGE, TokenSource
 
 ASKS = pipeline("asks", step("llm", "ask"), max_attempts=1)
-
-
-@pytest.fixture
-async def source() -> AsyncIterator[TokenSource]:
-    """A model server."""
-    async with token_source() as source:
-        yield source
 
 
 @pytest.fixture

@@ -15,14 +15,7 @@ from gateway.store import Store
 from tests.faults import wait_until
 from tests.llm_jobs import ASK, llm_worker
 from tests.serving import AS_ME, KEY, KEYS, Gateway, gateway_for
-from tests.token_source import MODEL, TokenSource, token_source
-
-
-@pytest.fixture
-async def source() -> AsyncIterator[TokenSource]:
-    """A model server."""
-    async with token_source() as source:
-        yield source
+from tests.token_source import MODEL, TokenSource
 
 
 @pytest.fixture

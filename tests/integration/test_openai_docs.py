@@ -14,7 +14,7 @@ import pytest
 from gateway.store import Store
 from tests.llm_jobs import llm_worker
 from tests.serving import Gateway, gateway_for
-from tests.token_source import TokenSource, token_source
+from tests.token_source import TokenSource
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -24,13 +24,6 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(
         rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
     )
-
-
-@pytest.fixture
-async def source() -> AsyncIterator[TokenSource]:
-    """A model server."""
-    async with token_source() as source:
-        yield source
 
 
 @pytest.fixture

@@ -19,17 +19,10 @@ from gateway.store import Store
 from tests.faults import wait_until
 from tests.llm_jobs import llm_worker
 from tests.serving import AS_OTHER, KEY, KEYS, Gateway, gateway_for
-from tests.token_source import MODEL, TokenSource, token_source
+from tests.token_source import MODEL, TokenSource
 
 SCRIPT = Path(__file__).parents[2] / "client_js" / "tests" / "openai-door.js"
 NODE = shutil.which("node")
-
-
-@pytest.fixture
-async def source() -> AsyncIterator[TokenSource]:
-    """A model server."""
-    async with token_source() as source:
-        yield source
 
 
 @pytest.fixture
