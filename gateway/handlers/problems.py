@@ -7,8 +7,6 @@ to the log, under the request id that the client is told.
 from __future__ import annotations
 
 import logging
-import math
-import random
 import re
 import secrets
 import time
@@ -25,6 +23,7 @@ from pydantic_core import to_json
 from gateway.auth import PRINCIPAL
 from gateway.errors import BadRequest, JobBroke, MethodNotAllowed, NotFound, OutlastError, RequestError, TooLarge
 from gateway.handlers.openai import errors as openai
+from gateway.handlers.refusal import refusal_headers
 from gateway.limits import Connection
 from gateway.metrics import Metrics
 
@@ -57,17 +56,11 @@ def problem_response(error: OutlastError, request_id: str | None = None) -> web.
     document = error.problem()
     if error.status >= 500 and request_id:
         document["request_id"] = request_id
-    headers = {"Cache-Control": "no-store"}
-    retry_after = error.retry_after_seconds
-    if retry_after is None and error.status in {429, 503}:
-        # Jittered: those who were refused together must not come back together.
-        retry_after = random.uniform(1, 4)
-    if retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
-    if error.status == 401:
-        headers["WWW-Authenticate"] = 'Bearer realm="outlast"'
     return web.Response(
-        status=error.status, body=to_json(document), content_type="application/problem+json", headers=headers
+        status=error.status,
+        body=to_json(document),
+        content_type="application/problem+json",
+        headers=refusal_headers(error),
     )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import random
 from typing import Any, Final
 
 from aiohttp import web
 from pydantic_core import to_json
 
 from gateway.errors import JobBroke, JobFailed, OutlastError
+from gateway.handlers.refusal import refusal_headers
 
 PREFIX: Final = "/openai/"
 # What a job failed with that OpenAI's own API tells by its status. 422 is nothing that it knows.
@@ -49,18 +48,11 @@ def error_document(error: OutlastError) -> dict[str, Any]:
 
 def error_headers(error: OutlastError) -> dict[str, str]:
     """The headers beside it."""
-    headers = {"Cache-Control": "no-store"}
+    headers = refusal_headers(error)
     if isinstance(error, JobFailed | JobBroke):
         # Its packages repeat 408, 409, 429 and 5xx by themselves. The job has been tried as often as it may be; another
         # one would be another answer to pay for.
         headers["x-should-retry"] = "false"
-    retry_after = error.retry_after_seconds
-    if retry_after is None and error.status in {429, 503}:
-        retry_after = random.uniform(1, 4)
-    if retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
-    if error.status == 401:
-        headers["WWW-Authenticate"] = 'Bearer realm="outlast"'
     return headers
 
 
