@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, TypeVar
 
@@ -14,7 +14,6 @@ from redis.exceptions import (
     ClusterDownError,
     MasterDownError,
     MovedError,
-    NoScriptError,
     OutOfMemoryError,
     RedisError,
     ResponseError,
@@ -122,16 +121,11 @@ class Connection:
         self._blocking: Any = open_client(topology, self._identity, blocking_seconds=60, max_connections=8)
         self._halt = Halt.from_environment()
 
-    async def _run(self, name: str, keys: Sequence[str], args: Iterable[Any]) -> Any:
+    async def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run a script in the slot of its keys."""
-        script = load(name)
-        arguments = [*keys, *args]
         async with translated():
-            try:
-                answer = await self._client.evalsha(script.sha, len(keys), *arguments)
-            except NoScriptError:
-                answer = await self._client.eval(script.text, len(keys), *arguments)
-        self._called(name, arguments, answer)
+            answer = await load(name).run(self._client, keys, args)
+        self._called(name, [*keys, *args], answer)
         return answer
 
     def _called(self, name: str, arguments: Sequence[Any] = (), answer: Any = None) -> None:
@@ -139,7 +133,7 @@ class Connection:
         if self._halt is not None and answer != []:
             self._halt.after(name, arguments)
 
-    async def _run_durably(self, name: str, keys: Sequence[str], args: Iterable[Any]) -> Any:
+    async def _run_durably(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run a script and wait until its writes are where the `durability` setting wants them.
 
         WAIT and WAITAOF speak of their own connection's writes, so both commands use one connection. WAITAOF alone is
@@ -147,17 +141,12 @@ class Connection:
         """
         if self._durability == "redis":
             return await self._run(name, keys, args)
-        script = load(name)
-        arguments = [*keys, *args]
         timeout_ms = int(SOCKET_TIMEOUT_SECONDS * 1000) - 500
 
         async def run(server: Any) -> Any:
             async with server.client() as one:
-                try:
-                    answer = await one.execute_command("EVALSHA", script.sha, len(keys), *arguments)
-                except NoScriptError:
-                    answer = await one.execute_command("EVAL", script.text, len(keys), *arguments)
-                self._called(name, arguments)
+                answer = await load(name).run(one, keys, args)
+                self._called(name, [*keys, *args])
                 if self._durability == "disk":
                     return answer, (await one.execute_command("WAITAOF", 1, 0, timeout_ms))[0]
                 return answer, await one.execute_command("WAIT", 1, timeout_ms)

@@ -103,13 +103,12 @@ class Convoy:
         """The answers, or for each that has none the error."""
         async with self._client.pipeline(transaction=False) as pipe:
             for one in company:
-                pipe.execute_command("EVALSHA", self._script.sha, len(one.keys), *one.keys, *one.args)
+                pipe.execute_command(*self._script.words(one.keys, one.args))
             answers: list[Any] = await pipe.execute(raise_on_error=False)
         for i, one in enumerate(company):
             if isinstance(answers[i], NoScriptError):
-                # A server that has just started; it knows the script after the first of them.
                 try:
-                    answers[i] = await self._client.eval(self._script.text, len(one.keys), *one.keys, *one.args)
+                    answers[i] = await self._script.run(self._client, one.keys, one.args)
                 except RedisError as error:
                     answers[i] = error
         return answers

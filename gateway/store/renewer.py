@@ -79,10 +79,8 @@ class Renewer:
             for lease in leases:
                 if asking:
                     pipe.execute_command("ASKING")  # type: ignore[no-untyped-call]
-                keys = self._keys.job(lease.job)
-                pipe.evalsha(
-                    script.sha, len(keys), *keys, str(lease.attempt), lease.nonce, str(self._lease_ms), self._worker
-                )
+                arguments = [lease.attempt, lease.nonce, self._lease_ms, self._worker]
+                pipe.execute_command(*script.words(self._keys.job(lease.job), arguments))  # type: ignore[no-untyped-call]
             answers: list[Any] = pipe.execute(raise_on_error=False)
         answers = answers[1::2] if asking else answers
         if any(isinstance(answer, NoScriptError) for answer in answers):

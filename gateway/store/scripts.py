@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
+
+from redis.exceptions import NoScriptError
 
 _FOLDER: Final = Path(__file__).parent / "lua"
 # With `maxmemory` reached these write no more: nothing new is taken. All others do: what was accepted is finished.
@@ -26,6 +29,20 @@ class Script:
     name: str
     text: str
     sha: str
+
+    def words(self, keys: Sequence[str], args: Sequence[Any]) -> tuple[Any, ...]:
+        """The command that runs it, where it is known."""
+        return ("EVALSHA", self.sha, len(keys), *keys, *args)
+
+    async def run(self, server: Any, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Its answer from a client, or from one connection; teaches it to a server that has just started.
+
+        Raises what redis-py does.
+        """
+        try:
+            return await server.execute_command(*self.words(keys, args))
+        except NoScriptError:
+            return await server.execute_command("EVAL", self.text, len(keys), *keys, *args)
 
 
 @cache
