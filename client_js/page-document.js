@@ -4,9 +4,10 @@
  *
  * @typedef {import("./page-ocr.js").Page} Page
  * @typedef {import("./page-ocr.js").Line} Line
- * @typedef {{page: number, at: number}} Place
+ * @typedef {{page: string, at: number}} Place
  *
  * @typedef {object} Shown what stands on the screen for a page
+ * @property {number[]} order
  * @property {HTMLElement} sheet
  * @property {HTMLElement} figure
  * @property {HTMLElement} caption
@@ -19,6 +20,7 @@
  */
 
 import { make } from "./page-form.js";
+import { compareOrder } from "./page-ocr.js";
 import { counted } from "./page-phrases.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -29,7 +31,7 @@ export class DocumentView {
   /** Whether the newest line is kept in view. */
   following = true;
 
-  /** @type {Map<number, Shown>} */
+  /** @type {Map<string, Shown>} */
   #shown = new Map();
   /** @type {WeakMap<Element, Place>} */
   #places = new WeakMap();
@@ -71,7 +73,7 @@ export class DocumentView {
 
   /** Bring the screen up to date with a page. @param {Page} page */
   update(page) {
-    const shown = this.#shown.get(page.number) ?? this.#add(page.number);
+    const shown = this.#shown.get(page.key) ?? this.#add(page);
     if (page.image && page.image !== shown.image) this.#picture(shown, page, page.image);
     if (page.width && page.height) {
       shown.sheet.style.setProperty("--ratio", `${page.width} / ${page.height}`);
@@ -80,14 +82,14 @@ export class DocumentView {
     this.#draw(shown, page);
     shown.figure.classList.toggle("reading", !page.finished);
     const how = page.finished ? counted(page.lines.length, "line") : page.lines.length ? `reading, ${counted(page.lines.length, "line")} so far` : "reading";
-    shown.caption.textContent = `Page ${page.number} · ${how}`;
+    shown.caption.textContent = `${page.label} · ${how}`;
     shown.problem.hidden = !page.problem;
     if (page.problem) shown.problem.textContent = `This page could not be read: ${page.problem.detail ?? page.problem.code}`;
   }
 
   /** Keep the newest line of a page in view. @param {Page} page */
   follow(page) {
-    const shown = this.#shown.get(page.number);
+    const shown = this.#shown.get(page.key);
     if (!shown || !this.following) return;
     const last = page.lines.at(-1);
     const bottom = last?.box && page.height ? Math.max(...last.box.map(([, y]) => y)) / page.height : 0;
@@ -112,8 +114,8 @@ export class DocumentView {
     if (this.following && heading) scrollTo(this.textPane, heading.offsetTop - this.textPane.offsetTop);
   }
 
-  /** @param {number} number @returns {Shown} */
-  #add(number) {
+  /** @param {Page} page @returns {Shown} */
+  #add({ key, label, order }) {
     const figure = make("figure", { className: "page" });
     const caption = make("figcaption");
     const sheet = make("div", { className: "sheet" });
@@ -126,13 +128,13 @@ export class DocumentView {
     const section = make("section", { className: "page-text" });
     const problem = make("p", { className: "note bad", hidden: true });
     const lines = make("div", { className: "lines" });
-    section.append(make("h3", { textContent: `Page ${number}` }), problem, lines);
-    const shown = { sheet, figure, caption, boxes, section, lines, problem, drawn: [], image: null };
+    section.append(make("h3", { textContent: label }), problem, lines);
+    const shown = { order, sheet, figure, caption, boxes, section, lines, problem, drawn: [], image: null };
     // Pages may be read side by side, and come in any order.
-    const after = [...this.#shown].filter(([other]) => other > number).sort(([one], [two]) => one - two)[0]?.[1];
+    const after = this.#sorted().find((other) => compareOrder(order, other.order) < 0);
     this.documentPane.insertBefore(figure, after?.figure ?? null);
     this.textPane.insertBefore(section, after?.section ?? this.textPane.querySelector(":scope > .rest"));
-    this.#shown.set(number, shown);
+    this.#shown.set(key, shown);
     return shown;
   }
 
@@ -140,7 +142,7 @@ export class DocumentView {
   #picture(shown, page, url) {
     shown.image = url;
     shown.sheet.querySelector("img")?.remove();
-    const image = make("img", { alt: `Page ${page.number} as it was scanned`, loading: "lazy", decoding: "async" });
+    const image = make("img", { alt: `${page.label} as it was scanned`, loading: "lazy", decoding: "async" });
     shown.sheet.prepend(image);
     this.showImage(url, image);
   }
@@ -155,14 +157,14 @@ export class DocumentView {
     }
     for (let at = shown.drawn.length; at < page.lines.length; at += 1) {
       const line = /** @type {Line} */ (page.lines[at]);
-      this.#drawLine(shown, line, { page: page.number, at });
+      this.#drawLine(shown, line, { page: page.key, at });
     }
     shown.drawn = page.lines;
   }
 
   /** @param {Shown} shown @param {Line} line @param {Place} place */
   #drawLine(shown, line, place) {
-    const element = make("p", { className: "line new", textContent: line.text, tabIndex: place.page === this.#firstPage() && place.at === 0 ? 0 : -1 });
+    const element = make("p", { className: "line new", textContent: line.text, tabIndex: place.at === 0 && shown === this.#sorted()[0] ? 0 : -1 });
     if (line.confidence !== null && line.confidence < DOUBTFUL) {
       element.classList.add("doubtful");
       element.title = `The engine is ${Math.round(line.confidence * 100)} % sure of this line`;
@@ -176,8 +178,8 @@ export class DocumentView {
     this.#places.set(box, place);
   }
 
-  #firstPage() {
-    return Math.min(...this.#shown.keys());
+  #sorted() {
+    return [...this.#shown.values()].sort((one, other) => compareOrder(one.order, other.order));
   }
 
   /** @param {Place} place */

@@ -42,7 +42,7 @@ export class JobView {
   #lastCut = null;
   /** @type {number | null} the last event before the connection ended */
   #lostAfter = null;
-  /** @type {Set<number>} pages that changed since the last drawing */
+  /** @type {Set<string>} keys of the pages that changed since the last drawing */
   #changed = new Set();
   /** @type {string[]} addresses that hold an image in memory */
   #objectUrls = [];
@@ -179,7 +179,7 @@ export class JobView {
     } else if (type === "started") {
       const again = (event.attempt ?? 1) > 1;
       this.#log(again ? `Attempt ${event.attempt} began; finished pages are kept` : "A worker began");
-      if (again) for (const page of this.#pages.restart()) this.#changed.add(page.number);
+      if (again) for (const page of this.#pages.restart()) this.#changed.add(page.key);
       this.#announceSometimes("A worker began");
     }
   }
@@ -209,8 +209,8 @@ export class JobView {
     const page = this.#pages.take(data.index, data);
     if (!page || signal.aborted) return;
     by("job").dataset.layout = "pages";
-    this.#changed.add(page.number);
-    if (page.finished) this.#announceSometimes(`Page ${page.number} is read, ${counted(page.lines.length, "line")}`);
+    this.#changed.add(page.key);
+    if (page.finished) this.#announceSometimes(`${page.label} is read, ${counted(page.lines.length, "line")}`);
     this.#changedSoon();
   }
 
@@ -250,13 +250,12 @@ export class JobView {
 
   #drawPages() {
     if (this.#changed.size === 0) return;
-    for (const number of [...this.#changed].sort((one, other) => one - other)) {
-      const page = this.#pages.pages.get(number);
-      if (page) this.document.update(page);
+    const all = this.#pages.sorted();
+    for (const page of all) {
+      if (this.#changed.has(page.key)) this.document.update(page);
     }
     this.#changed.clear();
     // Pages are read side by side; the view stays with the first that is not finished instead of jumping between them.
-    const all = this.#pages.sorted();
     const reading = all.find(({ finished }) => !finished) ?? all.at(-1);
     if (reading && !this.mirror?.fold.terminal) this.document.follow(reading);
   }

@@ -1,8 +1,8 @@
 /**
  * The pages of an OCR job, put together from its outputs. Pure.
  *
- * A pipeline has them under the name of the step that reads (`ocr.page-3`); of several such steps the first to speak is
- * shown, since their pages have the same numbers.
+ * A pipeline has them under the name of the step that reads (`ocr.page-3`, `ocr.0.page-3` where a step reads several
+ * times); each step has pages of its own, shown in the order in which the steps began.
  *
  * Outputs come as `page-3.image` (the picture that was read), `page-3.lines-0`, `-1`, ... (lines as they are read) and
  * `page-3` (the finished page, which replaces its pieces, or the problem that it met).
@@ -11,7 +11,9 @@
  * @typedef {{text: string, box: [number, number][] | null, confidence: number | null}} Line
  *
  * @typedef {object} Page
- * @property {number} number
+ * @property {string} key its own among all pages of the job
+ * @property {string} label what it is called
+ * @property {number[]} order its place among all pages, to be compared part by part
  * @property {number | null} width
  * @property {number | null} height
  * @property {string | null} image where its picture is
@@ -24,13 +26,16 @@
 
 const INDEX = /^((?:[^.]+\.)*)page-([0-9]{1,7})(?:\.(image)|\.lines-([0-9]{1,7}))?$/;
 
+const NUMBER = /^[0-9]+$/;
+const EMPTY = { width: null, height: null, image: null, source: null, text: "", finished: false, problem: null };
+
 export class OcrPages {
-  /** @type {Map<number, Page>} */
+  /** By their keys. @type {Map<string, Page>} */
   pages = new Map();
-  /** @type {Map<number, Map<number, Line[]>>} */
+  /** @type {Map<string, Map<number, Line[]>>} */
   #pieces = new Map();
-  /** The step that reads, with a dot; empty without steps. @type {string | null} */
-  #step = null;
+  /** The names of the steps that read, without numbers, in the order in which they began. @type {string[]} */
+  #names = [];
 
   /** Whether an output belongs to a page. @param {string} index */
   static knows(index) {
@@ -46,10 +51,7 @@ export class OcrPages {
   take(index, data) {
     const match = INDEX.exec(index);
     if (!match) return null;
-    const step = match[1] ?? "";
-    this.#step ??= step;
-    if (step !== this.#step) return null;
-    const page = this.#page(Number(match[2]));
+    const page = this.#page((match[1] ?? "").slice(0, -1), Number(match[2]));
     if (match[3]) page.image = data.url ?? null;
     else if (match[4] === undefined) this.#finish(page, data.value ?? {});
     else if (!page.finished) this.#addLines(page, Number(match[4]), data.value ?? {});
@@ -60,7 +62,7 @@ export class OcrPages {
   restart() {
     const open = [...this.pages.values()].filter(({ finished }) => !finished);
     for (const page of open) {
-      this.#pieces.delete(page.number);
+      this.#pieces.delete(page.key);
       page.lines = [];
       page.text = "";
     }
@@ -69,7 +71,7 @@ export class OcrPages {
 
   /** All pages, in order. */
   sorted() {
-    return [...this.pages.values()].sort((one, other) => one.number - other.number);
+    return [...this.pages.values()].sort((one, other) => compareOrder(one.order, other.order));
   }
 
   get lineCount() {
@@ -81,13 +83,22 @@ export class OcrPages {
     return this.sorted().map(({ text }) => text).filter(Boolean).join("\n\n");
   }
 
-  /** @param {number} number @returns {Page} */
-  #page(number) {
-    const known = this.pages.get(number);
+  /** @param {string} step @param {number} number @returns {Page} */
+  #page(step, number) {
+    const key = `${step}.${number}`;
+    const known = this.pages.get(key);
     if (known) return known;
-    const page = { number, width: null, height: null, image: null, source: null, lines: [], text: "", finished: false, problem: null };
-    this.pages.set(number, page);
+    const page = { key, label: labelOf(step, number), order: [...this.#place(step), number], ...EMPTY, lines: [] };
+    this.pages.set(key, page);
     return page;
+  }
+
+  /** A step's place: when the first of its name began, then its numbers. @param {string} step */
+  #place(step) {
+    const parts = step.split(".");
+    const name = parts.filter((part) => !NUMBER.test(part)).join(".");
+    if (!this.#names.includes(name)) this.#names.push(name);
+    return [this.#names.indexOf(name), ...parts.filter((part) => NUMBER.test(part)).map(Number)];
   }
 
   /** @param {Page} page @param {Record<string, any>} value */
@@ -97,17 +108,30 @@ export class OcrPages {
     measure(page, value);
     if (Array.isArray(value.lines)) page.lines = value.lines.map(readLine);
     page.text = typeof value.text === "string" ? value.text : textOf(page.lines);
-    this.#pieces.delete(page.number);
+    this.#pieces.delete(page.key);
   }
 
   /** @param {Page} page @param {number} piece @param {Record<string, any>} value */
   #addLines(page, piece, value) {
     measure(page, value);
-    const pieces = this.#pieces.get(page.number) ?? new Map();
-    this.#pieces.set(page.number, pieces.set(piece, (value.lines ?? []).map(readLine)));
+    const pieces = this.#pieces.get(page.key) ?? new Map();
+    this.#pieces.set(page.key, pieces.set(piece, (value.lines ?? []).map(readLine)));
     page.lines = [...pieces].sort(([one], [other]) => one - other).flatMap(([, lines]) => lines);
     page.text = textOf(page.lines);
   }
+}
+
+/** @param {string} step @param {number} number */
+function labelOf(step, number) {
+  // A step that is done several times is counted from 0 by machines, and from 1 by people.
+  const name = step.split(".").map((part) => (NUMBER.test(part) ? Number(part) + 1 : part)).join(" ");
+  return name ? `${name}, page ${number}` : `Page ${number}`;
+}
+
+/** Which of two pages comes first; negative for the first. @param {number[]} one @param {number[]} other */
+export function compareOrder(one, other) {
+  const at = one.findIndex((part, place) => part !== other[place]);
+  return at < 0 ? 0 : Number(one[at]) - (other[at] ?? -1);
 }
 
 /** @param {Page} page @param {Record<string, any>} value */

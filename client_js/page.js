@@ -1,8 +1,8 @@
 /**
- * The product page: choose the work and the file, follow the job, find recent ones. The job's id is in the address, so
- * a reload, a bookmark or another device shows the same job.
+ * The product page: choose the work and the file, follow the job, find recent ones. The job's id (`?job=`), or the kind
+ * that was chosen (`?kind=`), is in the address, so a reload, a bookmark or another device shows the same.
  *
- * @typedef {import("./protocol.js").KindDocument & {workers?: number}} Kind
+ * @typedef {import("./page-kinds.js").Kind} Kind
  * @typedef {import("./protocol.js").JobDocument} JobDocument
  */
 
@@ -11,6 +11,7 @@ import { defineElements } from "./elements.js";
 import { GatewayError } from "./errors.js";
 import { buildForm, make } from "./page-form.js";
 import { JobView } from "./page-job.js";
+import { offered } from "./page-kinds.js";
 import { ago, counted, errorPhrase, size, STATE_WORDS } from "./page-phrases.js";
 
 const KEY = "outlast-key";
@@ -84,15 +85,20 @@ async function withKey(work) {
 
 // --- where we are -------------------------------------------------------------------------------------------------------
 
+/** @param {"job" | "kind"} name */
+const inAddress = (name) => new URLSearchParams(location.search).get(name);
+
 /** Show what the address says. */
 function route() {
-  const id = new URLSearchParams(location.search).get("job");
+  const id = inAddress("job");
   if (id) {
     show("job");
     view.open(id);
   } else {
     view.close();
     show("start");
+    const name = inAddress("kind");
+    if (name && name !== kind?.kind) choose(name);
     document.title = "Outlast";
     void showRecent();
   }
@@ -131,11 +137,15 @@ function showTrouble(error) {
 
 // --- composing a job ------------------------------------------------------------------------------------------------------
 
-function showKinds() {
-  const choices = [...kinds.values()].map(({ kind: name, description }, at) => {
+/** @param {Kind[]} found */
+function showKinds(found) {
+  const choices = found.map(({ kind: name, description }) => {
     const label = make("label", { title: description });
-    const input = make("input", { type: "radio", name: "kind", value: name, checked: at === 0 });
-    input.addEventListener("change", () => choose(name));
+    const input = make("input", { type: "radio", name: "kind", value: name });
+    input.addEventListener("change", () => {
+      history.replaceState(null, "", `?kind=${encodeURIComponent(name)}`);
+      choose(name);
+    });
     label.append(input, make("span", { textContent: name }));
     return label;
   });
@@ -145,8 +155,10 @@ function showKinds() {
 
 /** @param {string} name */
 function choose(name) {
-  kind = kinds.get(name) ?? null;
-  if (!kind) return;
+  const chosen = kinds.get(name);
+  if (!chosen) return;
+  kind = chosen;
+  for (const input of by("kinds").querySelectorAll("input")) input.checked = input.value === name;
   by("kind-description").textContent = kind.description;
   by("no-worker").hidden = kind.workers !== 0;
   by("drop").hidden = kind.files === "none";
@@ -315,14 +327,13 @@ function jobRow(job) {
 // --- start ------------------------------------------------------------------------------------------------------------------
 
 async function loadKinds() {
-  const { kinds: found } = await withKey(() => client.kinds());
-  // Work that takes a file comes first: it is what most come for.
-  const order = ["required", "optional", "none"];
-  found.sort((one, other) => order.indexOf(one.files) - order.indexOf(other.files));
-  kinds = new Map(found.map((one) => [one.kind, one]));
-  const first = found[0];
+  const { kinds: known } = await withKey(() => client.kinds());
+  const named = inAddress("kind");
+  const found = offered(known, named);
+  const first = found.find(({ kind }) => kind === named) ?? found[0];
   if (!first) throw new Error("No kind of work is known yet: start a worker, then reload this page.");
-  showKinds();
+  kinds = new Map(known.map((one) => [one.kind, one]));
+  showKinds(found);
   choose(first.kind);
 }
 
@@ -330,7 +341,7 @@ defineElements();
 listen();
 const loading = loadKinds().catch(showTrouble);
 // A job that the address names goes on without them; only the note that nobody serves its kind comes later.
-if (!new URLSearchParams(location.search).has("job")) await loading;
+if (inAddress("job") === null) await loading;
 route();
 await loading;
 view.redraw();

@@ -41,6 +41,7 @@
  * @property {string} description
  * @property {Record<string, any>} input_schema
  * @property {"none" | "optional" | "required"} files
+ * @property {boolean} [listed] whether people are offered it
  * @property {string[]} content_types
  */
 

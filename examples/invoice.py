@@ -1,6 +1,6 @@
 """Scanned invoices to checked data: a pipeline of OCR, extraction into a pydantic model, and a check of the sums.
 
-make run MODULES=examples.invoice                    # then choose the kind `invoice` on the page, or:
+make run MODULES=examples.invoice                    # then drop examples/documents/invoice.jpg on its page, or:
 outlast submit invoice examples/documents/invoice.jpg
 
 By default rules take the fields out of the text: quick, and only good for invoices of a plain kind. A language model
@@ -58,7 +58,7 @@ TAX = re.compile(rf"^(?:VAT|tax)\b.* ({MONEY})$", re.IGNORECASE | re.MULTILINE)
 TOTAL = re.compile(rf"^total\b(?: ([A-Z]{{3}}))? ({MONEY})$", re.IGNORECASE | re.MULTILINE)
 
 
-@processor("extract_fields")
+@processor("extract_fields", listed=False)
 def extract_fields(ctx: SyncContext, input: Text) -> Invoice:
     """Take an invoice's fields out of its text by rules: English, a line for each article, amounts as 1,234.50."""
     number, day, total = (rule.search(input.text) for rule in (NUMBER, DATE, TOTAL))
@@ -96,7 +96,7 @@ TASK = (
 )
 
 
-@processor("extract_by_model")
+@processor("extract_by_model", listed=False)
 async def extract_by_model(ctx: Context, input: Text) -> Invoice:
     """Have a language model take an invoice's fields out of its text; a wrong answer is asked for once more."""
     messages = [{"role": "system", "content": TASK}, {"role": "user", "content": input.text}]
@@ -117,7 +117,7 @@ async def extract_by_model(ctx: Context, input: Text) -> Invoice:
 # --- the check and the pipeline -------------------------------------------------------------------------------------
 
 
-@processor("check_invoice")
+@processor("check_invoice", listed=False)
 def check_invoice(ctx: SyncContext, input: Invoice) -> Checked:
     """Check that an invoice's amounts add up."""
     doubts = [

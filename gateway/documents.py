@@ -114,6 +114,7 @@ class KindDocument(WireModel):
     result_schema: dict[str, Any] | None = None
     files: Literal["none", "optional", "required"] = "none"
     content_types: list[str] = Field(default_factory=list, description="Content types of files that it reads.")
+    listed: bool = Field(True, description="Whether people are offered it; one that is only a step of others is not.")
     max_attempts: int = 3
     run_timeout_seconds: float = 3600
     start_deadline_seconds: float | None = None

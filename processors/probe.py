@@ -21,6 +21,7 @@ class ProbeInput(BaseModel):
 
 @processor(
     "probe",
+    listed=False,
     max_waiting=1000,
     max_waiting_per_owner=200,
     run_timeout_seconds=300,

@@ -80,6 +80,7 @@ def processor(
     description: str | None = None,
     files: Literal["none", "optional", "required"] = "none",
     content_types: Iterable[str] = (),
+    listed: bool = True,
     concurrency: int | None = None,
     max_running: int | None = None,
     max_attempts: int = 3,
@@ -107,6 +108,7 @@ def processor(
         description: One line for people; the docstring's first line by default.
         files: Whether a job of this kind comes with files.
         content_types: What the files may be, such as `image/png` or `image/*`; empty: anything.
+        listed: Whether the page offers it; say no for what is only a step of other kinds. Who names it can submit it.
         concurrency: At most so many attempts at once in one worker.
         max_running: At most so many at once over all workers.
         max_attempts: So many failed attempts end the job.
@@ -154,6 +156,7 @@ def processor(
             result_schema=_schema(kind, result_adapter, "serialization"),
             files=files,
             content_types=list(content_types),
+            listed=listed,
             max_attempts=_at_least_one("max_attempts", max_attempts),
             run_timeout_seconds=run_timeout_seconds,
             start_deadline_seconds=start_deadline_seconds,

@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { GatewayError } from "../errors.js";
+import { offered } from "../page-kinds.js";
 import { OcrPages } from "../page-ocr.js";
 import { ago, duration, errorPhrase, progressPhrase, queuePhrase, workerPhrase } from "../page-phrases.js";
 import { Tally } from "../page-tally.js";
@@ -39,7 +40,7 @@ test("a page that could not be read carries its problem and spoils no other", ()
   pages.take("page-2", { value: { problem: { code: "unreadable", detail: "damaged" } } });
   pages.take("page-1", { value: { text: "fine", lines: lines("fine") } });
 
-  assert.deepEqual(pages.sorted().map(({ number, problem }) => [number, problem?.code]), [[1, undefined], [2, "unreadable"]]);
+  assert.deepEqual(pages.sorted().map(({ label, problem }) => [label, problem?.code]), [["Page 1", undefined], ["Page 2", "unreadable"]]);
   assert.equal(pages.text(), "fine");
 });
 
@@ -50,7 +51,7 @@ test("a new attempt begins unfinished pages anew and keeps the finished ones", (
   pages.take("page-2.lines-0", { value: { lines: lines("half") } });
   pages.take("page-2.lines-1", { value: { lines: lines("a page") } });
 
-  assert.deepEqual(pages.restart().map(({ number }) => number), [2]);
+  assert.deepEqual(pages.restart().map(({ label }) => label), ["Page 2"]);
   const page = pages.take("page-2.lines-0", { value: { lines: lines("again") } });
 
   assert.deepEqual([texts(page), page?.image, pages.lineCount], [["again"], "/v1/x.jpg", 2]);
@@ -61,13 +62,27 @@ test("outputs of other kinds are none of its business", () => {
   assert.deepEqual(["0", "result.txt", "page-x", "page-1.other"].map(OcrPages.knows), [false, false, false, false]);
 });
 
-test("a pipeline's pages come under its step's name, and a second step that reads is no page of the first", () => {
+test("an application's own kinds come first, those for files before others, and steps are offered to who names them", () => {
+  const kind = (/** @type {string} */ kind, /** @type {"none" | "required"} */ files, listed = true) => ({ kind, files, listed, description: "", input_schema: {}, content_types: [] });
+  const known = [kind("check", "none", false), kind("http", "none"), kind("llm", "none"), kind("ocr", "required"), kind("words", "none"), kind("scan", "required")];
+  const names = (/** @type {string | null} */ named) => offered(known, named).map(({ kind }) => kind);
+
+  assert.deepEqual(names(null), ["scan", "words", "ocr", "llm", "http"]);
+  assert.deepEqual(names("check"), ["scan", "check", "words", "ocr", "llm", "http"]);
+});
+
+test("each step of a pipeline that reads has pages of its own, one step after the other", () => {
   const pages = new OcrPages();
 
   assert.deepEqual(["ocr.page-1", "ocr.0.page-2.image", "ocr.result.txt"].map(OcrPages.knows), [true, true, false]);
-  assert.deepEqual(texts(pages.take("ocr.page-1.lines-0", { value: { lines: lines("a") } })), ["a"]);
-  assert.equal(pages.take("again.page-1.lines-0", { value: { lines: lines("b") } }), null);
-  assert.deepEqual(pages.sorted().map(texts), [["a"]]);
+  assert.deepEqual(texts(pages.take("ocr.page-2.lines-0", { value: { lines: lines("b") } })), ["b"]);
+  pages.take("again.10.page-1", { value: { lines: lines("d") } });
+  pages.take("again.9.page-1", { value: { lines: lines("c") } });
+  pages.take("ocr.page-1.lines-0", { value: { lines: lines("a") } });
+
+  assert.deepEqual(pages.sorted().map(({ label }) => label), ["ocr, page 1", "ocr, page 2", "again 10, page 1", "again 11, page 1"]);
+  assert.deepEqual(pages.sorted().flatMap(texts), ["a", "b", "c", "d"]);
+  assert.equal(pages.lineCount, 4);
 });
 
 test("the tally counts what reached the page, and sees holes and repeats by itself", () => {

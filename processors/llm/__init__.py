@@ -120,7 +120,7 @@ async def llm(ctx: Context, input: LlmInput) -> LlmResult:
     return reply.result()
 
 
-@processor("llm.models", max_attempts=1, run_timeout_seconds=60, retention_seconds=60, setup=configured)
+@processor("llm.models", listed=False, max_attempts=1, run_timeout_seconds=60, retention_seconds=60, setup=configured)
 async def llm_models(ctx: Context) -> LlmModels:
     """Lists the models that the kind llm can ask."""
     asked = configured()

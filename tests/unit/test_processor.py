@@ -44,6 +44,7 @@ def test_the_annotations_become_the_kinds_schemas() -> None:
 
     document = count.document
     assert document.kind == "count"
+    assert document.listed
     assert document.description == "Count words."
     assert document.input_schema["required"] == ["text"]
     assert document.input_schema["properties"]["most"]["minimum"] == 1
@@ -57,11 +58,12 @@ def test_models_that_are_local_to_a_function_are_found() -> None:
     class Local(BaseModel):
         here: bool
 
-    @processor("local")
+    @processor("local", listed=False)
     async def local(ctx: Context, input: Local) -> None:
         raise NotImplementedError
 
     assert "here" in local.document.input_schema["properties"]
+    assert not local.document.listed
 
 
 def test_each_style_of_function_is_told_apart() -> None:
