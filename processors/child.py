@@ -1,7 +1,8 @@
 """A child process that runs a processor's function for its worker: `python -m processors.child`.
 
 The function runs in the main thread, for one job after another, and sees a `SyncContext`; what it reports goes over the
-channel to the worker, which does the rest. A child without its worker ends, with all that it started.
+channel to the worker, which does the rest. A child without its worker ends, with all that it started. Only systems
+with process groups can import this.
 """
 
 from __future__ import annotations

@@ -15,13 +15,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from processors.lifeline import Lifeline
+from processors.lifeline import Lifeline, need_process_groups
 
 logger = logging.getLogger(__name__)
 
 
 class Children:
-    """Starts children and ends them: SIGTERM when the attempt is to stop, SIGKILL when it is over."""
+    """Starts children and ends them: SIGTERM when the attempt is to stop, SIGKILL when it is over.
+
+    Starting one raises `ConfigurationError` on a system without process groups.
+    """
 
     def __init__(self, *, lead: bool = True) -> None:
         """`lead` False: they stay in this process's own group, which somebody else ends as a whole."""
@@ -63,6 +66,7 @@ class Children:
     @contextmanager
     def _lifeline(self, options: dict[str, Any]) -> Iterator[Callable[[int], None]]:
         """What ties a child to this process; it is added to the options with which the child is started."""
+        need_process_groups("Running a program for a job")
         if self._group is None or not options.get("close_fds", True):
             # The group is tied as a whole, or the caller sees to what is inherited.
             yield lambda group: None

@@ -3,16 +3,26 @@
 The child inherits one end of a pipe, and its owner, as the system calls who hears of it, is the child's group. The
 other end is ours alone: when it closes, at the latest with this process, the system kills the group. Nothing has to run
 for that, neither here nor in the child, which may be any program. Linux alone lets one choose the signal; elsewhere
-this does nothing.
+this does nothing. Where a system has no process groups at all, no child is started.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import sys
+
+from gateway.errors import ConfigurationError
+
+
+def need_process_groups(what: str) -> None:
+    """Raises `ConfigurationError` where a child, and what it starts in turn, can't be ended as a whole."""
+    if not hasattr(os, "killpg"):
+        raise ConfigurationError(
+            f"{what} needs process groups, which Windows doesn't have: run this worker on Linux or macOS, in WSL or in"
+            " a container."
+        )
 
 
 class Lifeline:
@@ -26,6 +36,8 @@ class Lifeline:
         # It may have ended already.
         with contextlib.suppress(OSError):
             if sys.platform == "linux":
+                import fcntl  # noqa: PLC0415 - not on every system
+
                 fcntl.fcntl(self.inherited, fcntl.F_SETOWN, -group)
                 fcntl.fcntl(self.inherited, fcntl.F_SETSIG, signal.SIGKILL)
                 fcntl.fcntl(self.inherited, fcntl.F_SETFL, fcntl.fcntl(self.inherited, fcntl.F_GETFL) | os.O_ASYNC)

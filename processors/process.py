@@ -23,7 +23,7 @@ from typing import Any, Final
 from processors.channel import Channel
 from processors.context import Context
 from processors.errors import ProcessorError
-from processors.lifeline import Lifeline
+from processors.lifeline import Lifeline, need_process_groups
 from processors.processor import Processor
 from processors.tasks import cancel_all
 
@@ -120,7 +120,8 @@ class _Child:
 
     @classmethod
     async def start(cls, processor: Processor) -> _Child:
-        """Start a child; it isn't set up yet."""
+        """Start a child; it isn't set up yet. Raises `ConfigurationError` on a system without process groups."""
+        need_process_groups(f"{processor}, which runs in a process,")
         ours, theirs = socket.socketpair()
         lifeline = Lifeline()
         with theirs:

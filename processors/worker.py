@@ -394,7 +394,9 @@ async def _serve(settings: Settings, processors: Mapping[str, Processor]) -> int
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, worker.stop)
+            # Not on Windows, where a signal ends the process as it always does.
+            with suppress(NotImplementedError):
+                loop.add_signal_handler(number, worker.stop)
         # What the imports made stays for ever: a full collection that walks it would hold up every attempt for it.
         gc.collect()
         gc.freeze()

@@ -41,9 +41,14 @@ class WorkerProcess:
 
 @asynccontextmanager
 async def worker_process(
-    store: Store, folder: Path, *, module: str = "tests.worker_kinds", **settings: float | str
+    store: Store,
+    folder: Path,
+    *,
+    module: str = "tests.worker_kinds",
+    around: str | None = None,
+    **settings: float | str,
 ) -> AsyncIterator[WorkerProcess]:
-    """A worker process for the length of the block, ready to claim."""
+    """A worker process for the length of the block, ready to claim; `around` is a module that runs it."""
     environment = {
         "OUTLAST_REDIS_URL": store._url,
         "OUTLAST_PREFIX": store._keys.prefix,
@@ -56,8 +61,9 @@ async def worker_process(
     before = await _names(store)
     log = folder / f"worker-{os.urandom(4).hex()}.log"
     with log.open("wb") as file:
+        modules = [name for name in (around, "tests.worker_process", module) if name is not None]
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.worker_process", module), env=os.environ | environment, stderr=file
+            *(sys.executable, "-m", *modules), env=os.environ | environment, stderr=file
         )
     worker = WorkerProcess(process, log)
     try:

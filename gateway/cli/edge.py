@@ -44,6 +44,7 @@ def _edge(args: argparse.Namespace) -> int:
 async def _serve(args: argparse.Namespace) -> int:
     import asyncio
     import signal
+    from contextlib import suppress
 
     from gateway.edge import chain, load_profile
 
@@ -51,7 +52,9 @@ async def _serve(args: argparse.Namespace) -> int:
     profiles = [load_profile(name.strip()) for name in names]
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        # Not on Windows, where a signal ends the process as it always does.
+        with suppress(NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     options = {"time_scale": args.time_scale, "seed": args.seed, "marked": not args.unmarked}
     async with chain(profiles, args.origin, host=args.host, port=args.port, **options) as hops:
         for hop in hops:

@@ -126,6 +126,7 @@ def _worker(args: argparse.Namespace) -> int:
     settings = _settings(args)
     _need_redis(settings, "a worker")
     if args.reload:
+        _need_unix("--reload starts the worker as its child")
         from gateway.cli.reload import run_reloading
 
         return run_reloading([word for word in sys.argv[1:] if word != "--reload"])
@@ -143,7 +144,16 @@ def _need_redis(settings: Settings, what: str) -> None:
         )
 
 
+def _need_unix(why: str) -> None:
+    if not hasattr(os, "killpg"):
+        raise ConfigurationError(
+            f"{why}, which it can't on Windows: use WSL or a container there, or start `outlast gateway` and"
+            " `outlast worker` with the --redis URL of a server that runs elsewhere."
+        )
+
+
 def _up(args: argparse.Namespace) -> int:
+    _need_unix("`outlast up` starts Valkey, the gateway and the workers as its children")
     import asyncio
 
     from rich.console import Console
