@@ -7,7 +7,6 @@ gets `CancelledError` where it awaits; code in a thread gets it from the next re
 from __future__ import annotations
 
 import asyncio
-import re
 import subprocess
 import threading
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
@@ -17,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from pydantic_core import to_json
 
 from gateway.event_text import decode_event, encode_event_tail
-from gateway.protocol import INDEX_PATTERN, MAX_EVENT_BYTES, EventType
+from gateway.protocol import MAX_EVENT_BYTES, EventType
 from processors.children import Children
 from processors.files import InputFile, SyncInputFile, Workspace
-from processors.text import clean
+from processors.text import check_index, clean
 from processors.thread import Portal, run_in_thread
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-_INDEX: Final = re.compile(INDEX_PATTERN, re.ASCII)
 # What an event is besides its value: an output of `max_inline_bytes` must still fit into one event.
 _ENVELOPE_BYTES: Final = 1024
 # Most of a log message that is kept: a stack trace fits, a dumped document doesn't.
@@ -153,8 +151,7 @@ class Context:
             content_type: `application/json` for a value and `application/octet-stream` for bytes, by default.
         """
         name = str(index)
-        if _INDEX.match(name) is None:
-            raise ValueError(f"{name!r} is no output index: use letters, digits, '.', '_', '-', at most 64")
+        check_index(name)
         if data is not None and value is not None:
             raise ValueError("an output is either a value or data, not both")
         content_type = content_type or ("application/json" if data is None else "application/octet-stream")

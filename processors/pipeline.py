@@ -19,7 +19,7 @@ from gateway.errors import ConfigurationError
 from processors.context import Context
 from processors.errors import ProcessorError, Rejected, said_by
 from processors.processor import Processor, processor
-from processors.steps import check_name
+from processors.text import check_step_name
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -88,7 +88,7 @@ def step(
     """
     of = kind.kind if isinstance(kind, Processor) else kind
     name = of if name is None else name
-    check_name(name)
+    check_step_name(name)
     if weight <= 0 or limit < 1:
         raise ConfigurationError(f"The step {name!r} needs a weight above 0 and a limit of at least 1.")
     return Step(of, name, weight, input, each, limit, files)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -17,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from pydantic_core import from_json, to_json, to_jsonable_python
 
-from gateway.errors import ConfigurationError, Gone, LeaseLost, NotFound, TooMany, Unavailable
+from gateway.errors import Gone, LeaseLost, NotFound, TooMany, Unavailable
 from gateway.event_text import decode_event, encode_event_tail
-from gateway.protocol import INDEX_PATTERN, START, Cursor, Event, EventType, State
+from gateway.protocol import START, Cursor, Event, EventType, State
 from gateway.requests import MAX_RETENTION_SECONDS, JobOptions
 from gateway.store import MAX_CHILDREN, JobRecord, Lease, NewJob, Store
 from processors.backoff import Backoff
 from processors.errors import ProcessorError, Rejected, StepFailed
+from processors.text import check_step_name
 
 if TYPE_CHECKING:
     from gateway.blobs import Blobs
@@ -38,7 +38,6 @@ _CANCEL_WAIT_SECONDS: Final = 4.0
 _GO_ON_SECONDS: Final = 1.0
 _MAX_NAME: Final = 64
 _DIGEST_CHARACTERS: Final = 12
-_NAME: Final = re.compile(INDEX_PATTERN, re.ASCII)
 T = TypeVar("T")
 
 
@@ -88,7 +87,7 @@ class Steps:
         self, context: Context, kind: str, input_: Any, *, step: str, part: str, files: bool, share: float = 1.0
     ) -> Any:
         """Have a step done and return its result. `part` names it in the plan, `share` is its share of that part."""
-        check_name(step)
+        check_step_name(step)
         new = await self._new_job(context, kind, input_, step, files=files)
         record = await self._do(context, new, step, part, share)
         if record.state is not State.SUCCEEDED:
@@ -376,12 +375,6 @@ class _Relay:
             # The bytes are not copied: they stay the child's, which is kept as long.
             relayed |= {"url": self._steps.output_url(index), "source": data.get("source", data["url"])}
         await self._steps._writer.put(EventType.OUTPUT, encode_event_tail(EventType.OUTPUT, relayed), relayed, index)
-
-
-def check_name(step: str) -> None:
-    """Raises `ConfigurationError` for what is no step's name: it stands in channels and in outputs' indexes."""
-    if _NAME.fullmatch(step) is None:
-        raise ConfigurationError(f"{step!r} is no step's name: use letters, digits, '.', '_', '-', at most 64.")
 
 
 def _within(name: str) -> str:

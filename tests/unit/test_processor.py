@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -238,3 +239,13 @@ def test_two_processors_of_one_kind_are_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ConfigurationError, match="do the same kind"):
         load_processors(["one_twin", "other_twin"])
     assert list(load_processors(["one_twin", "one_twin"])) == ["twin"]
+
+
+def test_a_module_of_processors_loads_nothing_of_the_store() -> None:
+    """Nor does a child process, which is started for each function that runs in one."""
+    heavy = "{'aiohttp', 'gateway.store', 'obstore', 'redis'}"
+    code = f"import sys, processors, processors.child; print(sorted(sys.modules.keys() & {heavy}))"
+
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+    assert shown.stdout.strip() == "[]"

@@ -92,7 +92,7 @@ async def test_an_output_is_any_value_that_pydantic_can_write(desk: Desk) -> Non
     ]
 
 
-@pytest.mark.parametrize("index", ["", ".hidden", "a/b", "a b", "é", "-1", "x" * 65, -1])
+@pytest.mark.parametrize("index", ["", ".hidden", "a/b", "a b", "é", "-1", "x" * 65, "x\n", -1])
 async def test_an_index_that_could_not_stand_in_a_path_is_refused(desk: Desk, index: str | int) -> None:
     """It is a part of urls and of blob keys."""
     with pytest.raises(ValueError, match="is no output index"):
