@@ -267,13 +267,13 @@ class Attempt:
 
     async def _end(self, function: asyncio.Task[_Result], writing: asyncio.Task[None]) -> Ending | None:
         """Write how the attempt ended; None if that isn't ours to say."""
+        if self._handed_over and function.done() and (function.cancelled() or function.exception() is None):
+            self._writer.close()
+            return None
         if self._stop is Stop.CANCELLED and not self.holds_lease:
             message = "The processor ignores its cancel: its lease is given up, and the job ends when that is over."
             logger.error("%s: %s", self, message)
             self._writer.log("error", message)
-            self._writer.close()
-            return None
-        if self._handed_over and function.done() and not function.cancelled() and function.exception() is None:
             self._writer.close()
             return None
         ending = None
@@ -431,6 +431,11 @@ class Attempt:
 
     async def _hand_over(self, seconds: float) -> str:
         token = await self._place.store.hand_over(self.lease, seconds, self._record.worker or "")
+        if token is None:
+            # Asked for its end before that was heard here: there is nothing to pass on.
+            self._writer.listen()
+            await self._stopping.wait()
+            raise asyncio.CancelledError("the attempt is to stop")
         # From now on the lease is as long as the hand-over may take, and no renewal of ours stands for its adopter.
         self.holds_lease = False
         self._handed_over = True

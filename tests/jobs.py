@@ -44,6 +44,14 @@ async def begin(store: Store, kind: str, worker: str = "worker") -> Lease:
     return begun.lease
 
 
+async def hand_over(store: Store, kind: str, *, seconds: float = 60) -> tuple[Lease, str]:
+    """Claim and begin the next job of a kind, and hand it over: the attempt's lease, and its token."""
+    lease = await begin(store, kind)
+    token = await store.hand_over(lease, seconds, "worker")
+    assert token is not None
+    return lease, token
+
+
 def event(type_: str, data: dict[str, Any] | None = None, index: str = "") -> WriterEvent:
     """An event as an attempt's writer makes it."""
     return WriterEvent(type_, encode_event_tail(type_, data), index)

@@ -18,20 +18,24 @@ class Handover(Jobs):
 
     lease_seconds: float
 
-    async def hand_over(self, lease: Lease, seconds: float, worker: str) -> str:
+    async def hand_over(self, lease: Lease, seconds: float, worker: str) -> str | None:
         """Keep an attempt's lease for so long without renewals, and return the token that adopts it.
 
-        Raises `LeaseLost` if the attempt has it no more.
+        Until the token is used nobody has the job in hand, so a cancel ends it at once. None where somebody has asked
+        for its end already: nothing is handed over. Raises `LeaseLost` if the attempt has the job no more.
         """
-        arguments = (lease.attempt, lease.nonce, int(seconds * 1000), worker)
-        answer = await self._run("renew", self._keys.job(lease.job), arguments)
-        if answer[0] == b"lost":
-            raise LeaseLost(f"Job {lease.job} is not attempt {lease.attempt}'s any more.")
-        return await self._token(lease)
+        token = await self._token(lease)
+        return None if await self._renew(lease, seconds, worker, "over") is not None else token
 
-    async def renew(self, lease: Lease, worker: str = "") -> str | None:
-        """Renew a lease; returns who asked to cancel the job, if anybody. Raises `LeaseLost`."""
-        arguments = (lease.attempt, lease.nonce, int(self.lease_seconds * 1000), worker)
+    async def renew(self, lease: Lease) -> str | None:
+        """Renew a lease for whoever has its token; returns who asked to cancel the job, if anybody.
+
+        Raises `LeaseLost`.
+        """
+        return await self._renew(lease, self.lease_seconds, "", "taken")
+
+    async def _renew(self, lease: Lease, seconds: float, worker: str, hand: str) -> str | None:
+        arguments = (lease.attempt, lease.nonce, int(seconds * 1000), worker, hand)
         answer = await self._run("renew", self._keys.job(lease.job), arguments)
         if answer[0] == b"lost":
             raise LeaseLost(f"Job {lease.job} is not attempt {lease.attempt}'s any more.")
@@ -56,8 +60,10 @@ class Handover(Jobs):
             self._keys.job(lease.job),
             (lease.job, lease.attempt, lease.nonce, nonce, int(self.lease_seconds * 1000), worker),
         )
+        if answer[0] == b"ended":
+            raise LeaseLost(f"Job {lease.job} has ended: it is {answer[1].decode()}.")
         if answer[0] != b"adopted":
-            raise LeaseLost(f"Job {lease.job} has ended, or its attempt {lease.attempt} is somebody else's.")
+            raise LeaseLost(f"Attempt {lease.attempt} at job {lease.job} is somebody else's, or was given up.")
         flat = answer[1]
         record = read_record(dict(zip(flat[::2], flat[1::2], strict=True)))
         mine = Lease(lease.job, lease.kind, lease.attempt, nonce)

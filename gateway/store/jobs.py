@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -305,13 +306,20 @@ class Jobs(Connection):
             highest = f"({int(rows[-1][1])}"
 
     async def cancel(self, job: str, by: str, reason: str) -> JobRecord:
-        """Ask for a job's end: a queued job ends at once, a running one is told; an ended one is returned as it is."""
+        """Ask for a job's end: it ends at once where nobody has it in hand, and who has it is told.
+
+        Returns the job as it is then; one that had ended before is left as it is.
+        """
         requested = encode_event_tail(EventType.CANCEL_REQUESTED, {"by": by, "reason": reason})
         cancelled = encode_event_tail(EventType.CANCELLED, {"reason": reason, "by": by})
         answer = await self._run("cancel", self._keys.job(job), (job, by, requested, cancelled))
         if answer == b"unknown":
             return await self._missing(job)
         record = await self.job(job)
+        if answer == b"freed":
+            # Its entry says when the time for the hand-over is over, and the look at it is what frees its place.
+            with suppress(Unavailable):
+                await self._run("notice", self._keys.kind(record.kind), (job, 0))
         if record.state is State.CANCELLED and record.children:
             # It waited for another attempt, and nobody is there who would tell them; the look does so too, but later.
             await asyncio.gather(*(self.cancel(child, by, reason) for child in record.children), return_exceptions=True)

@@ -12,8 +12,8 @@ import pytest
 from gateway.documents import KindDocument
 from gateway.event_text import decode_event
 from gateway.protocol import START, State
-from gateway.store import Lease, Store
-from tests.jobs import begin, submit
+from gateway.store import Store
+from tests.jobs import hand_over, submit
 from tests.serving import AS_ME, KEYS, Answer, Gateway, gateway_for
 
 KIND = KindDocument(kind="echo", max_attempts=2)
@@ -53,8 +53,7 @@ class Outside:
 async def handed_over(gateway: Gateway, **input_: Any) -> Outside:
     """A job on its way to a worker outside."""
     record = await submit(gateway.store, KIND, input_=input_)
-    lease = await begin(gateway.store, "echo")
-    return Outside(gateway, record.id, await gateway.store.hand_over(lease, 60, "worker"))
+    return Outside(gateway, record.id, (await hand_over(gateway.store, "echo"))[1])
 
 
 async def log_of(store: Store, job: str) -> list[tuple[str, dict[str, Any]]]:
@@ -165,8 +164,7 @@ async def test_a_failed_attempt_is_tried_again_up_to_the_kinds_limit(gateway: Ga
     await worker.report(("retrying", failure))
     assert (await gateway.store.job(worker.job)).state is State.QUEUED
 
-    again: Lease = await begin(gateway.store, "echo")
-    worker.token = await gateway.store.hand_over(again, 60, "worker")
+    _, worker.token = await hand_over(gateway.store, "echo")
     await worker.report(("output", {"index": "1", "value": 1}), ("retrying", failure))
 
     record = await gateway.store.job(worker.job)

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.documents import KindDocument
 from gateway.store import Store
-from tests.jobs import begin, end, submit
+from tests.jobs import begin, end, hand_over, submit
 from tests.serving import Answer, Gateway, gateway_for
 
 KIND = KindDocument(kind="echo")
@@ -51,8 +51,8 @@ class Scene:
 async def scene(store: Store, tmp_path: Path) -> AsyncIterator[Scene]:
     """One job of each state; the one that has ended was another worker's by its token."""
     ids = [(await submit(store, KIND, owner="local")).id for _ in range(2)]
-    over, running = [await begin(store, "echo") for _ in range(2)]
-    token = await store.hand_over(over, 60, "worker")
+    over, token = await hand_over(store, "echo")
+    running = await begin(store, "echo")
     await end(store, over, batch=1)
     cancelled = await submit(store, KIND, owner="local")
     await store.cancel(cancelled.id, "local", "enough")

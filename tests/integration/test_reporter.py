@@ -21,7 +21,7 @@ from gateway.requests import JobOptions
 from gateway.store import JobRecord, Store
 from processors import AsyncReporter, Reporter, Retry
 from tests.faults import FaultProxy, wait_until
-from tests.jobs import begin, new_job, submit
+from tests.jobs import begin, hand_over, new_job, submit
 
 KIND = KindDocument(kind="echo", max_attempts=2)
 LEASE_SECONDS = 0.6
@@ -37,7 +37,7 @@ async def settings(valkey: str, prefix: str, store: Store, tmp_path: Path) -> Se
 async def handed_over(store: Store, **input_: Any) -> tuple[str, str]:
     """A job on its way to another process: its id and token."""
     record = await submit(store, KIND, input_=input_)
-    return record.id, await store.hand_over(await begin(store, "echo"), 60, "worker")
+    return record.id, (await hand_over(store, "echo"))[1]
 
 
 async def log_of(store: Store, job: str) -> list[Event]:
@@ -114,7 +114,7 @@ async def test_a_killed_reporters_job_is_taken_over(settings: Settings, store: S
         await killed.wait()
     await when(store, job, State.QUEUED)
 
-    again = await store.hand_over(await begin(store, "echo"), 60, "worker")
+    _, again = await hand_over(store, "echo")
     async with process(settings, again, "succeed"):
         await when(store, job, State.SUCCEEDED)
 
@@ -217,7 +217,7 @@ async def test_a_job_that_can_not_be_read_is_nobodys_to_do(settings: Settings, s
     """Its attempt has failed before the block begins, which its log tells."""
     new = new_job(KIND, options=JobOptions(input_url="http://127.0.0.1:9/not-listed"))
     job = (await store.submit(await store.job_id("me", None), new, keyed=False)).record.id
-    token = await store.hand_over(await begin(store, "echo"), 60, "worker")
+    _, token = await hand_over(store, "echo")
 
     with pytest.raises(LeaseLost, match="its events tell why"):
         await AsyncReporter(token, settings=settings).__aenter__()

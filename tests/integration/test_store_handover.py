@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
@@ -12,7 +13,7 @@ from gateway.protocol import START, State
 from gateway.store import Lease, Store, read_token
 from gateway.store.write_token import check_token, encode_token
 from tests.faults import wait_until
-from tests.jobs import begin, event, submit
+from tests.jobs import begin, event, hand_over, submit
 
 KIND = KindDocument(kind="echo")
 
@@ -26,8 +27,7 @@ async def log_of(store: Store, job: str) -> list[str]:
 async def test_the_adopter_writes_and_the_worker_no_more(store: Store) -> None:
     """The token gives a new lease; the old one is over from then on."""
     await submit(store, KIND)
-    lease = await begin(store, "echo")
-    token = await store.hand_over(lease, 60, "worker")
+    lease, token = await hand_over(store, "echo")
 
     begun, _ = await store.adopt((await store.check_write_token(token)).lease, "task")
 
@@ -41,8 +41,7 @@ async def test_the_adopter_writes_and_the_worker_no_more(store: Store) -> None:
 async def test_a_token_adopts_once(store: Store) -> None:
     """A queue that delivers a message twice starts no second writer."""
     await submit(store, KIND)
-    lease = await begin(store, "echo")
-    token = await store.hand_over(lease, 60, "worker")
+    _, token = await hand_over(store, "echo")
     await store.adopt(read_token(token).lease, "first")
 
     with pytest.raises(LeaseLost):
@@ -52,8 +51,7 @@ async def test_a_token_adopts_once(store: Store) -> None:
 async def test_a_handed_over_job_outlives_the_usual_lease_and_not_the_hand_over(store: Store) -> None:
     """Nobody renews it while it waits in another queue, and yet it is not for ever."""
     await submit(store, KIND)
-    lease = await begin(store, "echo")
-    await store.hand_over(lease, 1.5, "worker")
+    lease, _ = await hand_over(store, "echo", seconds=1.5)
     began = time.monotonic()
 
     async def taken_away() -> bool:
@@ -69,8 +67,7 @@ async def test_a_handed_over_job_outlives_the_usual_lease_and_not_the_hand_over(
 async def test_a_dead_adopters_job_is_taken_over_after_the_usual_lease(store: Store) -> None:
     """However long the hand-over might have taken."""
     await submit(store, KIND)
-    lease = await begin(store, "echo")
-    token = await store.hand_over(lease, 3600, "worker")
+    lease, token = await hand_over(store, "echo", seconds=3600)
     begun, _ = await store.adopt(read_token(token).lease, "task")
     assert begun.lease is not None
 
@@ -84,18 +81,73 @@ async def test_a_dead_adopters_job_is_taken_over_after_the_usual_lease(store: St
         await store.append(begun.lease, 1, [event("log", {"message": "too late"})])
 
 
-async def test_a_job_cancelled_on_its_way_ends_when_it_is_adopted(store: Store) -> None:
-    """There is nothing to stop, so nothing is started."""
+async def test_a_job_cancelled_on_its_way_ends_at_once_and_frees_its_place(store: Store) -> None:
+    """Nobody has it in hand, so there is nobody to wait for; who comes for it hears why there is nothing to do."""
+    await submit(store, KIND)
+    lease, token = await hand_over(store, "echo")
+    # A renewal that was on its way meanwhile says nothing of who has it in hand.
+    await asyncio.to_thread(store.renewer("worker").renew, [lease])
+
+    assert (await store.cancel(lease.job, "me", "changed my mind")).state is State.CANCELLED
+
+    assert await log_of(store, lease.job) == ["queued", "started", "cancelled"]
+    with pytest.raises(LeaseLost, match="has ended: it is cancelled"):
+        await store.adopt(read_token(token).lease, "task")
+    with pytest.raises(LeaseLost):
+        await store.append(lease, 1, [event("log", {"message": "the worker goes on"})])
+    await store.look(["echo"])
+    assert await store.depths(["echo"]) == {"echo": (0, 0)}
+
+
+async def test_an_attempt_that_is_to_stop_is_not_handed_over(store: Store) -> None:
+    """Its worker hears of the cancel a moment later, and ends the job itself."""
     await submit(store, KIND)
     lease = await begin(store, "echo")
-    token = await store.hand_over(lease, 60, "worker")
     await store.cancel(lease.job, "me", "changed my mind")
 
-    with pytest.raises(LeaseLost):
-        await store.adopt(read_token(token).lease, "task")
+    assert await store.hand_over(lease, 60, "worker") is None
 
-    assert (await store.job(lease.job)).state is State.CANCELLED
-    assert (await log_of(store, lease.job))[-2:] == ["cancel_requested", "cancelled"]
+    assert (await store.cancel(lease.job, "me", "again")).state is State.RUNNING
+    assert await store.append(lease, 1, [event("cancelled", {"reason": "changed my mind", "by": "me"})])
+
+
+@pytest.mark.parametrize("use", ["adopt", "renew", "append"])
+async def test_whoever_uses_the_token_has_the_job_in_hand_and_is_told_of_a_cancel(store: Store, use: str) -> None:
+    """From the first use on, whichever it is; a job ends when its work has really stopped."""
+    await submit(store, KIND)
+    lease, _ = await hand_over(store, "echo")
+    if use == "adopt":
+        lease = (await store.adopt(lease, "task"))[0].lease or lease
+    elif use == "renew":
+        await store.renew(lease)
+    else:
+        await store.append(lease, None, [event("log", {"message": "at work"})])
+
+    assert (await store.cancel(lease.job, "me", "changed my mind")).state is State.RUNNING
+
+    assert (await log_of(store, lease.job))[-1] == "cancel_requested"
+    assert await store.renew(lease) == "me"
+    await store.append(lease, None, [event("cancelled", {"reason": "changed my mind", "by": "me"})])
+
+
+async def test_a_cancel_and_an_adoption_at_once_leave_one_of_two_stories(store: Store) -> None:
+    """Either the job ended and the adopter is refused, or the adopter has it and is told."""
+    for _ in range(8):
+        await submit(store, KIND)
+        lease, _ = await hand_over(store, "echo")
+        cancelled, adopted = await asyncio.gather(
+            store.cancel(lease.job, "me", "changed my mind"), store.adopt(lease, "task"), return_exceptions=True
+        )
+
+        if isinstance(adopted, LeaseLost):
+            assert (await log_of(store, lease.job))[-1] == "cancelled"
+        else:
+            assert not isinstance(adopted, BaseException)
+            assert not isinstance(cancelled, BaseException)
+            assert (await log_of(store, lease.job))[-1] == "cancel_requested"
+            assert adopted[0].lease is not None
+            assert await store.renew(adopted[0].lease) == "me"
+            await store.append(adopted[0].lease, 1, [event("cancelled", {"reason": "stopped", "by": "me"})])
 
 
 async def test_a_token_that_is_made_up_or_too_old_is_refused(store: Store) -> None:

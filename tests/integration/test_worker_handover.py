@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.blobs import Blobs
+from gateway.errors import LeaseLost
 from gateway.event_text import decode_event
 from gateway.protocol import START, State
 from gateway.store import JobRecord, Store, read_token
@@ -41,11 +42,18 @@ async def nobody_takes_it(ctx: Context) -> None:
     raise ConnectionError("no broker")
 
 
+@processor("not_wanted_any_more", max_attempts=1)
+async def not_wanted_any_more(ctx: Context) -> None:
+    """Somebody cancels the job a moment before it is handed over."""
+    await ctx._store.cancel(ctx.job_id, "me", "changed my mind")
+    TOKENS.append(await ctx.hand_over(60))
+
+
 @pytest.fixture(autouse=True)
 async def _worker(store: Store, tmp_path: Path) -> AsyncIterator[Worker]:
     """A worker with one place, for all kinds of this file."""
     (tmp_path / "blobs").mkdir()
-    kinds = {one.kind: one for one in (passed_on, passed_on_from_a_thread, nobody_takes_it)}
+    kinds = {one.kind: one for one in (passed_on, passed_on_from_a_thread, nobody_takes_it, not_wanted_any_more)}
     blobs = Blobs.open((tmp_path / "blobs").as_uri())
     worker = Worker(store, blobs, kinds, concurrency=1, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
     running = asyncio.create_task(worker.run())
@@ -81,14 +89,45 @@ async def test_the_worker_lets_go_and_the_adopter_ends_the_job(store: Store, kin
         assert [type_ for type_ in await types_of(store, job) if type_ != "log"] == ["queued", "started", "succeeded"]
 
 
-async def test_a_hand_over_that_fails_is_a_failed_attempt(store: Store) -> None:
-    """The function raised after it had the token, and nobody had adopted it."""
-    job = (await submit(store, nobody_takes_it.document)).id
+async def ended(store: Store, job: str) -> JobRecord:
+    """A job's record at its end."""
 
     async def ended() -> JobRecord | None:
         record = await store.job(job)
         return record if record.terminal else None
 
     record: JobRecord = await wait_until(ended)
+    return record
+
+
+async def test_an_attempt_that_is_to_stop_hands_nothing_over(store: Store) -> None:
+    """The cancel came before the token was made, so nobody gets one, and the worker ends the job."""
+    job = (await submit(store, not_wanted_any_more.document)).id
+    TOKENS.clear()
+
+    assert (await ended(store, job)).state is State.CANCELLED
+
+    assert TOKENS == []
+    assert (await types_of(store, job))[-2:] == ["cancel_requested", "cancelled"]
+
+
+async def test_a_job_that_is_cancelled_on_its_way_ends_at_once(store: Store) -> None:
+    """Its worker has let go and nobody has come for it yet."""
+    job = (await submit(store, passed_on.document)).id
+    TOKENS.clear()
+    await wait_until(lambda: TOKENS)
+
+    await store.cancel(job, "me", "changed my mind")
+
+    assert (await types_of(store, job))[-1] == "cancelled"
+    with pytest.raises(LeaseLost, match="has ended"):
+        await store.adopt(read_token(TOKENS[0]).lease, "elsewhere")
+
+
+async def test_a_hand_over_that_fails_is_a_failed_attempt(store: Store) -> None:
+    """The function raised after it had the token, and nobody had adopted it."""
+    job = (await submit(store, nobody_takes_it.document)).id
+
+    record = await ended(store, job)
 
     assert record.end_data()["problem"]["cause"] == "processor_error"

@@ -24,6 +24,7 @@ _QUEUE: Final = "tests/integration/test_store_queue.py::"
 _STEPS: Final = "tests/integration/test_steps_faults.py::"
 _HUB: Final = "tests/integration/test_hub.py::"
 _LEAVING: Final = "tests/integration/test_on_disconnect.py::"
+_HANDOVER: Final = "tests/integration/test_store_handover.py::"
 
 _PUBLISH_FIRST: Final = """\
         head = await self._client.hget(self._keys.record(lease.job), "last")
@@ -271,8 +272,29 @@ MUTANTS: Final = (
     Mutant(
         "cancel what has ended",
         "store/lua/cancel.lua",
-        "if TERMINAL[state] or (state == 'running' and record[3]) then",
-        "if state == 'running' and record[3] then",
+        "if TERMINAL[state] then",
+        "if false then",
         (_FENCES + "test_a_cancel_after_the_end_changes_nothing",),
+    ),
+    Mutant(
+        "let a cancel wait for an adoption",
+        "store/lua/cancel.lua",
+        "local freed = record[4] and 'freed'",
+        "local freed = false",
+        (_HANDOVER + "test_a_job_cancelled_on_its_way_ends_at_once_and_frees_its_place",),
+    ),
+    Mutant(
+        "hand over what is to stop",
+        "store/lua/renew.lua",
+        "if record[4] then",
+        "if false then",
+        (_HANDOVER + "test_an_attempt_that_is_to_stop_is_not_handed_over",),
+    ),
+    Mutant(
+        "end a job under whoever uses its token",
+        "store/lua/renew.lua",
+        "redis.call('HDEL', KEYS[1], 'handed')",
+        "",
+        (_HANDOVER + "test_whoever_uses_the_token_has_the_job_in_hand_and_is_told_of_a_cancel",),
     ),
 )

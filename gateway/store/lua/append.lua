@@ -5,7 +5,7 @@
 -- Returns: ok, first number, last number, time, canceller | lost | gap
 local job, attempt, nonce, batch = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local record = redis.call('HMGET', KEYS[1], 'attempt', 'state', 'nonce', 'batch', 'answer', 'answer_nonce', 'cancel_by',
-  'word')
+  'word', 'handed')
 if record[1] ~= attempt then
   return { 'lost' }
 end
@@ -43,6 +43,9 @@ local answer = { 'ok', int(first), int(last), int(time), record[7] or '' }
 redis.call('HSET', KEYS[1], 'batch', batch, 'answer', cjson.encode(answer), 'answer_nonce', nonce)
 if word then
   redis.call('HSET', KEYS[1], 'word', word)
+end
+if record[9] then
+  redis.call('HDEL', KEYS[1], 'handed')
 end
 
 -- A fold from the writer: kept for listeners that ask for a snapshot, and what a trim may reach back to.

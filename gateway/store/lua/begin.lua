@@ -32,7 +32,7 @@ redis.call('HSET', KEYS[1], 'state', 'running', 'attempt', attempt, 'nonce', non
   'lease_until', int(now + tonumber(ARGV[4])), 'seen', int(now), 'not_before', '0',
   'run_deadline', int(now + tonumber(record[6]) + tonumber(ARGV[5])))
 redis.call('HSETNX', KEYS[1], 'started', int(now))
-redis.call('HDEL', KEYS[1], 'progress', 'waits')
+redis.call('HDEL', KEYS[1], 'progress', 'waits', 'handed')
 -- Before `started`: listeners know then whose silence they count.
 redis.call('SPUBLISH', KEYS[7], 'seen ' .. int(now) .. ' ' .. worker)
 write(job, attempt, { { 'started', ARGV[6], '' } })
