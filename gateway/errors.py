@@ -4,6 +4,7 @@
     ├── RequestError            the request can't be served as it is (4xx)
     │   ├── BadRequest          400 bad_request · bad_cursor · bad_json · bad_frame
     │   ├── Unauthorized        401    Forbidden 403
+    │   │   ├── WriteTokenNeeded 401   ProbeTokenNeeded 401
     │   ├── NotFound            404    MethodNotAllowed 405    NotAcceptable 406
     │   ├── Timeout             408
     │   ├── Conflict            409 not_finished · still_open · resubmitted_stream
@@ -85,6 +86,20 @@ class Unauthorized(RequestError):
     status = 401
     default_code = "unauthorized"
     title = "An API key is needed"
+
+
+class WriteTokenNeeded(Unauthorized):
+    """401 at the door for workers elsewhere: an API key opens nothing there, an attempt's token does."""
+
+    default_code = "write_token"
+    title = "The attempt's write token is needed"
+
+
+class ProbeTokenNeeded(Unauthorized):
+    """401 at the probe's routes, which the operator's token opens."""
+
+    default_code = "probe_token"
+    title = "The token of the probes is needed"
 
 
 class Forbidden(RequestError):
@@ -282,6 +297,8 @@ _BY_CODE: Final[Mapping[str, type[OutlastError]]] = {
     KeyReused.default_code: KeyReused,
     JobFailed.default_code: JobFailed,
     "job_cancelled": JobFailed,
+    WriteTokenNeeded.default_code: WriteTokenNeeded,
+    ProbeTokenNeeded.default_code: ProbeTokenNeeded,
     OutlastError.default_code: OutlastError,
 }
 _OWN_MEMBERS: Final = frozenset({"type", "title", "status", "code", "detail", "instance", "errors"})

@@ -118,7 +118,7 @@ class Probes:
             return result, "ready"
         if result.status is None:
             return result, "unreachable"
-        return result, "refused" if result.status == 401 and _json(result).get("code") == "unauthorized" else "off"
+        return result, "refused" if result.status == 401 and _json(result).get("code") == "probe_token" else "off"
 
     # --- streams ----------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 from aiohttp import WSMsgType, hdrs, web
 from pydantic_core import to_json
 
-from gateway.errors import BadRequest, NotFound, TooLarge, Unauthorized
+from gateway.errors import BadRequest, NotFound, ProbeTokenNeeded, TooLarge
 from gateway.handlers.context import SETTINGS
 from gateway.handlers.routes import Handler, Route
 from gateway.handlers.streams import STREAM_HEADERS
@@ -91,7 +91,7 @@ def _guarded(handler: Handler) -> Handler:
             raise NotFound(f"There is nothing at {request.path[:200]}; see /docs for the routes.")
         given = request.headers.get(TOKEN_HEADER, "")
         if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), token.encode()):
-            raise Unauthorized(f"Send the gateway's OUTLAST_PROBE_TOKEN in the header {TOKEN_HEADER}.")
+            raise ProbeTokenNeeded(f"Send the gateway's OUTLAST_PROBE_TOKEN in the header {TOKEN_HEADER}.")
         with request.app[PROBES].places.place("probe"):
             return await handler(request)
 

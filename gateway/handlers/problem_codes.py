@@ -57,6 +57,16 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "WebSocket", "The socket hears this job already.", "Unsubscribe first, or go on listening."
     ),
     "unauthorized": Meaning("401", "No API key, or one that is not known.", "Send `Authorization: Bearer ...`."),
+    "write_token": Meaning(
+        "401",
+        "No write token, or one that is made up or too old; an API key opens nothing at this door.",
+        "Send the token that `ctx.hand_over` gave, or an adoption answered: `Authorization: Bearer w1~...`.",
+    ),
+    "probe_token": Meaning(
+        "401",
+        "A route of the probes was called without the token that opens them.",
+        "Give `outlast doctor` the gateway's OUTLAST_PROBE_TOKEN.",
+    ),
     "forbidden": Meaning(
         "403", "The credentials are good, but not for this.", "Use an API key instead of a watch token."
     ),

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from pydantic_core import from_json
 
 from gateway.documents import JobDocument
-from gateway.errors import BadRequest, Conflict, EventsLost, LeaseLost, NotFound, TooLarge, Unauthorized
+from gateway.errors import BadRequest, Conflict, EventsLost, LeaseLost, NotFound, TooLarge, WriteTokenNeeded
 from gateway.event_text import encode_event_tail
 from gateway.handlers.context import BLOBS, SETTINGS, STORE
 from gateway.handlers.documents import job_document
@@ -121,7 +121,7 @@ async def _lease(request: web.Request) -> Lease:
     """The lease in the request's token, which must be of the job in its path."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer":
-        raise Unauthorized("Send the attempt's write token: `Authorization: Bearer w1~...`.")
+        raise WriteTokenNeeded("Send the attempt's write token: `Authorization: Bearer w1~...`.")
     said = await request.app[STORE].check_write_token(token.strip())
     if said.lease.job != request.match_info["job"]:
         raise NotFound("The write token is another job's.", code="job_not_found")

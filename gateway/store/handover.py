@@ -46,7 +46,7 @@ class Handover(Jobs):
         return encode_token(await self.secret(), lease, int(time.time() + self.job_deadline_seconds))
 
     async def check_write_token(self, token: str) -> WriteToken:
-        """What a token says. Raises `Unauthorized` for one that is made up or too old."""
+        """What a token says. Raises `WriteTokenNeeded` for one that is made up or too old."""
         return check_token(await self.secret(), token, time.time())
 
     async def adopt(self, lease: Lease, worker: str) -> tuple[Begun, str]:

@@ -15,7 +15,7 @@ import hmac
 import re
 from typing import Final, NamedTuple
 
-from gateway.errors import Unauthorized
+from gateway.errors import WriteTokenNeeded
 from gateway.protocol import JOB_PATTERN, KIND_PATTERN
 from gateway.store.records import Lease
 
@@ -41,25 +41,25 @@ def encode_token(secret: bytes, lease: Lease, expires: int) -> str:
 def read_token(token: str) -> WriteToken:
     """What a token says, whoever signed it: whoever holds Redis itself needs no signature.
 
-    Raises `Unauthorized` for what is no token.
+    Raises `WriteTokenNeeded` for what is no token.
     """
     return _parse(token)[0]
 
 
 def check_token(secret: bytes, token: str, now: float) -> WriteToken:
-    """What a token says. Raises `Unauthorized` for one that is made up or too old."""
+    """What a token says. Raises `WriteTokenNeeded` for one that is made up or too old."""
     said, signed, signature = _parse(token)
     if not hmac.compare_digest(_sign(secret, signed), signature):
-        raise Unauthorized("The write token's signature is wrong; use the token as the processor was given it.")
+        raise WriteTokenNeeded("The write token's signature is wrong; use the token as the processor was given it.")
     if now >= said.expires:
-        raise Unauthorized("The write token is too old: the attempt that it was made for is over.")
+        raise WriteTokenNeeded("The write token is too old: the attempt that it was made for is over.")
     return said
 
 
 def _parse(token: str) -> tuple[WriteToken, str, str]:
     match = _TOKEN.fullmatch(token)
     if match is None:
-        raise Unauthorized("That is no write token; a processor gets one from `ctx.hand_over` and passes it on.")
+        raise WriteTokenNeeded("That is no write token; a processor gets one from `ctx.hand_over` and passes it on.")
     job, kind, attempt, nonce, expires, signature = match.groups()
     return WriteToken(Lease(job, kind, int(attempt), nonce), int(expires)), token.rpartition("~")[0], signature
 

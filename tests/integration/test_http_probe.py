@@ -45,7 +45,7 @@ async def test_only_the_token_opens_them(gateway: Gateway, path: str) -> None:
     for given in (None, "", TOKEN[:-1], TOKEN + "p", KEYS["me"], "é"):
         headers = {"Authorization": f"Bearer {KEYS['me']}"} | ({} if given is None else {"X-Outlast-Probe": given})
         answer = await gateway.get(path, headers=headers)
-        assert (answer.status, answer.json()["code"]) == (401, "unauthorized")
+        assert (answer.status, answer.json()["code"]) == (401, "probe_token")
 
 
 def test_the_probes_are_no_part_of_the_api() -> None:

@@ -209,5 +209,7 @@ async def test_a_token_is_good_for_its_own_job_only(gateway: Gateway) -> None:
     one.job, other.token = other.job, "k" * 24
 
     assert (await one.adopt()).status == 404
-    assert (await other.adopt()).status == 401
-    assert (await gateway.post(f"/v1/worker/jobs/{one.job}/events")).status == 401
+    for refused in (await other.adopt(), await gateway.post(f"/v1/worker/jobs/{one.job}/events")):
+        problem = refused.json()
+        assert (refused.status, problem["code"]) == (401, "write_token")
+        assert problem["title"] == "The attempt's write token is needed"

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from gateway.documents import KindDocument
-from gateway.errors import LeaseLost, Unauthorized
+from gateway.errors import LeaseLost, WriteTokenNeeded
 from gateway.protocol import START, State
 from gateway.store import Lease, Store, read_token
 from gateway.store.write_token import check_token, encode_token
@@ -164,5 +164,5 @@ async def test_a_token_that_is_made_up_or_too_old_is_refused(store: Store) -> No
         (good + "\n", 0),
         ("", 0),
     ]:
-        with pytest.raises(Unauthorized):
+        with pytest.raises(WriteTokenNeeded):
             check_token(secret, text, now)
