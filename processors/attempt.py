@@ -106,7 +106,6 @@ class Attempt:
         self._record = record
         self._place = place
         self._writer = Writer(place.store, lease, record, self._on_cancel_requested)
-        self._steps = Steps(place.store, place.blobs, lease, record, self._writer, aside=self)
         self._context = context_type(
             record,
             self._writer,
@@ -114,8 +113,11 @@ class Attempt:
             blobs=place.blobs,
             max_inline_bytes=place.max_inline_bytes,
             hand_over=self._hand_over,
-            steps=self._steps,
         )
+        self._steps = Steps(
+            self._context, self._writer, place.store, place.blobs, lease=lease, record=record, aside=self
+        )
+        self._context.steps = self._steps
         self._stop: Stop | None = None
         self._stopping = asyncio.Event()
         self._cancel: dict[str, Any] = {}

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import threading
-from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 from pydantic_core import to_json
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from gateway.blobs import Blobs
     from gateway.store import Store
     from gateway.store.records import JobRecord, StoredFile
-    from processors.steps import Steps
     from processors.writer import Writer
 
 T = TypeVar("T")
@@ -38,6 +37,16 @@ _ENVELOPE_BYTES: Final = 1024
 MAX_LOG_CHARACTERS: Final = 16_384
 # Reports that needn't wait let other attempts run at least so often, also from a function that awaits nothing else.
 _TURN_SECONDS: Final = 0.005
+
+
+class Stepping(Protocol):
+    """What has a job's steps done; see `processors.steps`, which knows the context and not the other way round."""
+
+    def plan(self, weights: Mapping[str, float]) -> None: ...
+
+    async def run(self, kind: str, input_: Any, *, step: str, part: str, files: bool) -> Any: ...
+
+    async def run_all(self, kind: str, inputs: Sequence[Any], *, step: str, limit: int, files: bool) -> list[Any]: ...
 
 
 class Context:
@@ -56,7 +65,6 @@ class Context:
         blobs: Blobs,
         max_inline_bytes: int,
         hand_over: Callable[[float], Awaitable[str]],
-        steps: Steps | None = None,
     ) -> None:
         self.job_id = record.id
         self.kind = record.kind
@@ -69,7 +77,6 @@ class Context:
         self.files = tuple(InputFile(file, blobs, self.workspace) for file in record.files)
         self._writer = writer
         self._hand_over = hand_over
-        self._steps = steps
         self._store = store
         self._blobs = blobs
         self._inline_bytes = min(max_inline_bytes, MAX_EVENT_BYTES - _ENVELOPE_BYTES)
@@ -79,6 +86,8 @@ class Context:
         self._waiting_threads: set[asyncio.Task[Any]] = set()
         self.on_stop: Callable[[], object] | None = None
         """Called when the attempt is to stop. The runtime's to set, not the processor's."""
+        self.steps: Stepping | None = None
+        """What has this job's steps done. The runtime's to set, not the processor's."""
         self._current: float | None = None
         self._loop = asyncio.get_running_loop()
         self._turn_ends = 0.0
@@ -235,7 +244,7 @@ class Context:
                 the step's own code, and names the step.
         """
         name = step or kind
-        return await self._stepping().run(self, kind, input, step=name, part=name, files=files)
+        return await self._stepping().run(kind, input, step=name, part=name, files=files)
 
     async def run_all(
         self, kind: str, inputs: Sequence[Any], *, step: str | None = None, limit: int = 8, files: bool = False
@@ -245,7 +254,7 @@ class Context:
         They are named `step.0`, `step.1`, ...; one that fails ends the others. See `run`.
         """
         steps = self._stepping()
-        return await steps.run_all(self, kind, list(inputs), step=step or kind, limit=limit, files=files)
+        return await steps.run_all(kind, list(inputs), step=step or kind, limit=limit, files=files)
 
     async def run_for_thread(self, several: bool, *args: Any, **kwargs: Any) -> Any:
         """`run` or `run_all` for code that no cancel reaches: broken off when the attempt is to stop."""
@@ -262,10 +271,10 @@ class Context:
         """Say which steps there are and what part of the work each is, so that one progress bar tells of all."""
         self._stepping().plan(weights)
 
-    def _stepping(self) -> Steps:
-        if self._steps is None:
+    def _stepping(self) -> Stepping:
+        if self.steps is None:
             raise RuntimeError("this context has no steps: they belong to an attempt that a worker runs")
-        return self._steps
+        return self.steps
 
     async def hand_over(self, seconds: float = 300) -> str:
         """Let another process finish this attempt, and return the write token that it needs: pass it on and return.

@@ -1,4 +1,4 @@
-"""Steps: jobs that a processor has done for its own job, whose events it relays, and which no retry pays for twice.
+"""Steps: jobs that a processor has done for its own job, and which no retry pays for twice.
 
 A step is a job of its own, a child, with its own attempts. Its id follows from the first job of the chain of retries,
 the step's name and its input, so that a later attempt, or a later job that does a failed one again, finds what was
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from pydantic_core import from_json, to_json, to_jsonable_python
 
 from gateway.errors import Gone, LeaseLost, NotFound, TooMany, Unavailable
-from gateway.event_text import decode_event, encode_event_tail
-from gateway.protocol import START, Cursor, Event, EventType, State
+from gateway.event_text import decode_event
+from gateway.protocol import START, Cursor, State
 from gateway.requests import MAX_RETENTION_SECONDS, JobOptions
 from gateway.store import MAX_CHILDREN, JobRecord, Lease, NewJob, Store
 from processors.backoff import Backoff
 from processors.errors import ProcessorError, Rejected, StepFailed
+from processors.relay import Relay
 from processors.text import check_step_name
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ _LOOK_AGAIN_SECONDS: Final = 5.0
 _CANCEL_WAIT_SECONDS: Final = 4.0
 # What an attempt that ends spends on being in hand again: its ending waits for that, and Redis may be away.
 _GO_ON_SECONDS: Final = 1.0
-_MAX_NAME: Final = 64
-_DIGEST_CHARACTERS: Final = 12
 T = TypeVar("T")
 
 
@@ -61,13 +60,22 @@ class Steps:
     """The steps of one attempt. All of it belongs to the event loop."""
 
     def __init__(
-        self, store: Store, blobs: Blobs, lease: Lease, record: JobRecord, writer: Writer, *, aside: Aside
+        self,
+        context: Context,
+        writer: Writer,
+        store: Store,
+        blobs: Blobs,
+        *,
+        lease: Lease,
+        record: JobRecord,
+        aside: Aside,
     ) -> None:
+        self._context = context
+        self._writer = writer
         self._store = store
         self._blobs = blobs
         self._lease = lease
         self._record = record
-        self._writer = writer
         self._aside = aside
         self._children = set(record.children)
         self._under_way = 0
@@ -83,24 +91,20 @@ class Steps:
             raise ValueError("a plan names steps, each with a weight above 0")
         self._weights = dict(weights)
 
-    async def run(
-        self, context: Context, kind: str, input_: Any, *, step: str, part: str, files: bool, share: float = 1.0
-    ) -> Any:
+    async def run(self, kind: str, input_: Any, *, step: str, part: str, files: bool, share: float = 1.0) -> Any:
         """Have a step done and return its result. `part` names it in the plan, `share` is its share of that part."""
         check_step_name(step)
-        new = await self._new_job(context, kind, input_, step, files=files)
-        record = await self._do(context, new, step, part, share)
+        new = await self._new_job(kind, input_, step, files=files)
+        record = await self._do(new, step, part, share)
         if record.state is not State.SUCCEEDED:
             raise _failure(step, record)
-        self._advance(context, part, step, 1.0, share)
+        self._advance(part, step, 1.0, share=share)
         end = record.end_data()
         # What a step's result lacks, its parent's lacks as well; who knows better says so afterwards.
-        context.partial = context.partial or bool(end.get("partial"))
+        self._context.partial = self._context.partial or bool(end.get("partial"))
         return end.get("result") if record.result_blob is None else from_json(await self._blobs.get(record.result_blob))
 
-    async def run_all(
-        self, context: Context, kind: str, inputs: Sequence[Any], *, step: str, limit: int, files: bool
-    ) -> list[Any]:
+    async def run_all(self, kind: str, inputs: Sequence[Any], *, step: str, limit: int, files: bool) -> list[Any]:
         """The same step for each input, some at once; results in the inputs' order. One that fails ends the others."""
         if limit < 1:
             raise ValueError(f"limit is {limit}; it is at least 1")
@@ -109,14 +113,12 @@ class Steps:
             raise _too_many(step)
         room = asyncio.Semaphore(limit)
         if not inputs:
-            self._advance(context, step, step, 1.0, 1.0)
+            self._advance(step, step, 1.0, share=1.0)
 
         async def one(number: int, input_: Any) -> Any:
             async with room:
                 share = 1 / len(inputs)
-                return await self.run(
-                    context, kind, input_, step=f"{step}.{number}", part=step, files=files, share=share
-                )
+                return await self.run(kind, input_, step=f"{step}.{number}", part=step, files=files, share=share)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -133,13 +135,9 @@ class Steps:
                 task.cancel()
             await asyncio.wait(self._tasks, timeout=_CANCEL_WAIT_SECONDS + 1)
 
-    def output_url(self, index: str) -> str:
-        """Where a client finds an output of this job."""
-        return f"/v1/jobs/{self._record.id}/outputs/{index}"
-
     # --- the child ----------------------------------------------------------------------------------------------
 
-    async def _new_job(self, context: Context, kind: str, input_: Any, step: str, *, files: bool) -> NewJob:
+    async def _new_job(self, kind: str, input_: Any, step: str, *, files: bool) -> NewJob:
         """The job that does a step. Raises `Rejected` where there can be none."""
         plain = to_jsonable_python(input_ if input_ is not None else {})
         if not isinstance(plain, dict):
@@ -150,7 +148,7 @@ class Steps:
         if document is None:
             detail = f"The step {step} needs the kind {kind}, which no worker has offered; start one."
             raise Rejected(detail, "unknown_kind", step=step)
-        taken = tuple(file.stored for file in context.files) if files else ()
+        taken = tuple(file.stored for file in self._context.files) if files else ()
         asked = to_json([kind, plain, [(file.name, file.content_type, file.size) for file in taken]])
         root = self._record.root or self._record.id
         # For as long as its parent may be open; the parent's last look makes its own time of it.
@@ -159,13 +157,14 @@ class Steps:
         owner, parent = self._record.owner, self._record.id
         return NewJob(document, owner, plain, options, fingerprint, taken, parent=parent, root=root)
 
-    async def _do(self, context: Context, new: NewJob, step: str, part: str, share: float) -> JobRecord:
+    async def _do(self, new: NewJob, step: str, part: str, share: float) -> JobRecord:
         """Have a step's job done, and return its record at its end."""
         turn = 0
         while True:
             child, there, turn = await self._find(new, step, turn)
             # What it says is told once in an attempt, however often the step is asked for.
-            relay = None if child in self._told else _Relay(self, context, step, part, share)
+            advance = partial(self._advance, part, step, share=share)
+            relay = None if child in self._told else Relay(self._context, self._writer, step, advance)
             self._told.add(child)
             try:
                 async with self._waited_for(child, None if there else new):
@@ -250,7 +249,7 @@ class Steps:
 
     # --- what the client sees -----------------------------------------------------------------------------------
 
-    async def _follow(self, child: str, relay: _Relay | None) -> JobRecord:
+    async def _follow(self, child: str, relay: Relay | None) -> JobRecord:
         """Relay a child's events until its end; returns its record."""
         ear = _Ear()
         cursor: Cursor = START
@@ -283,7 +282,7 @@ class Steps:
         finally:
             self._store.feed.unfollow(child, ear)
 
-    async def _relay_fold(self, child: str, relay: _Relay) -> Cursor | None:
+    async def _relay_fold(self, child: str, relay: Relay) -> Cursor | None:
         """Relay what the trimmed part of a child's log amounts to; returns where its log goes on."""
         stored = await _patiently(lambda: self._store.fold(child))
         if stored is None:
@@ -295,7 +294,7 @@ class Steps:
             await relay.event(decode_event(output))
         return cursor
 
-    def _advance(self, context: Context, part: str, step: str, fraction: float, share: float, **said: Any) -> None:
+    def _advance(self, part: str, step: str, fraction: float, *, share: float, **said: Any) -> None:
         """Note how far a step is, and report how far they all are."""
         done = self._parts.setdefault(part, {})
         done[step] = max(done.get(step, 0.0), fraction * share)
@@ -307,8 +306,7 @@ class Steps:
         if self._weights:
             current, total = 100 * current / sum(self._weights.values()), 100.0
         unit = "steps" if total is None else "%"
-        data = context._progress(round(current, 3), total, unit=unit, stage=part, **said)
-        self._writer.progress(data)
+        self._writer.progress(self._context._progress(round(current, 3), total, unit=unit, stage=part, **said))
 
 
 class _Ear:
@@ -322,67 +320,6 @@ class _Ear:
 
     def on_gap(self) -> None:
         self.heard.set()
-
-
-class _Relay:
-    """Turns a child's events into its parent's, under the step's name."""
-
-    def __init__(self, steps: Steps, context: Context, step: str, part: str, share: float) -> None:
-        self._steps = steps
-        self._context = context
-        self._step = step
-        self._part = part
-        self._share = share
-        self._telling = ""
-        self._told = False
-
-    async def event(self, event: Event) -> None:
-        """Pass one event on."""
-        data = event.data
-        match event.type:
-            case EventType.PROGRESS:
-                total, current = data.get("total"), data.get("current") or 0
-                fraction = min(1.0, current / total) if total else 0.0
-                self._steps._advance(
-                    self._context, self._part, self._step, fraction, self._share, message=data.get("message")
-                )
-            case EventType.DELTA:
-                await self.text(str(data.get("channel", "text")), str(data.get("text", "")))
-            case EventType.OUTPUT:
-                await self._output(data)
-            case EventType.LOG:
-                await self._context.log(f"{self._step}: {data.get('message', '')}", data.get("level", "info"))
-            case EventType.RETRYING:
-                detail = (data.get("problem") or {}).get("detail", "")
-                await self._context.log(f"{self._step} is tried again: {detail}", "warning")
-            case EventType.STARTED:
-                if self._told and event.attempt is not None:
-                    # A new attempt at the step tells its text anew; behind what is there it would make no sense.
-                    self._telling = f".{event.attempt}"
-                self._steps._advance(self._context, self._part, self._step, 0.0, self._share)
-            case type_ if "." in type_:
-                await self._context.event(type_, data | {"step": self._step})
-
-    async def text(self, channel: str, text: str) -> None:
-        """Pass text on."""
-        self._told = True
-        await self._context.delta(text, _within(f"{self._step}.{channel}{self._telling}"))
-
-    async def _output(self, data: dict[str, Any]) -> None:
-        index = _within(f"{self._step}.{data.get('index')}")
-        relayed = data | {"index": index, "step": self._step}
-        if "url" in data:
-            # The bytes are not copied: they stay the child's, which is kept as long.
-            relayed |= {"url": self._steps.output_url(index), "source": data.get("source", data["url"])}
-        await self._steps._writer.put(EventType.OUTPUT, encode_event_tail(EventType.OUTPUT, relayed), relayed, index)
-
-
-def _within(name: str) -> str:
-    """A name as short as an index or a channel must be; two that are cut stay two."""
-    if len(name) <= _MAX_NAME:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:_DIGEST_CHARACTERS]
-    return f"{name[: _MAX_NAME - len(digest) - 1]}-{digest}"
 
 
 def _too_many(step: str) -> Rejected:
