@@ -20,6 +20,7 @@ class Job:
         self._url = url
         self._token = token
         self._batch = 0
+        self._has_outputs = False
         self._over = threading.Event()
         self.stopped = threading.Event()
         """Somebody wants the job to end, or it is not ours any more."""
@@ -31,12 +32,19 @@ class Job:
         threading.Thread(target=self._renew, args=(adopted["lease_seconds"] / 3,), daemon=True).start()
         return adopted["input"]
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Say so if the work broke: the job ends now, and not when the lease is over. An `OSError` is the way there."""
+        if isinstance(error, Exception) and not isinstance(error, OSError):
+            # Its client reads the detail; what the error says is for our own log. Where another try may fare better,
+            # report "retrying" with "delay_seconds" instead.
+            problem = {"code": "translation_failed", "detail": "The text can't be translated beyond this line."}
+            self.report("failed", problem=problem, partial=self._has_outputs)
         self._over.set()
 
     def report(self, type_: str, **data: Any) -> None:
         """Tell one event; sent again under the same number until it has been heard."""
         self._batch += 1
+        self._has_outputs |= type_ == "output"
         self._post("events", {"batch": self._batch, "events": [{"type": type_, "data": data}]})
 
     def _renew(self, every_seconds: float) -> None:
@@ -55,7 +63,9 @@ class Job:
                 with urllib.request.urlopen(request, timeout=20) as response:
                     answer = json.load(response)
             except urllib.error.HTTPError as error:
-                error.close()
+                with error:
+                    if error.code in {413, 422}:
+                        raise ValueError(f"a wrong report: {error.read().decode()}") from None
                 if error.code < 500:
                     raise
             except OSError:
@@ -68,8 +78,15 @@ class Job:
         raise ConnectionError(f"{self._url} can't be reached")
 
 
-def work(url: str, token: str) -> None:
+def translate(line: str) -> str:
     """The slow part: a line takes a while."""
+    if not line.strip():
+        raise ValueError("there is nothing to translate in an empty line")
+    return line[::-1]
+
+
+def work(url: str, token: str) -> None:
+    """Do an order."""
     job = Job(url, token)
     try:
         with job as wanted:
@@ -78,7 +95,7 @@ def work(url: str, token: str) -> None:
                 if job.stopped.wait(0.3):
                     job.report("cancelled", reason="as asked")
                     return
-                job.report("output", index=str(number), content_type="text/plain", value=line[::-1])
+                job.report("output", index=str(number), content_type="text/plain", value=translate(line))
                 job.report("progress", current=number, total=len(lines), unit="lines")
             job.report("succeeded", result={"lines": len(lines)})
     except urllib.error.HTTPError as error:

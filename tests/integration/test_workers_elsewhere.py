@@ -215,6 +215,20 @@ async def test_a_service_elsewhere_does_the_job_and_reports_back(
     assert [type_ for type_, _ in log].count("progress") == 2
 
 
+async def test_a_service_that_breaks_says_so_at_once(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job fails with the service's own code and keeps what there is; nobody waits for the lease's end."""
+    port = free_port()
+    monkeypatch.setenv("SERVICE_URL", f"http://127.0.0.1:{port}")
+    async with service_at(port), worker_for(gateway):
+        job = (await submit(gateway.store, KINDS["translate"].document, input_={"text": "one\n\ntwo"})).id
+
+        record = await ended(gateway.store, job)
+
+    assert (record.state, record.attempt) == (State.FAILED, 1)
+    assert (record.end_data()["problem"]["code"], record.end_data()["partial"]) == ("translation_failed", True)
+    assert (await types_of(gateway.store, job)).count("output") == 1
+
+
 async def test_a_killed_services_job_is_done_by_the_next_one(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed half-way, and away for a while: the calls in between are failed attempts, none of them the last."""
     port = free_port()
