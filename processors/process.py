@@ -18,6 +18,7 @@ import socket
 import sys
 from collections import defaultdict
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, Final
 
 from processors.channel import Channel
@@ -33,6 +34,8 @@ _START_SECONDS: Final = 600.0
 _LAST_WORDS_SECONDS: Final = 0.5
 # A child whose channel is closed has ended, but for the asking, or won't.
 _DEATH_SECONDS: Final = 1.0
+# Where Linux counts the processes that it has ended for want of memory, the machine's or a container's.
+_COUNTS: Final = Path("/proc/vmstat")
 # After these nothing is known of the state that it is in.
 _ENDS_THE_CHILD: Final = frozenset({"process_died", "out_of_memory"})
 
@@ -116,6 +119,7 @@ class _Child:
         self._answers: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
         self._group_ended = False
+        self._ended_before = 0
         self._burying = asyncio.create_task(self._bury(), name=f"child {process.pid} of {processor.kind}")
 
     @classmethod
@@ -154,6 +158,7 @@ class _Child:
         about = {name: getattr(context, name) for name in ("job_id", "kind", "attempt", "tags", "partial")}
         files = [(file.name, file.content_type, file.size) for file in context.files]
         context.on_stop = self._tell_to_stop
+        self._ended_before = _ended_for_memory()
         try:
             await self._send("run", about | {"files": files}, arguments)
             if context.cancelled:
@@ -239,8 +244,9 @@ class _Child:
         code = self._process.returncode
         if code is None:
             return ProcessorError("process_died", "The process that did the work let go of its worker.")
-        if code == -signal.SIGKILL and self._processor.memory_bytes:
-            return self._out_of_memory()
+        if code == -signal.SIGKILL and _ended_for_memory() > self._ended_before:
+            detail = "The system ended the process that did the work, since it had no memory left to give."
+            return ProcessorError("out_of_memory", detail)
         how = f"by signal {_name(-code)}" if code < 0 else f"with exit code {code}"
         return ProcessorError("process_died", f"The process that did the work ended {how}.")
 
@@ -275,6 +281,14 @@ class _Child:
             os.killpg(self._process.pid, signal.SIGKILL)
         # The number may be another group's by the next time.
         self._group_ended = self._process.returncode is not None
+
+
+def _ended_for_memory() -> int:
+    """How many processes the system has ended so far for want of memory; 0 where it doesn't say."""
+    try:
+        return int(_COUNTS.read_bytes().partition(b"\noom_kill ")[2].split(b"\n", 1)[0])
+    except (OSError, ValueError):
+        return 0
 
 
 def _travelling(error: Exception) -> Exception:

@@ -284,12 +284,12 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
     "process_died": Meaning(
         _RETRYING,
         "The child process that did the work crashed or was killed.",
-        "The worker's log has what it printed; if it is the system's memory, set `memory_bytes` or take fewer at once.",
+        "The worker's log has what it printed.",
     ),
     "out_of_memory": Meaning(
         _RETRYING,
-        "The work needed more memory than its kind allows.",
-        "Send less at once, or raise the processor's `memory_bytes`.",
+        "The work needed more memory than its kind allows, or than the machine or the container has.",
+        "Send less at once, or raise `memory_bytes`; if it is the system's, take fewer at once or give it more.",
     ),
     "batch_stuck": Meaning(
         _RETRYING,

@@ -172,6 +172,25 @@ async def test_memory_has_its_limit(worker: Worker, store: Store, kind: str) -> 
     assert (await end_of(store, await submit(store, kind, how="take", amount=10))).state is State.SUCCEEDED
 
 
+@pytest.mark.parametrize("code", ["process_died", "out_of_memory"])
+async def test_who_killed_a_child_is_told_apart(
+    worker: Worker, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """The system counts whom it ends for want of memory, in any container; the signal is the same as of anybody."""
+    counts = tmp_path / "vmstat"
+    counts.write_text("pgfault 9\noom_kill 3\npgmajfault 7\n")
+    monkeypatch.setattr("processors.process._COUNTS", counts)
+    job = await submit(store, "in_process", how="obey")
+    pid = await output(store, job, "pid")
+
+    counts.write_text(f"pgfault 9\noom_kill {4 if code == 'out_of_memory' else 3}\npgmajfault 7\n")
+    os.kill(pid, signal.SIGKILL)
+
+    problem = (await end_of(store, job)).end_data()["problem"]
+    assert problem["cause"] == code
+    assert ("no memory left" if code == "out_of_memory" else "by signal SIGKILL") in problem["detail"]
+
+
 async def test_a_child_that_was_killed_between_two_jobs_is_nobodys_failure(worker: Worker, store: Store) -> None:
     """The next job gets another one."""
     pid = (await end_of(store, await submit(store, "in_process", how="well"))).end_data()["result"]["pid"]
