@@ -15,7 +15,6 @@ import json
 import os
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any, Final
 
 import httpx
@@ -156,21 +155,17 @@ class OutlastTransport(httpx.BaseTransport):
         """Call a route through the gateway."""
         request.read()
         flow = self._calls.flow(request)
-        given: httpx.Response | None = None
-        while True:
-            with _returned() as returned:
-                step = flow.send(given)
-            if returned:
-                return returned[0]
-            given = None
-            if isinstance(step, httpx.Request):
-                given = self._try(step)
-            else:
-                time.sleep(step)
+        step = _next(flow, None)
+        while not isinstance(step, httpx.Response):
+            step = _next(flow, self._take(step))
+        return step
 
-    def _try(self, request: httpx.Request) -> httpx.Response | None:
+    def _take(self, step: httpx.Request | float) -> httpx.Response | None:
+        if not isinstance(step, httpx.Request):
+            time.sleep(step)
+            return None
         try:
-            answer = self._inner.handle_request(request)
+            answer = self._inner.handle_request(step)
             answer.read()
         except httpx.TransportError:
             return None
@@ -192,21 +187,17 @@ class AsyncOutlastTransport(httpx.AsyncBaseTransport):
         """Call a route through the gateway."""
         await request.aread()
         flow = self._calls.flow(request)
-        given: httpx.Response | None = None
-        while True:
-            with _returned() as returned:
-                step = flow.send(given)
-            if returned:
-                return returned[0]
-            given = None
-            if isinstance(step, httpx.Request):
-                given = await self._try(step)
-            else:
-                await asyncio.sleep(step)
+        step = _next(flow, None)
+        while not isinstance(step, httpx.Response):
+            step = _next(flow, await self._take(step))
+        return step
 
-    async def _try(self, request: httpx.Request) -> httpx.Response | None:
+    async def _take(self, step: httpx.Request | float) -> httpx.Response | None:
+        if not isinstance(step, httpx.Request):
+            await asyncio.sleep(step)
+            return None
         try:
-            answer = await self._inner.handle_async_request(request)
+            answer = await self._inner.handle_async_request(step)
             await answer.aread()
         except httpx.TransportError:
             return None
@@ -217,14 +208,13 @@ class AsyncOutlastTransport(httpx.AsyncBaseTransport):
         await self._inner.aclose()
 
 
-@contextmanager
-def _returned() -> Generator[list[httpx.Response]]:
-    """What a flow returned in this block, if it did."""
-    returned: list[httpx.Response] = []
+def _next(flow: _Flow, given: httpx.Response | None) -> httpx.Request | float | httpx.Response:
+    """What a flow wants next, or what it returns."""
     try:
-        yield returned
+        return flow.send(given)
     except StopIteration as end:
-        returned.append(end.value)
+        answer: httpx.Response = end.value
+        return answer
 
 
 def _document(answer: httpx.Response, request: httpx.Request) -> dict[str, Any]:

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import Any, Final
 
-from gateway.edge.faults import Fault
+from gateway.edge.exchange import Hop
+from gateway.edge.faults import Fault, Faults
 from gateway.edge.message import RequestHead
-
-if TYPE_CHECKING:
-    from gateway.edge.server import Connection, Edge
 
 PREFIX: Final = "/__edge/"
 
 
-def answer(edge: Edge, connection: Connection, head: RequestHead, body: bytes) -> bytes:
-    """The whole response."""
+def answer(hop: Hop, restart: Callable[[], int], head: RequestHead, body: bytes) -> bytes:
+    """The whole response. `restart` cuts all other connections and returns how many."""
     # A page that somebody has open in a browser must not break connections here.
     if head.headers.get("sec-fetch-site") in {"cross-site", "same-site"}:
         return _response(403, {"error": "this is not for pages of other sites"})
     match head.method, head.target.partition("?")[0]:
         case "GET", "/__edge/metrics":
-            return _response(200, {"profile": edge.profile.name, **edge.metrics.document()})
+            return _response(200, {"profile": hop.profile.name, **hop.metrics.document()})
         case "POST", "/__edge/restart":
-            return _response(200, {"cut": edge.restart(spare=connection)})
+            return _response(200, {"cut": restart()})
         case "POST", "/__edge/fault":
-            return _add_fault(edge, body)
+            return _add_fault(hop.faults, body)
         case "DELETE", "/__edge/fault":
-            edge.faults.clear()
+            hop.faults.clear()
             return _response(200, {"faults": "cleared"})
         case _:
             return _response(
@@ -39,10 +38,10 @@ def answer(edge: Edge, connection: Connection, head: RequestHead, body: bytes) -
             )
 
 
-def _add_fault(edge: Edge, body: bytes) -> bytes:
+def _add_fault(faults: Faults, body: bytes) -> bytes:
     try:
         fault = Fault.parse(json.loads(body))
-        edge.faults.add(fault)
+        faults.add(fault)
     except ValueError as error:
         return _response(400, {"error": str(error)})
     return _response(200, {"fault": fault.fault, "times": fault.times})

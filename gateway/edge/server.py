@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, Self
 
 from gateway.edge import admin, pages
@@ -224,8 +225,7 @@ class Connection:
                 return False
             text += body.feed(data)
         self._wire.unread(body.leftover)
-        answer = admin.answer(self._edge, self, head, text)
-        self._wire.write(answer)
+        self._wire.write(admin.answer(self._hop, partial(self._edge.restart, spare=self), head, text))
         return head.keeps_alive and body.complete
 
     async def _refuse(self, status: int) -> None:
