@@ -22,7 +22,8 @@ _BEGIN = """async ([url, init]) => {
   window.progress = [];
   window.stop = () => stop.abort();
   const onProgress = (one) => window.progress.push(one);
-  const onJob = (id) => (window.job = id);
+  // Not `window.job`: until it is set, that is the page's element of this id.
+  const onJob = (id) => (window.jobId = id);
   const called = createFetch(new GatewayClient())(url, { ...init, signal: stop.signal, onProgress, onJob });
   const read = async (response) => {
     const bytes = new Uint8Array(await response.clone().arrayBuffer());
@@ -173,7 +174,7 @@ def test_an_abort_ends_the_waiting_and_the_job_only_if_asked(
     shown.evaluate(_BEGIN, [f"{origin.app.url}/slow", {"cancelJob": cancel_job}])
     wait_for(lambda: origin.app.waiting > 0, 20, "the call")
     # The call may be there before the page has heard of its job.
-    wait_for(lambda: shown.evaluate("window.job"), 20, "the id of the job")
+    wait_for(lambda: shown.evaluate("window.jobId"), 20, "the id of the job")
 
     shown.evaluate("window.stop()")
 
@@ -181,8 +182,8 @@ def test_an_abort_ends_the_waiting_and_the_job_only_if_asked(
     if cancel_job:
         wait_for(lambda: origin.app.cancelled == cancelled + 1, 20, "the end of the upstream call")
     origin.release()
-    ended = "async () => (await (await fetch(`/v1/jobs/${window.job}?wait=20`)).json()).state"
-    assert shown.evaluate(ended) == ("cancelled" if cancel_job else "succeeded")
+    job = shown.evaluate("async () => await (await fetch(`/v1/jobs/${window.jobId}?wait=20`)).json()")
+    assert job.get("state") == ("cancelled" if cancel_job else "succeeded"), job
 
 
 def test_what_may_not_be_called_is_refused_at_once(page: tuple[Page, Line]) -> None:
