@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from gateway.edge import Edge, Profile, load_profile
+from tests.faults import PATIENCE_SECONDS
 
 SCALE = 0.004
 """125 s pass in half a second."""
@@ -204,7 +205,7 @@ class Seen:
         raise AssertionError(f"{part!r} did not come: {so_far!r}")
 
 
-async def see(url: str, request: str | bytes, *, until: bytes | None = None, seconds: float = 10) -> Seen:
+async def see(url: str, request: str | bytes, *, until: bytes | None = None, seconds: float = PATIENCE_SECONDS) -> Seen:
     """Send a request on a connection of its own and watch what comes, until the connection's end or a text.
 
     A text without line ends is a request line; `seconds` are real ones.

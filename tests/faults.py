@@ -10,14 +10,20 @@ import struct
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Final, Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
+# How long a test waits for what must come: so long that on a machine which is busy with all others it does come. What
+# comes too late is another claim, of a test that says so and is marked `alone`.
+PATIENCE_SECONDS: Final = 30.0
 _CHUNK_BYTES = 64 * 1024
 
 
 async def wait_until(
-    predicate: Callable[[], Any | Awaitable[Any]], timeout_seconds: float = 15, *, what: str = "the condition"
+    predicate: Callable[[], Any | Awaitable[Any]],
+    timeout_seconds: float = PATIENCE_SECONDS,
+    *,
+    what: str = "the condition",
 ) -> Any:
     """Wait until the predicate, a plain or an async function, returns something true; returns that.
 

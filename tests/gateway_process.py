@@ -16,7 +16,7 @@ import aiohttp
 
 from gateway.app import run_gateway
 from gateway.config import load_settings
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 
 
 def free_port() -> int:
@@ -48,7 +48,7 @@ class GatewayProcess:
 
     async def exit_code(self) -> int:
         """Wait for its end."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             return await self.process.wait()
 
 
@@ -65,7 +65,9 @@ async def gateway_process(url: str, prefix: str, folder: Path, **settings: Any) 
     reading = asyncio.create_task(gateway.read())
     try:
         async with aiohttp.ClientSession() as session:
-            await wait_until(lambda: gateway.ended or is_ready(session, gateway.url), 50, what="readiness")
+            await wait_until(
+                lambda: gateway.ended or is_ready(session, gateway.url), 2 * PATIENCE_SECONDS, what="readiness"
+            )
         assert not gateway.ended, gateway.said
         yield gateway
     finally:

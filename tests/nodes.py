@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway.store.halt import VARIABLE as HALT
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 # What a child needs is imported before it is forked.
@@ -65,7 +65,7 @@ class Node:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    async def ended(self, timeout_seconds: float = 20) -> int:
+    async def ended(self, timeout_seconds: float = PATIENCE_SECONDS) -> int:
         """Wait for its end; returns the exit code."""
         loop = asyncio.get_running_loop()
         gone = asyncio.Event()
@@ -79,7 +79,7 @@ class Node:
         assert self._process.exitcode is not None
         return self._process.exitcode
 
-    async def halted(self, timeout_seconds: float = 20) -> None:
+    async def halted(self, timeout_seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until it has killed or stopped itself."""
         await wait_until(
             lambda: self.paused or self.exit_code is not None, timeout_seconds, what=f"the halt of {self.name}"

@@ -77,7 +77,7 @@ class PoweredRedis:
         ours.close()
         self._watching = threading.Thread(target=self._watch, name="syncs of a Redis")
         self._watching.start()
-        await wait_until(self._answers, 20, what="an answer of the server")
+        await wait_until(self._answers, what="an answer of the server")
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -45,7 +45,7 @@ class RedisProcess:
             words = [str(file), "--sentinel"]
         with (self._folder / "log").open("ab") as log:
             self._child = await Child.start(str(find_server()), *words, output=log)
-        await wait_until(self._answers, 20, what=f"an answer of the server at {self.port}")
+        await wait_until(self._answers, what=f"an answer of the server at {self.port}")
 
     async def _answers(self) -> bool:
         try:
@@ -131,7 +131,7 @@ class RedisCluster:
         first_node = self.nodes[0]
         for node in self.nodes[1:]:
             await first_node.ask("CLUSTER", "MEET", HOST, node.port, node._options["cluster-port"])
-        await wait_until(self._all_met, 20, what="the cluster")
+        await wait_until(self._all_met, what="the cluster")
         for i, node in enumerate(self.nodes[self._masters :]):
             await node.ask("CLUSTER", "REPLICATE", (await self.nodes[i].ask("CLUSTER", "MYID")).decode())
         await asyncio.gather(*(_until_linked(node) for node in self.nodes[self._masters :]))
@@ -175,7 +175,7 @@ async def _until_linked(replica: RedisProcess) -> None:
     async def linked() -> bool:
         return await replica.info("master_link_status") == "up"
 
-    await wait_until(linked, 20, what=f"the link of the replica at {replica.port}")
+    await wait_until(linked, what=f"the link of the replica at {replica.port}")
 
 
 class SentinelTrio:
@@ -209,7 +209,7 @@ class SentinelTrio:
                 await server.start()
             await _until_linked(self.servers[1])
             await asyncio.gather(*(sentinel.start() for sentinel in self.sentinels))
-            await wait_until(self._all_met, 20, what="the Sentinels")
+            await wait_until(self._all_met, what="the Sentinels")
         except BaseException:
             await self.__aexit__()
             raise

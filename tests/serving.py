@@ -20,6 +20,7 @@ from gateway.config import Settings
 from gateway.documents import KindDocument
 from gateway.metrics import Registry
 from gateway.store import Store
+from tests.faults import PATIENCE_SECONDS
 
 KEY = "k" * 24
 KEYS = {"me": KEY, "other": "o" * 24}
@@ -85,7 +86,7 @@ class Gateway:
         """POST."""
         return await self.ask("POST", path, **options)
 
-    async def raw(self, request: bytes, *, read_seconds: float = 5) -> bytes:
+    async def raw(self, request: bytes, *, read_seconds: float = PATIENCE_SECONDS) -> bytes:
         """Send bytes as they are on a connection of their own; returns all that comes until it is closed."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.server.port)
         try:

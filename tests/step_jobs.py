@@ -14,7 +14,7 @@ from gateway.requests import JobOptions
 from gateway.store import JobRecord, NewJob, Store
 from processors import Processor
 from processors.worker import Worker
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 
 
 @asynccontextmanager
@@ -44,7 +44,7 @@ async def submit(
     return (await store.submit(await store.job_id("me", None), new, keyed=False)).record.id
 
 
-async def end_of(store: Store, job: str, seconds: float = 20) -> JobRecord:
+async def end_of(store: Store, job: str, seconds: float = PATIENCE_SECONDS) -> JobRecord:
     """A job at its end."""
 
     async def ended() -> JobRecord | None:

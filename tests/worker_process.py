@@ -14,6 +14,10 @@ from pathlib import Path
 from gateway.config import load_settings
 from gateway.store import Store
 from processors.worker import run_worker
+from tests.faults import PATIENCE_SECONDS
+
+# Python and its modules take a second of a core; several that start at once on a busy machine take a while.
+_START_SECONDS = 2 * PATIENCE_SECONDS
 
 
 class WorkerProcess:
@@ -35,7 +39,7 @@ class WorkerProcess:
 
     async def exit_code(self) -> int:
         """Wait for its end."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             return await self._process.wait()
 
 
@@ -67,7 +71,7 @@ async def worker_process(
         )
     worker = WorkerProcess(process, log)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(_START_SECONDS):
             # Not by their number: killed ones are still counted for a while.
             while not await _names(store) - before:
                 assert process.returncode is None, worker.said

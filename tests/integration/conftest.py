@@ -28,7 +28,7 @@ async def _nothing_left_behind(request: pytest.FixtureRequest) -> AsyncIterator[
     url, prefix = (request.getfixturevalue(server), request.getfixturevalue("prefix")) if watched else ("", "")
     yield
     try:
-        await wait_until(lambda: not _other_tasks(), 5, what="the end of all tasks")
+        await wait_until(lambda: not _other_tasks(), 10, what="the end of all tasks")
     except AssertionError:
         pytest.fail(f"tasks are left over: {sorted(task.get_name() for task in _other_tasks())}")
     if watched and (kept := _keys_kept_for_ever(url, prefix)):

@@ -125,7 +125,7 @@ async def claimed(store: Store, kind: str = "echo") -> Lease:
         jobs, _ = await store.jobs("me", kind=kind, limit=1)
         return await begin(store, kind) if jobs and not jobs[0].attempt else None
 
-    lease = await wait_until(look, 15, what="a job")
+    lease = await wait_until(look, what="a job")
     assert isinstance(lease, Lease)
     return lease
 
@@ -213,7 +213,7 @@ async def test_a_failed_job_is_1_and_says_why(shell: Shell, store: Store) -> Non
 async def test_a_cancelled_job_is_3(shell: Shell, store: Store) -> None:
     """Somebody else cancelled it while it was watched."""
     async with shell.running("submit", "echo") as it:
-        job = await wait_until(lambda: it.err.partition("job ")[2].strip().split("\n")[0], 15, what="the id")
+        job = await wait_until(lambda: it.err.partition("job ")[2].strip().split("\n")[0], what="the id")
         code, out, _ = await shell.run("cancel", job, "--reason", "not needed")
         assert (code, out) == (0, f"{job} is cancelled\n")
 
@@ -228,7 +228,7 @@ async def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(shell: Shel
     """`watch` then shows the rest, and the whole result."""
     async with shell.running("submit", "echo") as it:
         lease = await claimed(store)
-        await wait_until(lambda: "running" in it.err, 15, what="the first events")
+        await wait_until(lambda: "running" in it.err, what="the first events")
         it.process.send_signal(signal.SIGINT)
 
     assert it.process.returncode == 130
@@ -238,7 +238,7 @@ async def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(shell: Shel
     assert not (await store.job(lease.job)).terminal
 
     async with shell.running("watch", lease.job) as watched:
-        await wait_until(lambda: "running" in watched.err, 15, what="the snapshot")
+        await wait_until(lambda: "running" in watched.err, what="the snapshot")
         await end(store, lease, batch=1, data={"result": "done"})
     assert (watched.process.returncode, watched.out) == (0, b"done\n")
     assert (await shell.run("cancel", lease.job))[1] == f"{lease.job} had ended before: succeeded\n"

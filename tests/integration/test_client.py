@@ -30,7 +30,7 @@ from gateway.fold import Fold, fold_log
 from gateway.handlers.context import HUB
 from gateway.protocol import Cursor, Event, State, format_time
 from gateway.store import Lease, Store
-from tests.faults import FaultProxy, wait_until
+from tests.faults import PATIENCE_SECONDS, FaultProxy, wait_until
 from tests.jobs import begin, end, event
 from tests.serving import KEY, KEYS, Gateway, gateway_for
 
@@ -239,7 +239,7 @@ async def test_who_has_the_end_already_hears_nothing_more(client: Client, store:
     job = await client.submit("echo")
     ended = await end(store, await begin(store, "echo"), batch=1)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert [one async for one in job.events(ended.last, transport=transport)] == []
 
 

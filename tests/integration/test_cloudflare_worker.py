@@ -18,7 +18,7 @@ import pytest
 from gateway.hub import Hub
 from gateway.store import Lease, Store
 from tests.edge_origin import Origin, origin_server
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.gateway_process import free_port
 from tests.jobs import end, event
 from tests.serving import Gateway, gateway_for
@@ -49,7 +49,7 @@ class Runtime:
             env=os.environ | self._environment,
             stderr=asyncio.subprocess.DEVNULL,
         )
-        await wait_until(self._listens, 20, what="workerd")
+        await wait_until(self._listens, what="workerd")
 
     async def _listens(self) -> bool:
         assert self._process is not None
@@ -133,7 +133,7 @@ async def submitted(session: aiohttp.ClientSession, worker: Runtime) -> str:
 async def next_event(answer: aiohttp.ClientResponse) -> tuple[str, dict[str, Any]]:
     """The next numbered event of a stream, with its cursor."""
     cursor = ""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         async for raw in answer.content:
             line = raw.decode().strip()
             if line.startswith("id:"):
@@ -236,7 +236,7 @@ async def test_a_client_that_leaves_takes_its_request_with_it(
 
     stream.close()
 
-    await wait_until(lambda: not hub.listeners, 5)
+    await wait_until(lambda: not hub.listeners)
 
 
 async def test_a_gateway_that_is_away_is_a_503_that_says_when_to_come_back(

@@ -13,7 +13,7 @@ from gateway.documents import KindDocument
 from gateway.errors import Unavailable
 from gateway.protocol import START
 from gateway.store import Store
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.jobs import begin, end, event, submit
 from tests.redis_servers import HOST, RedisCluster, RedisProcess
 
@@ -118,7 +118,7 @@ async def test_a_running_jobs_slot_moves_and_nothing_is_missed(own_cluster: Redi
 
         await move.finish()
         assert (await late).last.number == 4
-        await wait_until(lambda: ear.gaps, 10, what="the new subscription")
+        await wait_until(lambda: ear.gaps, what="the new subscription")
         assert not (await asyncio.to_thread(renewer.renew, [lease]))[record.id].lost
         await store.append(lease, 3, [event("log", {"message": "moved"})])
         await wait_until(lambda: any(b"moved" in line for line in ear.heard), what="a message from the new master")
@@ -145,9 +145,9 @@ async def test_a_kinds_slot_moves_and_its_queue_goes_on(own_cluster: RedisCluste
     assert claim.job == first.id
     second = await submitting
     assert [claim.job for claim in await store.claim("echo", "worker", 5)] == [second.id]
-    waiting = asyncio.create_task(store.wait_for_work(["echo", "other", "third"], 10))
+    waiting = asyncio.create_task(store.wait_for_work(["echo", "other", "third"], 100))
     await submit(store, KIND)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await waiting
 
 
@@ -202,7 +202,7 @@ async def test_the_feed_of_a_killed_master_does_not_disturb_the_others(own_clust
     await killed.kill()
     await wait_until(lambda: not store.feed.connected)
     await killed.start()
-    await wait_until(lambda: all(ear.gaps for ear, node in ears.values() if node is killed), 10)
+    await wait_until(lambda: all(ear.gaps for ear, node in ears.values() if node is killed))
 
     assert all(not ear.gaps for ear, node in ears.values() if node is not killed)
     for job, (ear, _) in ears.items():

@@ -25,7 +25,7 @@ async def failed(store: Store, job: str) -> JobRecord:
         record = await store.job(job)
         return record if record.terminal else None
 
-    record: JobRecord = await wait_until(over, 8)
+    record: JobRecord = await wait_until(over)
     assert record.state is State.FAILED
     return record
 
@@ -47,7 +47,7 @@ async def test_a_job_of_a_kind_that_nobody_serves_expires(valkey: str, prefix: s
         async def ended() -> bool:
             return (await store.job(job.id)).terminal
 
-        await wait_until(ended, 10)
+        await wait_until(ended)
         record = await store.job(job.id)
     finally:
         looking.cancel()
@@ -70,7 +70,7 @@ async def test_the_overall_deadline_ends_a_job_under_a_living_lease(valkey: str,
         await store.look(["echo"])
         return (await store.job(job.id)).terminal
 
-    await wait_until(due, 8)
+    await wait_until(due)
     record = await store.job(job.id)
     with pytest.raises(LeaseLost):
         await store.append(lease, 1, [event("log", {"message": "late"})])
@@ -113,5 +113,5 @@ async def test_a_job_that_has_begun_once_has_kept_its_start_deadline(store: Stor
         await store.look(["echo"])
         return (await store.depths(["echo"]))["echo"][0] == 1
 
-    await wait_until(back, 5)
+    await wait_until(back)
     assert (await store.job(job.id)).state is State.QUEUED

@@ -103,7 +103,7 @@ async def test_a_gateway_that_is_killed_loses_nothing(
 
         listening = asyncio.create_task(listen())
         writing = asyncio.create_task(write_slowly(store, lease, 40, 0.03))
-        await wait_until(lambda: len(numbers) > 12, 20)
+        await wait_until(lambda: len(numbers) > 12)
         first.process.kill()
         address.lead_to(second.url)
         async with asyncio.timeout(30):
@@ -145,7 +145,7 @@ async def test_a_drain_spreads_its_listeners_over_the_window(
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
     ):
         listeners = [asyncio.create_task(one(session, gateway)) for one in (stream, socket) for _ in range(count)]
-        await wait_until(lambda: listening(session, gateway, 2 * count), 20)
+        await wait_until(lambda: listening(session, gateway, 2 * count))
         began = monotonic()
         gateway.process.send_signal(signal.SIGTERM)
         await wait_until(lambda: refuses(gateway), window, what="no new connections")

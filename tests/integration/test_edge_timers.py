@@ -10,7 +10,7 @@ import pytest
 
 from gateway.edge import Edge, load_profile
 from tests.edge_origin import SCALE, Origin, edge_for, origin_server, raw_origin, see
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 
 WRITE, CONNECT = (getattr(load_profile("cloudflare").timers, f"{name}_seconds") for name in ("write", "connect"))
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -302,7 +302,7 @@ async def test_a_client_that_leaves_takes_the_request_with_it() -> None:
     async with raw_origin(waits) as url, edge_for(url) as edge:
         with pytest.raises(TimeoutError):
             await see(edge.url, "GET / HTTP/1.1", seconds=0.05)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await left.wait()
 
         assert await last(edge) == "client_left"

@@ -16,7 +16,7 @@ from aiohttp import WSMsgType
 from gateway.edge import Edge, chain, load_profile
 from gateway.errors import ConfigurationError
 from tests.edge_origin import SCALE, Origin, edge_for, origin_server, raw_origin, see
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ async def test_one_half_that_closes_takes_the_other_with_it() -> None:
         seen = await see(edge.url, handshake())
 
         assert seen.body == b"last words"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await over.wait()
 
 

@@ -182,7 +182,7 @@ async def test_a_killed_sentinel_master_loses_no_accepted_job(
         old = await own_sentinel.master()
 
         await old.kill()
-        await wait_until(lambda: _is_new(own_sentinel, old), 20, what="a new master")
+        await wait_until(lambda: _is_new(own_sentinel, old), what="a new master")
         # Without a replica no submit is durable. It would be made one by the Sentinels, ten seconds later.
         await old.start()
         await old.ask("REPLICAOF", "127.0.0.1", (await own_sentinel.master()).port)
@@ -203,7 +203,7 @@ async def test_a_sentinel_master_that_hangs_is_left(own_sentinel: SentinelTrio, 
 
         old.stop()
         try:
-            await wait_until(lambda: _is_new(own_sentinel, old), 20, what="a new master")
+            await wait_until(lambda: _is_new(own_sentinel, old), what="a new master")
         finally:
             old.go_on()
         await under.busy(8)
@@ -223,11 +223,11 @@ async def test_a_killed_cluster_master_loses_no_accepted_job(
         old = await own_cluster.master_of(key)
 
         await old.kill()
-        await wait_until(lambda: _moved(own_cluster, key, old), 20, what="a new master of the slot")
+        await wait_until(lambda: _moved(own_cluster, key, old), what="a new master of the slot")
         await old.start()
         await under.busy(8)
 
-        await wait_until(lambda: under.store.feed.connected, 10)
+        await wait_until(lambda: under.store.feed.connected)
         assert old.port not in {address.port for address in under.store._topology.masters}
 
 
@@ -241,7 +241,7 @@ async def test_a_planned_failover_of_a_cluster_master_is_hardly_noticed(
         old = await own_cluster.master_of(key)
 
         await (await own_cluster.replica_of(old)).ask("CLUSTER", "FAILOVER")
-        await wait_until(lambda: _moved(own_cluster, key, old), 20, what="a new master of the slot")
+        await wait_until(lambda: _moved(own_cluster, key, old), what="a new master of the slot")
         await under.busy(8)
 
     assert under.untouched == len(under.accepted)

@@ -67,7 +67,7 @@ async def gateway_node(store: Store, folder: Path, halt: str) -> AsyncIterator[t
     async with node("gateway", "doomed", folder, settings, halt=halt) as doomed:
         url = f"http://127.0.0.1:{port}"
         async with aiohttp.ClientSession() as session:
-            await wait_until(lambda: is_ready(session, url), 20, what="readiness")
+            await wait_until(lambda: is_ready(session, url), what="readiness")
         yield doomed, url
 
 

@@ -118,10 +118,10 @@ async def test_cuts_on_the_way_call_the_route_once(gateway: Gateway, app: SlowAp
         with caller(library, proxy.url) as call:
             calling = asyncio.create_task(asyncio.to_thread(call, "POST", f"{app.url}/slow", b"once"))
             for _ in range(3):
-                await wait_until(lambda: app.waiting == 1 and proxy.connections == 1, 20, what="a held request")
+                await wait_until(lambda: app.waiting == 1 and proxy.connections == 1, what="a held request")
                 proxy.cut()
-                await wait_until(lambda: proxy.connections == 0, 20, what="the cut")
-            await wait_until(lambda: proxy.connections == 1, 20, what="the last try")
+                await wait_until(lambda: proxy.connections == 0, what="the cut")
+            await wait_until(lambda: proxy.connections == 1, what="the last try")
             app.go.set()
             status, content, _ = await calling
 
@@ -144,9 +144,9 @@ async def test_the_async_client_does_the_same(gateway: Gateway, app: SlowApp) ->
         httpx.AsyncClient(transport=AsyncOutlastTransport(proxy.url)) as client,
     ):
         calling = asyncio.create_task(client.post(f"{app.url}/slow", json={"a": 1}))
-        await wait_until(lambda: app.waiting == 1, 20, what="the call")
+        await wait_until(lambda: app.waiting == 1, what="the call")
         proxy.cut()
-        await wait_until(lambda: proxy.connections == 0, 20, what="the cut")
+        await wait_until(lambda: proxy.connections == 0, what="the cut")
         app.go.set()
         answer = await calling
 

@@ -51,7 +51,7 @@ class Calls:
             record = await self.store.job(job)
             return record if record.terminal else None
 
-        record: JobRecord = await wait_until(ended, 20, what="the job's end")
+        record: JobRecord = await wait_until(ended, what="the job's end")
         return record
 
     async def result(self, url: str, **options: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from gateway.documents import KindDocument
 from gateway.protocol import State
 from gateway.requests import JobOptions
 from gateway.store import Store
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.jobs import begin, end, submit
 from tests.serving import AS_ME, AS_OTHER, KEYS, Gateway, gateway_for
 
@@ -67,13 +67,13 @@ async def test_a_resume_wakes_a_waiting_worker(gateway: Gateway, store: Store) -
     # The submit's own ring is taken by a worker that then finds nothing.
     await store.wait_for_work(["echo"], 1)
     assert await store.claim("echo", "w", 1) == []
-    waiting = asyncio.create_task(store.wait_for_work(["echo"], 5))
+    waiting = asyncio.create_task(store.wait_for_work(["echo"], 100))
     await asyncio.sleep(0)
 
     resumed = await gateway.post("/v1/kinds/echo/resume")
 
     assert resumed.json()["paused"] is False
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await waiting
     assert len(await store.claim("echo", "w", 1)) == 1
 

@@ -246,7 +246,7 @@ async def test_what_came_before_a_cut_is_kept(gateway: Gateway) -> None:
         proxy.cut()
         with pytest.raises(aiohttp.ClientError):
             await sending
-    await wait_until(lambda: has_offset(gateway, path, 150_000), 20, what="the bytes from before the cut")
+    await wait_until(lambda: has_offset(gateway, path, 150_000), what="the bytes from before the cut")
 
     assert (await send(gateway, path, 150_000, PDF[150_000:])).status == 204
     [file] = (await submit(gateway, path)).json()["files"]

@@ -162,7 +162,7 @@ async def test_a_repeat_counts_while_the_first_request_is_still_on_its_way(gatew
     assert overtaken.job == second.job
     assert (second.replayed, overtaken.replayed) == (False, True)
     # The file that came twice is kept once.
-    await wait_until(gateway.blob_count, 5)
+    await wait_until(gateway.blob_count)
     assert await gateway.blob_count() == 1
 
 

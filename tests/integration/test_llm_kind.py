@@ -323,12 +323,12 @@ async def test_a_cancel_ends_a_call_that_nobody_answers(asking: Asking, source: 
     """A server that takes the request and says nothing holds nobody up."""
     source.silent = True
     job = await asking.submit()
-    await wait_until(lambda: source.asked == 1, 5, what="the request")
+    await wait_until(lambda: source.asked == 1, what="the request")
 
     await asking.store.cancel(job, "me", "enough")
 
     assert (await asking.end(job)).state == "cancelled"
-    await wait_until(lambda: source.cancelled == 1, 5, what="the upstream sees it")
+    await wait_until(lambda: source.cancelled == 1, what="the upstream sees it")
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ async def test_before_the_first_token_a_broken_stream_is_tried_again(asking: Ask
     """Nobody has read anything yet, so a second answer is as good."""
     source.cut_after = 0
     job = await asking.submit()
-    await wait_until(lambda: source.asked == 1, 5, what="the first try")
+    await wait_until(lambda: source.asked == 1, what="the first try")
     source.cut_after = None
 
     assert (await asking.end(job)).state == "succeeded"
@@ -374,11 +374,11 @@ async def test_a_cancel_closes_the_upstreams_stream(asking: Asking, source: Toke
     async def has_spoken() -> bool:
         return await asking.said(job) == "The answer"
 
-    await wait_until(has_spoken, 5, what="the first tokens")
+    await wait_until(has_spoken, what="the first tokens")
     await asking.store.cancel(job, "me", "enough")
 
     assert (await asking.end(job)).state == "cancelled"
-    await wait_until(lambda: source.cancelled == 1, 5, what="the upstream sees it")
+    await wait_until(lambda: source.cancelled == 1, what="the upstream sees it")
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ async def test_a_job_whose_slot_lost_its_tail_ends_once_and_its_listener_is_told
             async def ended() -> bool:
                 return (await store.job(job)).terminal
 
-            await wait_until(ended, 20, what="the end")
+            await wait_until(ended, what="the end")
             events = await log_of(store, job)
             assert [event.type for event in events if event.terminal] == ["succeeded"]
             if restored == "running":

@@ -18,7 +18,7 @@ from gateway.hub import Hub
 from gateway.protocol import START, State
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, Store
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.jobs import begin, end, submit
 from tests.serving import Gateway, gateway_for
 
@@ -62,7 +62,7 @@ async def lonely_job(store: Store) -> JobRecord:
     return await submit(store, KIND, owner="local", options=LONELY)
 
 
-async def ended(store: Store, job: str, seconds: float = 10) -> JobRecord:
+async def ended(store: Store, job: str, seconds: float = PATIENCE_SECONDS) -> JobRecord:
     """Wait for the job's end."""
 
     async def over() -> JobRecord | None:

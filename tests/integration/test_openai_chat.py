@@ -233,7 +233,7 @@ async def test_a_reader_that_leaves_can_end_the_answer(
     async def ended() -> bool:
         return (await store.job(job)).terminal
 
-    await wait_until(ended, 5, what="the job's end")
+    await wait_until(ended, what="the job's end")
 
 
 async def test_a_lost_worker_ends_the_stream_and_the_same_key_gives_the_new_answer(
@@ -256,7 +256,7 @@ async def test_a_lost_worker_ends_the_stream_and_the_same_key_gives_the_new_answ
     ):
         async with llm_worker(store, gateway.blobs, source, monkeypatch):
             reading = asyncio.create_task(read(client))
-            await wait_until(lambda: heard == "The answer", 5, what="the first tokens")
+            await wait_until(lambda: heard == "The answer", what="the first tokens")
         source.hold_after, source.tokens = None, ["Another", " one."]
         async with llm_worker(store, gateway.blobs, source, monkeypatch):
             with pytest.raises(openai.APIError) as caught:

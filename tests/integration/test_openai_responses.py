@@ -153,9 +153,9 @@ async def test_a_response_in_the_background_is_fetched_later(client: openai.Asyn
     async def done() -> bool:
         return await status() == "completed"
 
-    await wait_until(runs, 5, what="it runs")
+    await wait_until(runs, what="it runs")
     source.go.set()
-    await wait_until(done, 5, what="the end")
+    await wait_until(done, what="the end")
     assert (await client.responses.retrieve(response.id)).output_text == source.text
 
 
@@ -209,13 +209,13 @@ async def test_a_cancel_ends_a_response_and_the_upstreams_stream(
     source.hold_after = 2
     response = await client.responses.create(model=MODEL, input="What?", background=True)
     following = asyncio.create_task(followed(client, response.id))
-    await wait_until(lambda: source.asked == 1, 5, what="the model server is asked")
+    await wait_until(lambda: source.asked == 1, what="the model server is asked")
     await asyncio.wait({following}, timeout=0.3)
 
     cancelled = await client.responses.cancel(response.id)
 
     assert (cancelled.status, cancelled.output_text) == ("cancelled", "The answer")
-    await wait_until(lambda: source.cancelled == 1, 5, what="the upstream sees it")
+    await wait_until(lambda: source.cancelled == 1, what="the upstream sees it")
     last = (await following)[-1]
     assert last.type == "response.incomplete"
     assert last.response.status == "cancelled"

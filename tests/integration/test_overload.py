@@ -102,7 +102,7 @@ async def test_accepted_jobs_go_through_every_step(store: Store) -> None:
         records = await store.read_jobs([job.id for job in jobs])
         return all(record is not None and record.terminal for record in records)
 
-    await wait_until(finished, 10)
+    await wait_until(finished)
     states = [(await store.job(job.id)).state for job in jobs]
     assert states == [State.SUCCEEDED] * 3 + [State.CANCELLED]
     with pytest.raises(Unavailable):

@@ -119,7 +119,7 @@ async def end_of(store: Store, job: str) -> JobRecord:
         record = await store.job(job)
         return record if record.terminal else None
 
-    record: JobRecord = await wait_until(ended, 10, what=f"the end of {job}")
+    record: JobRecord = await wait_until(ended, what=f"the end of {job}")
     return record
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
@@ -56,7 +56,7 @@ class ProductProcess:
         await wait_until(lambda: _READY in self.printed or self.process.returncode is not None, 60, what="the banner")
         assert _READY in self.printed, self.printed
 
-    async def ended(self, timeout_seconds: float = 20) -> int:
+    async def ended(self, timeout_seconds: float = PATIENCE_SECONDS) -> int:
         """Wait for its end; returns the exit code."""
         async with asyncio.timeout(timeout_seconds):
             code = await self.process.wait()
@@ -145,7 +145,7 @@ async def test_everything_starts_works_and_ends_with_an_interrupt(tmp_path: Path
 
         job = await _submit(session, running.address, 3, 0.01)
         fetch = _job(session, running.address, job)
-        await wait_until(lambda: _ended(fetch), 10, what="the end of the job")
+        await wait_until(lambda: _ended(fetch), what="the end of the job")
         assert (await fetch())["result"] == {"word": 3}
 
         running.process.send_signal(signal.SIGINT)
@@ -160,7 +160,7 @@ async def test_the_product_runs_on_a_cluster_of_ones_own(tmp_path: Path, cluster
         await running.until_ready()
         assert running.family().keys() == {"gateway", "worker"}
         fetch = _job(session, running.address, await _submit(session, running.address, 3, 0.01))
-        await wait_until(lambda: _ended(fetch), 10, what="the end of the job")
+        await wait_until(lambda: _ended(fetch), what="the end of the job")
         assert (await fetch())["result"] == {"word": 3}
 
 
@@ -175,7 +175,7 @@ async def test_a_product_that_was_killed_finishes_its_job_at_the_next_start(tmp_
         family = running.family()
         job = await _submit(session, running.address, 40, 0.1)
         fetch = _job(session, running.address, job)
-        await wait_until(lambda: _has_progress(fetch), 10, what="progress")
+        await wait_until(lambda: _has_progress(fetch), what="progress")
 
         running.process.kill()
         await running.ended()
@@ -206,7 +206,7 @@ async def test_a_child_that_dies_is_started_again(victim: str, tmp_path: Path) -
         await running.until_ready()
         first = running.family()[victim]
         os.kill(first, signal.SIGKILL)
-        await wait_until(lambda: running.family().get(victim) not in {None, first}, 10, what=f"a new {victim}")
+        await wait_until(lambda: running.family().get(victim) not in {None, first}, what=f"a new {victim}")
 
         async def submit() -> str | None:
             try:
@@ -214,9 +214,9 @@ async def test_a_child_that_dies_is_started_again(victim: str, tmp_path: Path) -
             except (aiohttp.ClientError, AssertionError):
                 return None
 
-        job = await wait_until(submit, 15, what="an accepted job")
+        job = await wait_until(submit, what="an accepted job")
         fetch = _job(session, running.address, job)
-        await wait_until(lambda: _ended(fetch), 15, what="the end of the job")
+        await wait_until(lambda: _ended(fetch), what="the end of the job")
         assert (await fetch())["state"] == "succeeded"
 
 
@@ -229,7 +229,7 @@ async def test_a_second_interrupt_hurries(tmp_path: Path) -> None:
         await running.until_ready()
         job = await _submit(session, running.address, 100, 0.5)
         fetch = _job(session, running.address, job)
-        await wait_until(lambda: _has_progress(fetch), 10, what="progress")
+        await wait_until(lambda: _has_progress(fetch), what="progress")
 
         running.process.send_signal(signal.SIGINT)
         await wait_until(lambda: "Stopping" in running.printed, what="an answer to the signal")

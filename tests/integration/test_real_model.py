@@ -132,7 +132,7 @@ async def test_a_cancel_stops_the_model(client: openai.AsyncOpenAI, model: Serve
             slots = (await http.get(model.url.removesuffix("/v1") + "/slots")).json()
             return not any(slot["is_processing"] for slot in slots)
 
-        await wait_until(is_idle, 20, what="the model has stopped")
+        await wait_until(is_idle, what="the model has stopped")
 
 
 async def test_a_context_that_is_too_long_is_told(client: openai.AsyncOpenAI) -> None:

@@ -53,7 +53,7 @@ async def when(store: Store, job: str, *states: State) -> JobRecord:
         record = await store.job(job)
         return record if record.state in states else None
 
-    record: JobRecord = await wait_until(there, 15)
+    record: JobRecord = await wait_until(there)
     return record
 
 

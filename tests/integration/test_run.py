@@ -296,7 +296,7 @@ async def test_a_client_that_leaves_frees_its_place_and_leaves_the_job(hasty: Ga
         if speaks:
             await line.read_head()
         line.writer.transport.abort()
-        await wait_until(lambda: len(hasty.app[STREAMS]) == 0 and not hasty.app[HUB].listeners, 1)
+        await wait_until(lambda: len(hasty.app[STREAMS]) == 0 and not hasty.app[HUB].listeners)
         record = await end_next(hasty.store, "succeeded", {"result": name})
         assert record.state is State.SUCCEEDED
         answer = await hasty.post(RUN, headers={"Idempotency-Key": name})
@@ -414,7 +414,7 @@ async def test_an_unchanged_client_reads_the_answer(hasty: Gateway, client: str,
         *command(client, hasty.url + RUN), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     async with asyncio.timeout(30):
-        [listener] = await wait_until(lambda: list(hasty.app[HUB].listeners), 20)
+        [listener] = await wait_until(lambda: list(hasty.app[HUB].listeners))
         await wait_until(lambda: not listener.silent)
         await end_next(hasty.store, ending, data)
         printed, said = await process.communicate()

@@ -64,7 +64,7 @@ async def test_the_example_runs_as_it_stands(tmp_path: Path) -> None:
             calling = await asyncio.create_subprocess_shell(
                 curl.replace("127.0.0.1:8080", f"127.0.0.1:{port}"), stdout=asyncio.subprocess.PIPE
             )
-            await wait_until(lambda: app.waiting == 1, 20, what="the call")
+            await wait_until(lambda: app.waiting == 1, what="the call")
             await asyncio.sleep(1.2)  # Longer than the quiet time: white space has come.
             app.go.set()
             answer, _ = await asyncio.wait_for(calling.communicate(), 20)

@@ -184,7 +184,7 @@ async def test_a_takeover_finds_what_its_dead_worker_had_done(store: Store, tmp_
     calls = tmp_path / "calls"
     async with worker_process(store, tmp_path, module="tests.step_kinds") as worker:
         job = await submit(store, three_paid, calls=str(calls), stops_at=boundary)
-        await wait_until(lambda: store.output(job, "stopped"), 20)
+        await wait_until(lambda: store.output(job, "stopped"))
         worker.signal(signal.SIGKILL)
 
     async with worker_process(store, tmp_path, module="tests.step_kinds"):
@@ -241,7 +241,7 @@ async def test_the_end_of_a_parent_without_a_worker_ends_its_steps(store: Store,
             children = await store.read_jobs(list((await store.job(job)).children))
             return any(child is not None and child.state is State.RUNNING for child in children)
 
-        await wait_until(step_runs, 20)
+        await wait_until(step_runs)
         worker.signal(signal.SIGKILL)
     children = (await store.job(job)).children
 
@@ -249,7 +249,7 @@ async def test_the_end_of_a_parent_without_a_worker_ends_its_steps(store: Store,
         await store.look(["waits", "runs_on"])
         return all(one is not None and one.state is State.QUEUED for one in await store.read_jobs([job, *children]))
 
-    await wait_until(both_waiting, 10)
+    await wait_until(both_waiting)
     await store.cancel(job, "me", "enough")
 
     assert [(await store.job(one)).state for one in (job, *children)] == [State.CANCELLED] * 2
@@ -287,7 +287,7 @@ async def test_a_worker_holds_so_many_waiting_parents_and_no_more(
         assert (await store.job(third)).state is State.QUEUED
 
         await store.cancel(parents[0], "me", "enough")
-        await wait_until(lambda: CALLS.count("endless") == 3, 10)
+        await wait_until(lambda: CALLS.count("endless") == 3)
 
 
 async def test_a_pipeline_hands_results_on(store: Store, blobs: Blobs) -> None:

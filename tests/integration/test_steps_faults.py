@@ -98,7 +98,7 @@ async def does_without(ctx: Context) -> str:
         await ctx.run("breaks")
     except StepFailed:
         CALLS.append("caught")
-        await wait_until(lambda: GO, 20)
+        await wait_until(lambda: GO)
         return "without"
     return "with"
 
@@ -109,7 +109,7 @@ async def again_later(ctx: Context) -> str:
     said = str(await ctx.run("say", {"text": "hello"}))
     if ctx.attempt == 1:
         CALLS.append("first attempt")
-        await wait_until(lambda: GO, 20)
+        await wait_until(lambda: GO)
         raise Retry(0)
     return said
 
@@ -280,7 +280,7 @@ async def test_a_step_that_ignores_its_cancel_costs_its_parents_worker_no_place(
         await wait_until(lambda: CALLS)
         await store.cancel(job, "me", "enough")
         await end_of(store, job, 10)
-        await wait_until(lambda: not worker._tasks, 10)
+        await wait_until(lambda: not worker._tasks)
         assert (repr(worker._places), worker._places.free) == ("<places: {} taken, {} aside, 0 come back>", 2)
 
 
@@ -303,7 +303,7 @@ async def test_who_catches_a_steps_failure_is_in_hand_again(store: Store, blobs:
         async def in_hand() -> bool:
             return await store.depths(["does_without"]) == {"does_without": (0, 1)}
 
-        await wait_until(in_hand, 3)
+        await wait_until(in_hand)
         await store.look(["does_without"])
         assert await in_hand()
         GO.append(True)

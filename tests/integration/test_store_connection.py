@@ -10,7 +10,7 @@ import redis.asyncio as redis
 from gateway.store import Store
 from gateway.store.clients import open_server
 from gateway.store.deployment import Deployment
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 
 
 @pytest.mark.parametrize("redis_url", ["valkey", "cluster", "sentinel"], indirect=True)
@@ -27,7 +27,7 @@ async def test_a_cancelled_command_always_ends_its_caller(store: Store) -> None:
             await asyncio.sleep(0)
 
         task.cancel()
-        done, _ = await asyncio.wait({task}, timeout=1)
+        done, _ = await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
 
         assert done, f"the cancel after {turns % 23} turns of the loop was swallowed"
 

@@ -58,7 +58,7 @@ async def test_a_handed_over_job_outlives_the_usual_lease_and_not_the_hand_over(
         await store.look(["echo"])
         return (await store.job(lease.job)).state is State.QUEUED
 
-    await wait_until(taken_away, 10)
+    await wait_until(taken_away)
 
     assert time.monotonic() - began > 1.4
     assert (await log_of(store, lease.job))[-1] == "retrying"
@@ -75,7 +75,7 @@ async def test_a_dead_adopters_job_is_taken_over_after_the_usual_lease(store: St
         await store.look(["echo"])
         return (await store.job(lease.job)).state is State.QUEUED
 
-    await wait_until(taken_away, 10)
+    await wait_until(taken_away)
 
     with pytest.raises(LeaseLost):
         await store.append(begun.lease, 1, [event("log", {"message": "too late"})])

@@ -11,6 +11,7 @@ from gateway.errors import Gone, KeyReused, NotFound, TooMany, Unavailable
 from gateway.protocol import State
 from gateway.requests import JobOptions
 from gateway.store import Store
+from tests.faults import PATIENCE_SECONDS
 from tests.jobs import begin, end, new_job, submit
 
 pytestmark = pytest.mark.parametrize("redis_url", ["valkey", "cluster"], indirect=True)
@@ -107,7 +108,7 @@ async def test_an_expired_job_is_gone_and_says_whose_it_was(store: Store) -> Non
             except Gone as gone:
                 return gone
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert (await expired()).owner == "me"
     with pytest.raises(Gone):
         await store.submit(job, new_job(kind), keyed=True)

@@ -12,13 +12,14 @@ from gateway.documents import KindDocument
 from gateway.protocol import START, State
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, Store
+from tests.faults import PATIENCE_SECONDS
 from tests.jobs import begin, end, event, look_later, submit
 
 pytestmark = pytest.mark.parametrize("redis_url", ["valkey", "cluster"], indirect=True)
 KIND = KindDocument(kind="echo")
 
 
-async def look_until(store: Store, job: str, *states: State, seconds: float = 8) -> JobRecord:
+async def look_until(store: Store, job: str, *states: State, seconds: float = PATIENCE_SECONDS) -> JobRecord:
     """Look again and again until a job is in one of these states."""
     async with asyncio.timeout(seconds):
         while (record := await store.job(job)).state not in states:
@@ -55,12 +56,12 @@ async def test_two_workers_never_get_the_same_job(store: Store) -> None:
 
 async def test_a_bell_wakes_an_idle_worker(store: Store) -> None:
     """Nobody polls to hear of a job soon."""
-    waiting = asyncio.create_task(store.wait_for_work(["echo"], 5))
+    waiting = asyncio.create_task(store.wait_for_work(["echo"], 100))
     await asyncio.sleep(0)
 
     await submit(store, KIND)
 
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await waiting
 
 
@@ -150,7 +151,7 @@ async def test_a_retry_waits_for_its_delay(store: Store) -> None:
     await store.leave(lease, record, retry_after_seconds=0.4)
     assert await store.claim("echo", "w", 1) == []
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not (claims := await store.claim("echo", "w", 1)):
             await store.look(["echo"])
             await asyncio.sleep(0.02)
@@ -180,7 +181,7 @@ async def test_a_job_for_later_waits_for_its_start(store: Store) -> None:
     record = await submit(store, KIND, options=JobOptions(start_at=start))
     assert await store.claim("echo", "w", 1) == []
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not await store.claim("echo", "w", 1):
             await store.look(["echo"])
             await asyncio.sleep(0.02)
@@ -229,7 +230,7 @@ async def test_a_sweep_finds_open_jobs_that_lost_their_due_entry(store: Store) -
 
     assert await store.sweep() == 1
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not (claims := await store.claim("echo", "w", 1)):
             await store.look(["echo"])
     assert claims[0].job == record.id

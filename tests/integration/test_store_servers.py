@@ -82,8 +82,8 @@ async def test_a_server_that_lost_its_data_is_used_on(other_valkey: str, prefix:
                 except Unavailable:
                     return False
 
-            await wait_until(answers, 20)
-            await wait_until(lambda: store.feed.connected, 20)
+            await wait_until(answers)
+            await wait_until(lambda: store.feed.connected)
             assert store.conflict is None
         finally:
             await store.close()

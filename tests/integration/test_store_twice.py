@@ -109,7 +109,7 @@ async def until_looked_at(store: Store, predicate: Callable[[], Awaitable[bool]]
         await store.look(["echo"])
         return await predicate()
 
-    await wait_until(so, 10)
+    await wait_until(so)
 
 
 async def _is(store: Store, job: str, state: str) -> bool:

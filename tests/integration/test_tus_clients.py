@@ -35,7 +35,7 @@ async def test_tus_js_client_uploads_through_cuts(store: Store, tmp_path: Path, 
         reading = asyncio.create_task(process.communicate())
         try:
             for mark in (500_000, 1_800_000):
-                await wait_until(lambda mark=mark: received(gateway) > mark, 20, what=f"{mark} bytes")  # type: ignore[misc]
+                await wait_until(lambda mark=mark: received(gateway) > mark, what=f"{mark} bytes")  # type: ignore[misc]
                 proxy.cut()
             printed, complained = await asyncio.wait_for(reading, 30)
         finally:

@@ -23,7 +23,7 @@ from gateway.store import JobRecord, NewJob, Store, StoredFile
 from processors import Context
 from processors.processor import load_processors, processor
 from processors.worker import Worker
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.jobs import submit as submit_to
 
 KINDS = load_processors(["tests.worker_kinds", "examples.word_count"])
@@ -55,7 +55,7 @@ async def working(
     worker = Worker(store, blobs, {kind: KINDS[kind] for kind in kinds}, concurrency=concurrency, **values)
     running = asyncio.create_task(worker.run())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await worker.ready.wait()
         yield worker
     finally:
@@ -91,7 +91,7 @@ async def log_of(store: Store, job: str) -> list[Event]:
     return events
 
 
-async def end_of(store: Store, job: str, seconds: float = 10) -> JobRecord:
+async def end_of(store: Store, job: str, seconds: float = PATIENCE_SECONDS) -> JobRecord:
     """Wait for a job's end."""
 
     async def ended() -> JobRecord | None:
@@ -108,7 +108,7 @@ async def seen(store: Store, job: str, type_: str) -> Event:
     async def there() -> Event | None:
         return next((event for event in await log_of(store, job) if event.type == type_), None)
 
-    event: Event = await wait_until(there, 10, what=f"an event {type_}")
+    event: Event = await wait_until(there, what=f"an event {type_}")
     return event
 
 
@@ -298,12 +298,12 @@ async def test_a_running_job_hears_of_its_cancel_at_once(
     valkey: str, prefix: str, blobs: Blobs, tmp_path: Path, kind: str
 ) -> None:
     """Over the live channel, long before the next renewal; a thread is told through its context."""
-    store = await Store.connect(valkey, prefix=prefix, lease_seconds=30)
+    store = await Store.connect(valkey, prefix=prefix, lease_seconds=300)
     async with working(store, blobs, kind):
         job = await submit(store, kind, {"gate": str(tmp_path / "never")})
         await seen(store, job, "output")
         await store.cancel(job, "me", "changed my mind")
-        record = await end_of(store, job, seconds=3)
+        record = await end_of(store, job)
 
     assert record.state is State.CANCELLED
     assert record.end_data() == {"by": "me", "reason": "changed my mind"}
@@ -465,7 +465,7 @@ async def test_a_cap_holds_over_several_workers(store: Store, blobs: Blobs, tmp_
                 left = len(jobs) - sum(state in TERMINAL for state in states)
                 return states.count(State.RUNNING) == min(2, left)
 
-            await wait_until(two_run, 10)
+            await wait_until(two_run)
             # Jobs begin in their order, so one of the two that run waits for this gate.
             gate.touch()
         for job in jobs:
@@ -579,17 +579,17 @@ async def test_a_worker_that_is_being_set_up_can_be_stopped(
 
     def load_in_a_thread() -> None:
         begun.set()
-        assert go.wait(20)
+        assert go.wait(100)
 
     async def run(ctx: Context) -> None: ...
 
     kinds = {"model": processor("model", setup=load_in_a_thread if in_thread else load)(run)}
     worker = Worker(store, blobs, kinds, concurrency=1, stop_grace_seconds=0, max_inline_bytes=1024)
     running = asyncio.create_task(worker.run())
-    await asyncio.to_thread(begun.wait, 5)
+    await asyncio.to_thread(begun.wait, PATIENCE_SECONDS)
 
     worker.stop()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await running
     go.set()
 

@@ -63,7 +63,7 @@ async def test_a_lost_reply_leaves_a_log_like_any_other(
         await end_of(store, await submit(store, "count", {"to": 3}))
         proxy.drop_reply(request_)
         job = await submit(store, "count", {"to": 3})
-        record = await end_of(store, job, seconds=20)
+        record = await end_of(store, job)
         await wait_until(proxy.dropped.is_set)
 
     events = await log_of(store, job)
@@ -78,7 +78,7 @@ async def test_a_lost_reply_to_a_retry_costs_one_attempt_only(
     async with working(shaky_store, blobs, "failing"):
         proxy.drop_reply(b'"type":"retrying"')
         job = await submit(store, "failing", {"how": "retry", "then": "succeed"})
-        record = await end_of(store, job, seconds=20)
+        record = await end_of(store, job)
         assert proxy.dropped.is_set()
 
     assert (record.attempt, record.failures) == (2, 1)
@@ -119,7 +119,7 @@ async def test_what_is_reported_during_an_outage_arrives_after_it(
             await asyncio.sleep(0.05)
             proxy.refuse(False)
             await asyncio.sleep(0.05)
-        record = await end_of(store, job, seconds=20)
+        record = await end_of(store, job)
 
     events = await log_of(store, job)
     assert record.attempt == 1

@@ -71,7 +71,7 @@ async def service_at(port: int) -> AsyncIterator[asyncio.subprocess.Process]:
     """The slow service of the examples, in a process of its own."""
     process = await asyncio.create_subprocess_exec(sys.executable, examples.slow_service.__file__, str(port))
     try:
-        await wait_until(lambda: _listens(port), 20, what="the service")
+        await wait_until(lambda: _listens(port), what="the service")
         yield process
     finally:
         if process.returncode is None:

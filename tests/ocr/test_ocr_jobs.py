@@ -284,7 +284,7 @@ async def test_a_cancelled_job_stops_between_two_lines(
 
     use(monkeypatch, StripeEngine(note))
     job = await reading.submit({"file": striped_tiff(20)})
-    await wait_until(lambda: len(reads) > 10, 10, what="lines")
+    await wait_until(lambda: len(reads) > 10, what="lines")
 
     await reading.store.cancel(job, "me", "enough")
     outcome = await reading.end(job, seconds=5)
@@ -292,7 +292,7 @@ async def test_a_cancelled_job_stops_between_two_lines(
 
     assert outcome.end.type == "cancelled"
     assert at_the_end < 20 * STRIPES
-    await wait_until(lambda: not _decoders(), 5, what="the end of the decoder")
+    await wait_until(lambda: not _decoders(), what="the end of the decoder")
     assert len(reads) == at_the_end
 
 
@@ -320,7 +320,7 @@ async def test_a_job_that_a_stopping_worker_hands_back_is_read_on(monkeypatch: p
             indexes = {event.data["index"] for event in await jobs.log(job) if event.type == "output"}
             return {"page-1", "page-2", "page-3"} <= indexes
 
-        await wait_until(three_are_finished, 20, what="three pages")
+        await wait_until(three_are_finished, what="three pages")
         worker.stop()
     async with working(jobs.store, jobs.blobs):
         outcome = await jobs.end(job)
@@ -374,7 +374,7 @@ async def test_a_worker_that_takes_over_does_not_read_finished_pages_again(jobs:
             outputs = [event.data["index"] for event in await jobs.log(job) if event.type == "output"]
             return {"page-1", "page-2", "page-3"} <= set(outputs) and any(page == 4 for page, _ in reads())
 
-        await wait_until(begun_the_fourth, 20, what="three pages and a part of the fourth")
+        await wait_until(begun_the_fourth, what="three pages and a part of the fourth")
         first.send_signal(signal.SIGKILL)
         await first.wait()
     before = reads()

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.faults import FaultProxy, wait_until
+from tests.faults import PATIENCE_SECONDS, FaultProxy, wait_until
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ class Line:
     async def open(cls, proxy: FaultProxy) -> Line:
         return cls(*await asyncio.open_connection("127.0.0.1", proxy.port))
 
-    async def ask(self, text: bytes, timeout_seconds: float = 5) -> bytes:
+    async def ask(self, text: bytes, timeout_seconds: float = PATIENCE_SECONDS) -> bytes:
         self.writer.write(text + b"\n")
         async with asyncio.timeout(timeout_seconds):
             return (await self._reader.readline()).rstrip()

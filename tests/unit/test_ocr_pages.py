@@ -154,7 +154,7 @@ async def test_cancelling_a_read_ends_the_process(opened: Opener, started: Start
         os.kill(started.processes[0].pid, signal.SIGSTOP)
         reading = asyncio.create_task(decoder.read(leaves[0], "auto"))
         await asyncio.sleep(0)
-        await wait_until(decoder._lock.locked, 5, what="the question")
+        await wait_until(decoder._lock.locked, what="the question")
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
@@ -180,7 +180,7 @@ async def test_a_bomb_is_refused_in_no_time(opened: Opener) -> None:
 
     assert leaf.problem is not None
     assert leaf.problem.code == "page_too_large"
-    assert time.monotonic() - started_at < 5
+    assert time.monotonic() - started_at < 20
 
 
 async def test_a_picture_in_a_pdf_that_needs_too_much_memory_is_that_pages_problem(opened: Opener) -> None:

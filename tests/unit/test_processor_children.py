@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from processors.children import Children
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 
 STUBBORN = (
     "import os, signal, subprocess, sys, time; signal.signal(15, signal.SIG_IGN);"
@@ -54,7 +54,7 @@ async def test_children_are_asked_first_and_killed_then() -> None:
         assert children.terminate() == 1
         assert process.returncode is None
         assert children.kill() == 1
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             assert await process.wait() == -9
 
 

@@ -18,6 +18,7 @@ from gateway.store import JobRecord, StoredFile
 from processors import Context, InputFile
 from processors.context import MAX_LOG_CHARACTERS
 from processors.thread import run_in_thread
+from tests.faults import PATIENCE_SECONDS
 from tests.unit.test_processor_writer import JOB, Bench, at_work, record
 
 INLINE_BYTES = 1000
@@ -214,7 +215,7 @@ async def test_a_function_that_only_reports_lets_the_loop_turn(desk: Desk) -> No
                 return
         raise AssertionError("nothing went out")
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await report(lambda i: desk.context.output(i, i))
         await report(lambda i: desk.context.delta("x"))
 

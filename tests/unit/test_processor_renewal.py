@@ -13,7 +13,7 @@ import pytest
 from gateway.errors import Unavailable
 from gateway.store import Lease, Renewed
 from processors.renewal import BLOCKED_SECONDS, LoopWatch, Renewal
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 
 
 class Renewer:
@@ -55,14 +55,19 @@ class Holder:
 async def test_leases_are_renewed_three_times_in_their_length() -> None:
     """Also while the event loop is blocked: that is what the thread is for."""
     renewer, holder = Renewer(), Holder("a")
-    renewal = Renewal(renewer, lease_seconds=0.3)
+    renewal = Renewal(renewer, lease_seconds=0.6)
     renewal.add(holder)  # type: ignore[arg-type] # all that it uses
+    began = time.monotonic()
     renewal.start()
 
-    time.sleep(0.65)  # noqa: ASYNC251 - blocks the loop, as a bad processor does
+    # Blocks the loop, as a bad processor does.
+    while len(renewer.asked) < 3 and time.monotonic() < began + PATIENCE_SECONDS:
+        time.sleep(0.01)  # noqa: ASYNC251
+    thirds = (time.monotonic() - began) / 0.2
 
     await renewal.stop()
-    assert 3 <= len(renewer.asked) <= 6
+    # A busy machine wakes the thread late, never early.
+    assert thirds / 2 < 3 <= thirds
     assert renewer.asked[0] == ["a"]
     assert renewer.closed
 
@@ -104,7 +109,7 @@ async def test_a_failed_renewal_is_tried_again_soon(caplog: pytest.LogCaptureFix
     renewal = Renewal(renewer, lease_seconds=3)
     renewal.add(holder)  # type: ignore[arg-type] # all that it uses
     renewal.start()
-    await wait_until(lambda: len(renewer.asked) == 3, 3)
+    await wait_until(lambda: len(renewer.asked) == 3)
     await renewal.stop()
 
     assert caplog.text.count("trying on") == 1
