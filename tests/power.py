@@ -24,7 +24,7 @@ from typing import Final, Self
 
 from gateway.embedded import find_server
 from tests.faults import wait_until
-from tests.gateway_process import free_port
+from tests.ports import free_port
 from tests.redis_servers import HOST, RedisProcess
 
 # seccomp, fsync, fdatasync: the numbers of their system calls.

@@ -15,7 +15,7 @@ import redis.asyncio as redis
 from gateway.child import Child
 from gateway.embedded import find_server
 from tests.faults import wait_until
-from tests.gateway_process import free_port
+from tests.ports import free_port
 
 HOST = "127.0.0.1"
 # A master that is silent for this long is replaced. Less, and a busy machine looks like a dead one.

@@ -19,6 +19,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import NewPage, Product, wait_for
+from tests.ports import free_port
 
 # One process of the test run has the product that reads scans, and what the README starts.
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180), pytest.mark.xdist_group("scanner")]
@@ -49,7 +50,7 @@ class Cure:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        self._ports = {port: str(free_port()) for port in _PORTS}
         self._processes: list[subprocess.Popen[bytes]] = []
         self._environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         self.url = self.here("http://127.0.0.1:8525")
@@ -110,14 +111,6 @@ class Cure:
 
         page.route("**/readme.html", serve)
         page.goto(f"{self.url}/readme.html")
-
-
-def _free_ports(count: int) -> list[str]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [str(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _listens(port: str) -> bool:

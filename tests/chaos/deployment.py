@@ -18,8 +18,8 @@ from gateway.embedded import EmbeddedValkey
 from gateway.protocol import TERMINAL, State
 from gateway.store.scripts import Keys
 from tests.chaos.switchboard import Switchboard
-from tests.gateway_process import free_port
 from tests.nodes import Node, start_node
+from tests.ports import free_port
 
 LEASE_SECONDS: Final = 2.0
 KINDS: Final = ["burst", "steady", "flaky", "stubborn", "forsaken", "refused"]

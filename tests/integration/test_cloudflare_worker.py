@@ -19,8 +19,8 @@ from gateway.hub import Hub
 from gateway.store import Lease, Store
 from tests.edge_origin import Origin, origin_server
 from tests.faults import PATIENCE_SECONDS, wait_until
-from tests.gateway_process import free_port
 from tests.jobs import end, event
+from tests.ports import free_port
 from tests.serving import Gateway, gateway_for
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "cloudflare"

@@ -25,9 +25,9 @@ from processors import Context
 from processors.processor import processor
 from processors.worker import Worker
 from tests.faults import wait_until
-from tests.gateway_process import free_port
 from tests.integration.test_hub import Collector
 from tests.integration.test_worker import blobs, log_of
+from tests.ports import free_port
 from tests.redis_servers import RedisCluster, RedisProcess, SentinelTrio
 
 __all__ = ["blobs"]

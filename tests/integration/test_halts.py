@@ -22,10 +22,11 @@ from gateway.requests import JobOptions
 from gateway.store import Store
 from gateway.store.scripts import _FOLDER, load
 from tests.faults import wait_until
-from tests.gateway_process import free_port, is_ready
+from tests.gateway_process import is_ready
 from tests.integration.test_worker import blobs, end_of, log_of, working
 from tests.jobs import submit
 from tests.nodes import Node, node
+from tests.ports import free_port
 from tests.serving import Gateway, gateway_for
 
 __all__ = ["blobs"]

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.slow_routes import SlowRoute
 from tests.faults import wait_until
-from tests.gateway_process import free_port
+from tests.ports import free_port
 from tests.slow_app import slow_app
 
 PAGE = (Path(__file__).parents[2] / "docs" / "slow-routes.md").read_text(encoding="utf-8")

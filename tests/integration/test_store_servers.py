@@ -16,8 +16,9 @@ from gateway.embedded import EmbeddedValkey
 from gateway.errors import ConfigurationError, Unavailable
 from gateway.store import Store
 from tests.faults import FaultProxy, wait_until
-from tests.gateway_process import free_port, gateway_process
+from tests.gateway_process import gateway_process
 from tests.jobs import begin, end, submit
+from tests.ports import free_port
 from tests.redis_servers import RedisCluster, RedisProcess
 from tests.serving import gateway_for
 

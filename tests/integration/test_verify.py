@@ -17,7 +17,7 @@ from gateway.verify import CHECKS, PROMISES, Report, Verdict, verify
 from processors.processor import load_processors
 from processors.worker import Worker
 from tests.faults import FaultProxy
-from tests.gateway_process import free_port
+from tests.ports import free_port
 from tests.relay import relay
 from tests.serving import KEY, KEYS, Gateway, gateway_for
 

@@ -24,8 +24,8 @@ from gateway.store import JobRecord, Store
 from processors import load_processors
 from processors.worker import Worker
 from tests.faults import wait_until
-from tests.gateway_process import free_port
 from tests.jobs import submit
+from tests.ports import free_port
 from tests.serving import Gateway, gateway_for
 
 KINDS = load_processors(["examples.subprocess_worker", "examples.http_callback"])
