@@ -101,6 +101,9 @@ class Settings(BaseSettings):
     )
     routes: Path | None = Field(None, description="File with slow routes: public paths and the upstreams behind them.")
     upstream_connect_seconds: float = Field(10, gt=0, le=300, description="For a connection to an upstream.")
+    upstream_idle_seconds: float = Field(
+        1800, gt=0, le=86_400, description="An upstream that says nothing for so long, once it answers, is given up."
+    )
     max_upstream_bytes: int = Field(
         100 * 1024 * 1024, ge=1024, description="Largest answer of an upstream, and largest file behind `input_url`."
     )

@@ -101,7 +101,9 @@ async def http(ctx: Context, input: HttpInput) -> HttpResult:
     tries = 0
     while True:
         try:
-            async with configured().call(input.method, input.url, headers=input.headers, body=body) as answer:
+            # To wait for a slow answer is what this kind is for; one that has begun may be missed when it falls silent.
+            call = configured().call(input.method, input.url, headers=input.headers, body=body, patient=True)
+            async with call as answer:
                 return await _Reception(ctx, answer).receive()
         except UpstreamError as error:
             tries += 1

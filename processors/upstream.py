@@ -59,9 +59,10 @@ class UpstreamError(Exception):
 class Answer:
     """What an upstream answered. The body is read once, by `pieces`."""
 
-    def __init__(self, response: aiohttp.ClientResponse, url: str, max_bytes: int) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, url: str, *, max_bytes: int, idle_seconds: float) -> None:
         self._response = response
         self._max_bytes = max_bytes
+        self._idle_seconds = idle_seconds
         self.url = url
         self.status = response.status
         dropped = HOP_BY_HOP | _named(response.headers.getall("Connection", []))
@@ -81,7 +82,7 @@ class Answer:
         if self.length is not None and self.length > self._max_bytes and self._response.method != "HEAD":
             raise self._too_large()
         try:
-            async for piece in self._response.content.iter_any():
+            while piece := await self._next():
                 size += len(piece)
                 if size > self._max_bytes:
                     raise self._too_large()
@@ -92,6 +93,18 @@ class Answer:
             raise UpstreamError(
                 "upstream_broke_off", f"The upstream closed the connection after {size} bytes of its answer."
             ) from error
+
+    async def _next(self) -> bytes:
+        """What has come, or what comes next; empty at the end."""
+        content = self._response.content
+        # Only who waits needs a timer: a fast stream has the next piece there already.
+        if piece := content.read_nowait():
+            return piece
+        try:
+            async with asyncio.timeout(self._idle_seconds):
+                return await content.readany()
+        except TimeoutError:
+            raise _silent(self._idle_seconds) from None
 
     def _too_large(self) -> UpstreamError:
         return UpstreamError(
@@ -104,19 +117,27 @@ class Answer:
 class Upstream:
     """Calls what may be called."""
 
-    def __init__(self, allowed: Upstreams, *, connect_seconds: float, max_bytes: int) -> None:
+    def __init__(self, allowed: Upstreams, *, connect_seconds: float, idle_seconds: float, max_bytes: int) -> None:
         self._allowed = allowed
         self._connect_seconds = connect_seconds
+        self._idle_seconds = idle_seconds
         self._max_bytes = max_bytes
 
     @asynccontextmanager
     async def call(
-        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | Path | None = None
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | Path | None = None,
+        patient: bool = False,
     ) -> AsyncIterator[Answer]:
         """Send a request; the answer's head is there when the block begins, and the connection goes at its end.
 
-        A redirect is followed where it stays at the same origin and among what is listed. There is no limit on how
-        long the upstream takes. Raises `UpstreamError`, inside the block too; cancelling closes the connection.
+        A redirect is followed where it stays at the same origin and among what is listed. An upstream may take as long
+        as it likes, but not say nothing for `idle_seconds`; with `patient` that counts only once its answer has begun.
+        Raises `UpstreamError`, inside the block too; cancelling closes the connection.
         """
         target = self._check(url)
         headers = sendable(headers or {})
@@ -133,7 +154,7 @@ class Upstream:
             session._retry_connection = False
             for hop in range(_MAX_REDIRECTS + 1):
                 try:
-                    response = await self._send(session, method, url, headers, body)
+                    response = await self._send(session, method, url, headers, body, patient=patient)
                 except UpstreamError as error:
                     # Whoever redirects has had the request, and may have done it.
                     error.sent = error.sent or hop > 0
@@ -141,7 +162,7 @@ class Upstream:
                 try:
                     location = response.headers.get("Location") if response.status in _REDIRECTS else None
                     if location is None:
-                        yield Answer(response, url, self._max_bytes)
+                        yield Answer(response, url, max_bytes=self._max_bytes, idle_seconds=self._idle_seconds)
                         return
                     url = self._redirected(url, location, target)
                     if response.status == 303 or (response.status in {301, 302} and method == "POST"):
@@ -193,20 +214,25 @@ class Upstream:
         url: str,
         headers: Mapping[str, str],
         body: bytes | Path | None,
+        *,
+        patient: bool,
     ) -> aiohttp.ClientResponse:
         file = await asyncio.to_thread(body.open, "rb") if isinstance(body, Path) else None
         try:
-            return await session.request(
-                method,
-                URL(url, encoded=True),
-                headers=headers,
-                data=body if file is None else file,
-                allow_redirects=False,
-            )
+            async with asyncio.timeout(None if patient else self._idle_seconds):
+                return await session.request(
+                    method,
+                    URL(url, encoded=True),
+                    headers=headers,
+                    data=body if file is None else file,
+                    allow_redirects=False,
+                )
         except Refused as refused:
             raise UpstreamError(refused.code, refused.detail, sent=False, passing=False) from None
         except aiohttp.ClientError as error:
             raise _no_answer(error, self._connect_seconds) from error
+        except TimeoutError:
+            raise _silent(self._idle_seconds) from None
         finally:
             if file is not None:
                 file.close()
@@ -238,6 +264,7 @@ def configured() -> Upstream:
     return Upstream(
         Upstreams([*settings.upstreams, *(route.listed for route in routes)], settings.upstream_networks),
         connect_seconds=settings.upstream_connect_seconds,
+        idle_seconds=settings.upstream_idle_seconds,
         max_bytes=settings.max_upstream_bytes,
     )
 
@@ -278,6 +305,11 @@ def _redirected_inside(location: str) -> UpstreamError:
         f"The upstream redirected to {location[:200]!r}, which is no public address; it was not called.",
         passing=False,
     )
+
+
+def _silent(seconds: float) -> UpstreamError:
+    detail = f"The upstream said nothing for {seconds:g} s (OUTLAST_UPSTREAM_IDLE_SECONDS)."
+    return UpstreamError("upstream_silent", detail)
 
 
 def _no_answer(error: aiohttp.ClientError, connect_seconds: float) -> UpstreamError:

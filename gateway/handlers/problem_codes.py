@@ -336,6 +336,11 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "The upstream closed the connection before its answer was whole.",
         "Look at the upstream's log; a request that is safe to repeat was repeated.",
     ),
+    "upstream_silent": Meaning(
+        _RETRYING,
+        "Nothing came of the upstream's answer for OUTLAST_UPSTREAM_IDLE_SECONDS, and it didn't close the connection.",
+        "Look whether the upstream hangs; if it needs longer pauses, raise the setting.",
+    ),
     "upstream_wrong_length": Meaning(
         _RETRYING, "The upstream sent fewer bytes than it had announced.", "Mend its Content-Length."
     ),

@@ -91,6 +91,7 @@ def configured() -> _Llm:
     upstream = Upstream(
         Upstreams([settings.llm_url], settings.upstream_networks),
         connect_seconds=settings.upstream_connect_seconds,
+        idle_seconds=settings.upstream_idle_seconds,
         max_bytes=settings.max_upstream_bytes,
     )
     return _Llm(upstream, settings.llm_url, settings.llm_key.get_secret_value(), settings.llm_models)

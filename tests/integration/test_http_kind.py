@@ -158,8 +158,15 @@ async def test_only_what_was_asked_for_is_sent(calls: Calls, app: SlowApp) -> No
     }
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that gives up a silent upstream soon."""
+    monkeypatch.setenv("OUTLAST_UPSTREAM_IDLE_SECONDS", "0.3")
+
+
+@pytest.mark.usefixtures("impatient")
 async def test_an_upstream_is_waited_for_as_long_as_it_takes(calls: Calls, app: SlowApp) -> None:
-    """The lease is renewed many times, and the upstream is called once."""
+    """The lease is renewed many times, and the upstream is called once; only in its answer silence is limited."""
     job = await calls.submit(f"{app.url}/slow")
     await wait_until(lambda: app.waiting == 1)
     await asyncio.sleep(2)  # Three leases of this store.
@@ -330,6 +337,25 @@ async def test_each_way_to_break_has_its_own_word(
     assert problem["code"] == code
     assert problem["status"] == 500
     assert problem["detail"].endswith(".") or code == "upstream_garbage"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_an_answer_that_falls_silent_is_given_up(calls: Calls, app: SlowApp) -> None:
+    """Without a closed connection nobody else would say so; what is safe to repeat is repeated."""
+    kept, repeated = (
+        await calls.submit(f"{app.url}/stream/sse", method="POST"),
+        await calls.submit(f"{app.url}/stream/sse"),
+    )
+
+    record = await calls.end(kept)
+
+    assert record.end_data()["problem"]["code"] == "upstream_silent"
+    assert await calls.said(kept) == "data: é\n\n"
+    app.go.set()
+    assert (await calls.end(repeated)).state == "succeeded"
+    assert "upstream_silent" in [
+        event.data["problem"]["code"] for event in await calls.events(repeated) if event.type == "retrying"
+    ]
 
 
 async def test_an_upstream_that_is_down_is_told_from_one_that_does_not_answer(

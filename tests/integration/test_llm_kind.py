@@ -355,6 +355,52 @@ async def test_after_the_first_token_a_failure_keeps_what_was_said(
     assert source.asked == 1
 
 
+@pytest.fixture
+def impatient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that gives up a silent upstream soon."""
+    monkeypatch.setenv("OUTLAST_UPSTREAM_IDLE_SECONDS", getattr(request, "param", "0.3"))
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_server_that_falls_silent_after_a_token_is_given_up(asking: Asking, source: TokenSource) -> None:
+    """It closes nothing, so nobody else would say so; what it had said is kept, and it isn't asked again."""
+    source.hold_after = 2
+
+    job = await asking.submit()
+    record = await asking.end(job)
+
+    end = record.end_data()
+    assert (record.state, end["problem"]["code"], end["partial"]) == ("failed", "upstream_silent", True)
+    assert await asking.said(job) == "The answer"
+    assert source.asked == 1
+    await wait_until(lambda: source.cancelled == 1, 5, what="the upstream sees it")
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("switch", [{"silent": True}, {"hold_after": 0}], ids=["no head", "no token"])
+async def test_a_server_that_is_silent_from_the_start_is_asked_again(
+    asking: Asking, source: TokenSource, switch: dict[str, Any]
+) -> None:
+    """Nobody has read anything yet."""
+    vars(source).update(switch)
+    job = await asking.submit()
+    await wait_until(lambda: source.cancelled == 1, 5, what="the end of the first try")
+    source.go.set()
+
+    assert (await asking.end(job)).state == "succeeded"
+    [problem] = [event.data["problem"] for event in await asking.events(job) if event.type == "retrying"]
+    assert problem["code"] == "upstream_silent"
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("impatient", ["1"], indirect=True)
+async def test_a_slow_model_that_speaks_now_and_then_is_heard_out(asking: Asking, source: TokenSource) -> None:
+    """What is limited is each silence, not the whole."""
+    source.pause_seconds = 0.3
+
+    assert (await asking.result())["text"] == source.text
+
+
 async def test_before_the_first_token_a_broken_stream_is_tried_again(asking: Asking, source: TokenSource) -> None:
     """Nobody has read anything yet, so a second answer is as good."""
     source.cut_after = 0
