@@ -81,8 +81,9 @@ class Answer:
         size = 0
         if self.length is not None and self.length > self._max_bytes and self._response.method != "HEAD":
             raise self._too_large()
+        silence = _Silence(self._response.content, self._idle_seconds)
         try:
-            while piece := await self._next():
+            while piece := await silence.next():
                 size += len(piece)
                 if size > self._max_bytes:
                     raise self._too_large()
@@ -93,18 +94,8 @@ class Answer:
             raise UpstreamError(
                 "upstream_broke_off", f"The upstream closed the connection after {size} bytes of its answer."
             ) from error
-
-    async def _next(self) -> bytes:
-        """What has come, or what comes next; empty at the end."""
-        content = self._response.content
-        # Only who waits needs a timer: a fast stream has the next piece there already.
-        if piece := content.read_nowait():
-            return piece
-        try:
-            async with asyncio.timeout(self._idle_seconds):
-                return await content.readany()
-        except TimeoutError:
-            raise _silent(self._idle_seconds) from None
+        finally:
+            silence.end()
 
     def _too_large(self) -> UpstreamError:
         return UpstreamError(
@@ -112,6 +103,42 @@ class Answer:
             f"The upstream's answer is larger than {self._max_bytes} bytes (OUTLAST_MAX_UPSTREAM_BYTES).",
             passing=False,
         )
+
+
+class _Silence:
+    """Breaks off the wait for a body's next bytes that lasts too long.
+
+    One timer serves all waits of an answer and only looks when the time may be over: a time-out of its own for each
+    would cost a token more than its reading does.
+    """
+
+    def __init__(self, body: aiohttp.StreamReader, seconds: float) -> None:
+        self._body = body
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._waits_since: float | None = None
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    async def next(self) -> bytes:
+        """What has come, or what comes next; empty at the end. Raises `UpstreamError` for a silence."""
+        self._waits_since = self._loop.time()
+        try:
+            return await self._body.readany()
+        finally:
+            self._waits_since = None
+
+    def end(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        # While somebody takes long over what has come, it is not the upstream that is silent.
+        since = now if self._waits_since is None else self._waits_since
+        if now - since >= self._seconds:
+            self._body.set_exception(_silent(self._seconds))
+        else:
+            self._timer = self._loop.call_at(since + self._seconds, self._look)
 
 
 class Upstream:
