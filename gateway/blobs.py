@@ -15,7 +15,7 @@ import secrets
 import shutil
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -93,10 +93,18 @@ class Blobs:
 
     # --- one blob -----------------------------------------------------------------------------------------------
 
-    async def put(self, key: str, body: bytes | AsyncIterable[bytes], *, max_bytes: int | None) -> tuple[int, str]:
+    async def put(
+        self,
+        key: str,
+        body: bytes | AsyncIterable[bytes],
+        *,
+        max_bytes: int | None,
+        still_wanted: Callable[[], Awaitable[object]] | None = None,
+    ) -> tuple[int, str]:
         """Store a blob, replacing what has the key; returns its size and its SHA-256 in hexadecimal.
 
-        A stream is never held whole. Raises `TooLarge` as soon as there are more than `max_bytes`. After an error, an
+        A stream is never held whole. Raises `TooLarge` as soon as there are more than `max_bytes`, and what
+        `still_wanted` raises, which is asked when all bytes are there and nobody sees them yet. After an error, an
         error of the stream or a cancellation nothing of it is left behind, and nobody ever sees a part of it.
         """
         writer = self.writer(key)
@@ -105,6 +113,8 @@ class Blobs:
                 await writer.write(chunk)
                 if max_bytes is not None and writer.size > max_bytes:
                     raise TooLarge(f"This is larger than the limit of {max_bytes} bytes.")
+            if still_wanted is not None:
+                await still_wanted()
             return await writer.finish()
         except BaseException:
             await asyncio.shield(writer.discard())

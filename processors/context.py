@@ -49,6 +49,10 @@ class Stepping(Protocol):
     async def run_all(self, kind: str, inputs: Sequence[Any], *, step: str, limit: int, files: bool) -> list[Any]: ...
 
 
+class _NotTaken(Exception):
+    """What comes after the job's end is dropped: a batch goes on without it."""
+
+
 class Context:
     """A job as an async processor sees it. Its methods belong to the event loop; `sync` is for threads.
 
@@ -174,7 +178,11 @@ class Context:
                 return
             data = value.encode() if isinstance(value, str) and content_type != "application/json" else text
         # The gateway finds the blob by the event's attempt and index; a client sees the url only.
-        size, _ = await self._blobs.put(f"jobs/{self.job_id}/outputs/{self.attempt}-{name}", data, max_bytes=None)
+        key = f"jobs/{self.job_id}/outputs/{self.attempt}-{name}"
+        try:
+            size, _ = await self._blobs.put(key, data, max_bytes=None, still_wanted=self._check_taken)
+        except _NotTaken:
+            return
         where = {"url": f"/v1/jobs/{self.job_id}/outputs/{name}", "size": size}
         await self._writer.put(EventType.OUTPUT, encode_event_tail(EventType.OUTPUT, head | where), head, name)
 
@@ -326,6 +334,11 @@ class Context:
             if value is not None
         }
         return {"current": self._current, "total": None if total is None else _number(total)} | said
+
+    async def _check_taken(self) -> None:
+        # The bytes would replace those of an output that the log tells of, and no event could tell of these.
+        if not await self._writer._has_room():
+            raise _NotTaken
 
     async def _take_turns(self) -> None:
         # Without this, a function that awaits nothing but reports would keep the loop, and its reports, to itself.

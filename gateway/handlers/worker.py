@@ -99,14 +99,17 @@ async def put_output(request: web.Request) -> web.Response:
     index = request.match_info["index"]
     if _INDEX.fullmatch(index) is None:
         raise BadRequest("An output's index is 1 to 64 letters, digits, dots, underscores or dashes.")
-    # Asked before the bytes come: only the attempt that has the job may leave files of it.
-    try:
-        await request.app[STORE].renew(lease)
-    except LeaseLost as error:
-        _refuse(error)
+    store, blobs = request.app[STORE], request.app[BLOBS]
     key = f"jobs/{lease.job}/outputs/{lease.attempt}-{index}"
     limit = request.app[SETTINGS].max_upload_bytes
-    size, _ = await request.app[BLOBS].put(key, request.content.iter_chunked(64 * 1024), max_bytes=limit)
+    try:
+        # Asked before the bytes come and when they are there: only the attempt that has the job may leave files of it,
+        # and a slow request of one that has ended must not replace what its log tells of.
+        await store.renew(lease)
+        body = request.content.iter_chunked(64 * 1024)
+        size, _ = await blobs.put(key, body, max_bytes=limit, still_wanted=lambda: store.renew(lease))
+    except LeaseLost as error:
+        _refuse(error)
     return _json(
         StoredOutput(
             index=index,

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from gateway.blobs import GATHER_BYTES
 from gateway.documents import KindDocument
 from gateway.event_text import decode_event
 from gateway.protocol import START, State
 from gateway.store import Store
+from tests.faults import wait_until
 from tests.jobs import hand_over, submit
 from tests.serving import AS_ME, KEYS, Answer, Gateway, gateway_for
 
@@ -155,6 +157,32 @@ async def test_whoever_lost_the_job_can_write_nothing(gateway: Gateway) -> None:
 
     assert [(answer.status, answer.json()["code"]) for answer in refused] == [(409, "lease_lost")] * 5
     assert [type_ for type_, _ in await log_of(gateway.store, worker.job)] == ["queued", "started", "succeeded"]
+
+
+async def test_a_slow_upload_that_outlives_its_attempt_replaces_nothing(gateway: Gateway) -> None:
+    """Its bytes would stand where the log tells of others; nothing of them is left behind."""
+    worker = await handed_over(gateway)
+    await worker.adopt()
+    await worker.ask("PUT", "outputs/page", data=b"in time")
+    here = await gateway.blob_count()
+    ended = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"too late" * GATHER_BYTES
+        await ended.wait()
+
+    async def is_half_there() -> bool:
+        return await gateway.blob_count() > here
+
+    slow = asyncio.create_task(worker.ask("PUT", "outputs/page", data=slowly()))
+    await wait_until(is_half_there, what="a half of the upload")
+    await worker.report(("succeeded", {}), batch=1)
+    ended.set()
+
+    answer = await slow
+    assert (answer.status, answer.json()["code"]) == (409, "lease_lost")
+    assert await gateway.blobs.get(f"jobs/{worker.job}/outputs/1-page") == b"in time"
+    assert await gateway.blob_count() == here
 
 
 async def test_a_failed_attempt_is_tried_again_up_to_the_kinds_limit(gateway: Gateway) -> None:

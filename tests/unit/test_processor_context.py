@@ -164,6 +164,25 @@ async def test_large_values_and_bytes_are_read_back(desk: Desk) -> None:
         await desk.context.read_output("nothing")
 
 
+@pytest.mark.parametrize("in_a_batch", [False, True])
+async def test_bytes_after_the_end_replace_nothing(desk: Desk, in_a_batch: bool) -> None:
+    """A thread that was left running may still put some, as may a batch that goes on for its other jobs."""
+    await desk.context.output("page", data=b"in time")
+    await desk.appended()
+    if in_a_batch:
+        desk.context.share([desk.context])
+    desk.bench.writer.close()
+
+    late = desk.context.output("page", data=b"too late")
+    if in_a_batch:
+        await late
+    else:
+        with pytest.raises(asyncio.CancelledError):
+            await late
+
+    assert await desk.blobs.get(f"jobs/{JOB}/outputs/{desk.context.attempt}-page") == b"in time"
+
+
 async def test_progress_never_falls(desk: Desk) -> None:
     """Pages that are read side by side report as they come."""
     for current in (3, 1, 4.5, 2):
