@@ -139,6 +139,11 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "JSON is over the limit for what stands in a job's record, or a file over what OCR reads.",
         "Send large JSON as a file; split a large file.",
     ),
+    "input_too_complex": Meaning(
+        "422",
+        "An input fits so many alternatives of the kind's schema that checking it takes too long.",
+        "Nest it less deeply, or send less at once.",
+    ),
     "too_many_files": Meaning("413", "A form has too many files or parts.", "Send several jobs, or an archive."),
     "too_many_parts": Meaning("413", "An upload came in too many pieces.", "Begin again, with larger ones."),
     "unsupported_type": Meaning(

@@ -17,13 +17,17 @@ from referencing import Registry
 
 from gateway.documents import KindDocument
 from gateway.errors import InvalidInput
+from gateway.handlers.schema_rules import TooComplex, bounded, within
 from gateway.upstreams import Refused, Upstreams
 
 # So many wrong fields are named; a client that sends a thousand does not need them all.
 _MAX_ERRORS: Final = 50
 _MAX_MESSAGE: Final = 300
-# Above this, checking can take longer than the event loop may be held up (20 us per value): a thread does it.
+# Above either, checking can take longer than the event loop may be held up (20 us per value): a thread does it.
 _IN_LOOP_BYTES: Final = 4096
+_IN_LOOP_RULES: Final = 300
+# An input of the greatest size that is one list of digits takes two thirds of this, and some seconds of a core.
+_MOST_RULES: Final = 200_000
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -46,11 +50,15 @@ class Validators:
 
     async def check(self, kind: KindDocument, value: Any) -> None:
         """Raises `InvalidInput`, naming every wrong field and why."""
-        validator = self._validator(kind)
-        if len(to_json(value)) <= _IN_LOOP_BYTES:
-            errors = _schema_errors(validator, value)
-        else:
-            errors = await asyncio.to_thread(_schema_errors, validator, value)
+        try:
+            errors = await _checked(self._validator(kind), value)
+        except TooComplex:
+            raise InvalidInput(
+                f"The input takes too long to check: its parts fit too many alternatives of the kind {kind.kind}'s"
+                " schema. Nest it less deeply, or send less at once.",
+                code="input_too_complex",
+                errors=[{"field": "input", "message": "it takes too long to check"}],
+            ) from None
         if errors:
             # What is wrong with nothing but an address has a code of its own.
             code = errors[0].get("code") if len(errors) == 1 else None
@@ -68,15 +76,26 @@ class Validators:
         known = self._compiled.get(kind.kind)
         if known is not None and known[0] == kind.input_schema:
             return known[1]
-        cls = validator_for(kind.input_schema, default=Draft202012Validator)
+        cls = bounded(validator_for(kind.input_schema, default=Draft202012Validator))
         # An empty registry: a `$ref` into the network is an error, never a request.
         validator = cls(kind.input_schema, registry=Registry(), format_checker=self._formats)
         self._compiled[kind.kind] = (kind.input_schema, validator)
         return validator
 
 
-def _schema_errors(validator: Validator, value: Any) -> list[dict[str, str]]:
-    found = [_schema_error(error) for error in islice(validator.iter_errors(value), _MAX_ERRORS)]
+async def _checked(validator: Validator, value: Any) -> list[dict[str, str]]:
+    """What is wrong with a value. Raises `TooComplex`."""
+    if len(to_json(value)) <= _IN_LOOP_BYTES:
+        try:
+            return _schema_errors(validator, value, _IN_LOOP_RULES)
+        except TooComplex:
+            pass
+    return await asyncio.to_thread(_schema_errors, validator, value, _MOST_RULES)
+
+
+def _schema_errors(validator: Validator, value: Any, most_rules: int) -> list[dict[str, str]]:
+    with within(most_rules):
+        found = [_schema_error(error) for error in islice(validator.iter_errors(value), _MAX_ERRORS)]
     return sorted(found, key=lambda error: error["field"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -122,6 +123,55 @@ def test_a_very_long_value_does_not_come_back_in_the_reason() -> None:
     [(_, message)] = errors_of({"properties": {"a": {"type": "integer"}}}, {"a": "x" * 100_000})
 
     assert len(message) <= 300
+
+
+def test_a_set_of_thousands_is_checked_in_no_time() -> None:
+    """Its items are not compared with all others, also where they can't be sorted."""
+    schema = {"type": "array", "items": {"anyOf": [{"type": "integer"}, {"type": "string"}]}, "uniqueItems": True}
+    mixed: list[Any] = [number if number % 2 else str(number) for number in range(4000)]
+
+    began = time.process_time()
+    assert errors_of({"properties": {"a": schema}}, {"a": mixed}) == []
+    assert time.process_time() - began < 5  # One by one it takes half a minute, and ten times as many an hour.
+
+
+@pytest.mark.parametrize(
+    ("items", "is_set"),
+    [
+        ([1, 1.0], False),
+        ([1, True, 0, False, "1", None], True),
+        ([[1, 2], [2, 1]], True),
+        ([{"a": 1, "b": [2]}, {"b": [2.0], "a": 1}], False),
+        ([[1], [True]], True),
+        ([{}, [], ""], True),
+    ],
+)
+def test_a_set_is_one_by_what_json_calls_equal(items: list[Any], is_set: bool) -> None:
+    """A number by its value, an object whatever its order, and a boolean is no number."""
+    found = errors_of({"properties": {"a": {"uniqueItems": True}}}, {"a": items})
+
+    assert found == ([] if is_set else [("input.a", "an item stands in it twice")])
+
+
+def test_a_schema_that_contains_itself_twice_costs_no_power_of_the_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each alternative would be tried at each level; it is given up and said."""
+    monkeypatch.setattr("gateway.handlers.validation._MOST_RULES", 5000)
+    both = {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]}
+    schema = {
+        "$defs": {
+            name: {"type": "object", "properties": {"of": both, "op": {"const": name}}, "required": ["op"]}
+            for name in ("a", "b")
+        },
+        "properties": {"tree": both},
+    }
+    tree: dict[str, Any] = {"op": "neither"}
+    for _ in range(60):
+        tree = {"op": "neither", "of": tree}
+
+    with pytest.raises(InvalidInput) as refused:
+        asyncio.run(Validators(Upstreams()).check(KindDocument(kind="k", input_schema=schema), {"tree": tree}))
+
+    assert refused.value.code == "input_too_complex"
 
 
 def test_an_unknown_option_is_named_with_the_known_ones() -> None:
