@@ -85,6 +85,8 @@ class SlowRoute(BaseModel):
             raise ValueError("path and upstream both end in /*, or neither does")
         if self.mode == "async" and not self.key:
             raise ValueError("mode async needs key = true: whoever has no key could not fetch the answer")
+        if self.mode == "sse" and "HEAD" in self.methods:
+            raise ValueError("mode sse takes no HEAD: a stream is all body")
         return self
 
     @property

@@ -48,6 +48,8 @@ _NOT_PASSED_ON: Final = frozenset(
         *("connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization"),
         *("te", "trailer", "transfer-encoding", "upgrade", "host", "content-length", "accept-encoding", "expect"),
         *("last-event-id", "prefer"),
+        # A browser's socket offers its key as one of these.
+        *("sec-websocket-key", "sec-websocket-protocol", "sec-websocket-version", "sec-websocket-extensions"),
     }
 )
 # What makes two requests the same, besides method, address and body: what is asked for and who asks. What a library
@@ -205,7 +207,9 @@ def _passed_on(request: web.Request, passes_key_on: bool) -> dict[str, str]:
 async def _hold(request: web.Request, route: SlowRoute, submitted: Submitted) -> web.StreamResponse:
     record = submitted.record
     marks = {"Idempotency-Replayed": "true"} if submitted.replayed else {}
-    async with Held(request, record, marks, "application/json" if route.json_ else None) as held:
+    # The answer to HEAD has no body, so white space after its head would be read as the next answer's begin.
+    may_speak = route.json_ and request.method != "HEAD"
+    async with Held(request, record, marks, "application/json" if may_speak else None) as held:
         try:
             record = await held.end()
             if not record.terminal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ ROUTES = """
 path = "/hold"
 upstream = "{app}/slow"
 timeout = "1m"
+methods = ["GET", "HEAD", "POST"]
 
 [[route]]
 path = "/bytes"
@@ -204,6 +206,19 @@ async def test_what_is_no_json_is_answered_later_if_it_takes_long(hasty: Gateway
     assert (answer.status, answer.headers["Content-Type"], answer.body) == (200, "image/png", b"plain \xff")
 
 
+async def test_a_late_answer_to_head_is_no_begin_of_the_next_one(hasty: Gateway) -> None:
+    """It has no body, so no white space either: on a kept connection that would stand before another's answer."""
+    asked = b"HEAD /hold HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    next_asked = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+    head, next_head, body = (await hasty.raw(asked + next_asked)).split(b"\r\n\r\n")
+
+    assert head.startswith(b"HTTP/1.1 202 ")
+    assert b"/response" in head
+    assert next_head.startswith(b"HTTP/1.1 200 ")
+    assert body == b'{"status":"ok"}'
+
+
 async def test_an_upstream_that_fails_is_a_problem_with_its_code(gateway: Gateway, hasty: Gateway) -> None:
     """Early with a status that no edge replaces, late as `error`; a time-out is told from a refused connection."""
     down = await gateway.get("/down")
@@ -344,6 +359,9 @@ async def test_a_key_is_asked_for_and_never_passed_on(
         assert (await gateway.post("/hold")).status == 401
         assert (await gateway.post("/hold", headers={"Authorization": f"Bearer {KEY}"})).status == 200
         assert "authorization" not in app.seen[-1]["headers"]  # type: ignore[operator]
+        offered = f"outlast.v1, outlast.key.{base64.urlsafe_b64encode(KEY.encode()).decode()}"
+        assert (await gateway.post("/hold", headers={"Sec-WebSocket-Protocol": offered})).status == 200
+        assert "sec-websocket-protocol" not in app.seen[-1]["headers"]  # type: ignore[operator]
         assert (await gateway.get("/open", headers={"Authorization": "Bearer theirs"})).status == 200
         assert app.seen[-1]["headers"]["authorization"] == "Bearer theirs"  # type: ignore[index]
         foreign = await gateway.get("/open", headers={"Origin": "https://evil.example"})
