@@ -61,6 +61,9 @@ class ReportedProblem(BaseModel):
     code: Annotated[str, Field(pattern=_CODE)] = "processor_error"
     title: str = Field("The processor could not do it", max_length=200)
     detail: str = Field(max_length=2000)
+    # What a problem document has a type for: a client's list of jobs would break over anything else.
+    type: str | None = Field(None, max_length=500)
+    status: int | None = Field(None, ge=400, le=599)
 
 
 class _Failed(_Data):
@@ -152,7 +155,7 @@ def checked_events(job: str, request: ReportRequest) -> tuple[list[WriterEvent],
 
 def problem_of(reported: ReportedProblem) -> dict[str, Any]:
     """A reported problem as it stands in an event."""
-    return {"type": f"/docs#problem-{reported.code}", **reported.model_dump()}
+    return {"type": f"/docs#problem-{reported.code}", **reported.model_dump(exclude_none=True)}
 
 
 def _checked(reported: ReportedEvent, place: str) -> BaseModel | dict[str, Any]:

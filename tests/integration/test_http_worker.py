@@ -213,6 +213,12 @@ async def test_a_failed_attempt_is_tried_again_up_to_the_kinds_limit(gateway: Ga
         ([{"type": "output", "data": {"index": "a/b", "value": 1}}], "events.0.data.index"),
         ([{"type": "output", "data": {"index": "a", "url": "http://evil.example/"}}], "events.0.data.url"),
         ([{"type": "failed", "data": {}}], "events.0.data.problem"),
+        ([{"type": "failed", "data": {"problem": {"detail": "x", "type": 5}}}], "events.0.data.problem.type"),
+        ([{"type": "failed", "data": {"problem": {"detail": "x", "status": "oops"}}}], "events.0.data.problem.status"),
+        (
+            [{"type": "retrying", "data": {"problem": {"detail": "x", "status": 200}}}],
+            "events.0.data.problem.status",
+        ),
         ([{"type": "succeeded", "data": {}}, {"type": "log", "data": {"message": "x"}}], "events.0.type"),
         ([{"type": "a.b", "data": {"x": "y" * 300_000}}], "events.0.data"),
         ([{"type": "a\n.b"}], "events.0.type"),
