@@ -29,6 +29,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 
+def encodable(text: str) -> str:
+    """The text without lone surrogates, which no JSON can hold.
+
+    aiohttp makes them of bytes in a path or a header that are no UTF-8, and an error quotes both.
+    """
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 class OutlastError(Exception):
     """An error with a stable `code`; `detail` says what happened and what to do next."""
 
@@ -46,10 +54,10 @@ class OutlastError(Exception):
         **extra: Any,
     ) -> None:
         super().__init__(detail)
-        self.detail = detail
+        self.detail = encodable(detail)
         self.code = code or self.default_code
         self.retry_after_seconds = retry_after_seconds
-        self.errors = list(errors or ())
+        self.errors = [{name: encodable(text) for name, text in one.items()} for one in errors or ()]
         self.extra = extra
 
     def problem(self, instance: str | None = None) -> dict[str, Any]:

@@ -91,7 +91,8 @@ class Target:
         number = int(port) if port else _PORTS[scheme]
         if not 1 <= number <= 65535:
             raise Refused("upstream_bad_url", f"The port {number} can't be; it is a number from 1 to 65535.")
-        if {".", ".."} & set(re.split(r"[/\\]", unquote(path))):
+        # `..;x` too: some servers drop a segment's parameters (RFC 3986, 3.3) before they follow the dots.
+        if {".", ".."} & {segment.partition(";")[0] for segment in re.split(r"[/\\]", unquote(path))}:
             raise Refused("upstream_bad_url", f"The path {path[:200]!r} has dot segments; write where it leads to.")
         return cls(scheme, host, number, path or "/", query)
 

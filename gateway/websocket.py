@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from aiohttp import WSMsgType, web
 from pydantic import ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from gateway.auth import SUBPROTOCOL
 from gateway.errors import BadRequest, OutlastError, TooMany
@@ -24,6 +24,7 @@ from gateway.handlers.context import HUB, SETTINGS, STORE, known_kind, owned, pr
 from gateway.handlers.documents import job_document
 from gateway.handlers.routes import NO_BODY, Answer, Route
 from gateway.handlers.streams import requested_seconds
+from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import checked_key
 from gateway.handlers.uploads import Received
 from gateway.hub import Frame, Listener, Place, Subscription, websocket_frame
@@ -124,8 +125,8 @@ class Session:
                 return
             self._asked = True
             try:
-                raw = from_json(message.data)
-            except ValueError:
+                raw = read_json(message.data.encode(), "The frame")
+            except BadRequest:
                 self._listener.close(CloseCode.BAD_FRAME)
                 return
             if not isinstance(raw, dict):

@@ -175,7 +175,7 @@ async def list_dead_jobs(request: web.Request) -> web.Response:
 
 def _requested_page(request: web.Request) -> tuple[str | None, int]:
     limit, cursor = request.query.get("limit", "50"), request.query.get("cursor")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= _MAX_LISTED):
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 9 and 1 <= int(limit) <= _MAX_LISTED):
         raise BadRequest(f"?limit= is a number from 1 to {_MAX_LISTED}; not {limit[:40]!r}.")
     if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 16):
         raise BadRequest("?cursor= is the `cursor` of an earlier page, as it came.", code="bad_cursor")

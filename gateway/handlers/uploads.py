@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.multipart import MultipartReader, content_disposition_filename, parse_content_disposition
 from pydantic_core import from_json
 
@@ -319,7 +320,7 @@ def _multipart_errors() -> Iterator[None]:
     """What aiohttp's reader raises for a boundary that is missing, a header that is none, a body that breaks off."""
     try:
         yield
-    except (ValueError, RuntimeError, AssertionError, LookupError) as error:
+    except (ValueError, RuntimeError, AssertionError, LookupError, HttpProcessingError) as error:
         reason = " ".join(str(error).split())[:200] or "it can't be taken apart"
         raise BadRequest(f"The multipart body is broken: {reason}.", code="bad_multipart") from None
 

@@ -211,6 +211,8 @@ async def test_bytes_that_look_like_the_boundary_stay_bytes(gateway: Gateway) ->
         (multipart((file_part() + "\r\nContent-Transfer-Encoding: base64", PDF)), 400, "bad_multipart"),
         (multipart((file_part() + "\r\nContent-Encoding: gzip", PDF)), 400, "bad_multipart"),
         (multipart(("Content-Type: multipart/mixed; boundary=q", b"--q--\r\n")), 400, "bad_multipart"),
+        (multipart((file_part("a\0b"), PDF)), 400, "bad_multipart"),
+        (multipart(("--x--", PDF)), 400, "bad_multipart"),
         (multipart((field_part("input"), b"{}"), (field_part("input"), b"{}")), 400, "bad_multipart"),
         (multipart((field_part("input"), b"{nope")), 400, "bad_json"),
         (multipart((field_part("input"), b"[]")), 422, "invalid_input"),

@@ -273,6 +273,7 @@ async def _until_text(client: openai.AsyncOpenAI, response: str, text: str) -> A
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type"),
+        ({"input": [{"role": "user", "content": [{"type": ["x"]}]}]}, "input.0.content.0.type"),
         ({"input": None}, "input"),
         ({"background": "yes"}, "background"),
     ],

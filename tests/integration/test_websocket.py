@@ -195,7 +195,20 @@ async def test_a_second_subscription_to_the_same_job_is_refused(socket: Socket, 
     assert (await socket.receive())["problem"]["code"] == "already_subscribed"
 
 
-@pytest.mark.parametrize("text", ["not json", "[1,2]", '"text"', "{"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not json",
+        "[1,2]",
+        '"text"',
+        "{",
+        # What two readers could read differently, as everywhere.
+        '{"op":"submit","kind":"echo","input":{"a":NaN}}',
+        '{"op":"submit","kind":"echo","input":{"a":1e400}}',
+        '{"op":"submit","kind":"echo","input":{"a":1,"a":2}}',
+        '{"op":"submit","kind":"echo","input":{"a":' + "9" * 1000 + "}}",
+    ],
+)
 async def test_what_is_no_frame_closes_the_socket_for_good(socket: Socket, text: str) -> None:
     """The close code says: don't come back like this."""
     await socket.socket.send_str(text)

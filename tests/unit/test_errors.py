@@ -113,3 +113,11 @@ def test_a_failed_job_brings_its_own_problem() -> None:
     """The caller wants to know why the job failed, not that it did."""
     assert JobFailed("x", problem={"code": "rejected"}).job_problem == {"code": "rejected"}
     assert JobFailed("x").job_problem == {}
+
+
+def test_an_error_can_quote_bytes_that_are_no_utf_8() -> None:
+    """aiohttp makes lone surrogates of them, which no JSON can hold; they are replaced."""
+    document = InvalidInput("caf\u00e9 \udcff", errors=[{"field": "\udcff", "message": "\u00e9"}]).problem()
+
+    assert document["detail"] == "caf\u00e9 ?"
+    assert document["errors"] == [{"field": "?", "message": "\u00e9"}]

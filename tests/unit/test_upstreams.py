@@ -74,6 +74,8 @@ def test_nothing_else_may(url: str) -> None:
         "http://app:8000/api/%2e%2e/admin",
         "http://app:8000/api/..%2fadmin",
         "http://app:8000/api/..%5cadmin",
+        "http://app:8000/api/..;/admin",
+        "http://app:8000/api/%2e.%3bx=1/admin",
         "http://app:8000/api/.",
         "http://app:8000/a b",
         "http://app:8000/api\r\nX-Evil: 1",

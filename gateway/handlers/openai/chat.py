@@ -44,7 +44,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         raise InvalidInput("stream_options is an object.", errors=[{"field": "stream_options", "message": "no object"}])
     check_messages(body)
     submitted = await ask(request, body)
-    model = str(body["model"])
+    model = str(body.get("model", ""))
     if not streams:
         return await held_result(request, submitted, _completion)
     response = await begin_stream(request, submitted)

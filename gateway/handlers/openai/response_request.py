@@ -108,7 +108,7 @@ def _content(given: Any, field: str) -> str | list[dict[str, Any]]:
 
 
 def _part(part: dict[str, Any], field: str) -> dict[str, Any]:
-    kind = part.get("type")
+    kind = str(part.get("type"))
     if kind in _TEXTS:
         return {"type": "text", "text": _text(part.get(_TEXTS[kind]), f"{field}.{_TEXTS[kind]}")}
     if kind == "input_image" and part.get("image_url"):
@@ -116,7 +116,7 @@ def _part(part: dict[str, Any], field: str) -> dict[str, Any]:
         return {"type": "image_url", "image_url": image | ({"detail": part["detail"]} if part.get("detail") else {})}
     if kind == "input_file" and part.get("file_data"):
         return {"type": "file", "file": {name: part[name] for name in ("filename", "file_data") if name in part}}
-    raise _invalid(f"{field}.type", f"a part of the type {str(kind)[:40]!r} can't be sent as it is to a model server")
+    raise _invalid(f"{field}.type", f"a part of the type {kind[:40]!r} can't be sent as it is to a model server")
 
 
 def _tool(tool: Any, field: str) -> dict[str, Any]:
