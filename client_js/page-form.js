@@ -3,7 +3,8 @@
  * What it can't draw becomes a field for JSON, so every kind can be used.
  *
  * @typedef {Record<string, any>} Schema
- * @typedef {{name: string, element: HTMLElement, read: () => unknown}} Field `read` throws `SyntaxError` for bad JSON
+ * @typedef {{name: string, element: HTMLElement, control: HTMLElement, read: () => unknown}} Field `read` throws
+ *   `SyntaxError` for bad JSON
  */
 
 // A kind names what matters most first; what comes after these is folded away, unless it is needed.
@@ -32,6 +33,16 @@ export function buildForm(container, schema) {
     read() {
       const values = fields.map(({ name, read }) => /** @type {const} */ ([name, read()]));
       return Object.fromEntries(values.filter(([, value]) => value !== undefined));
+    },
+    /** Show which fields are wrong, and lead to the first. @param {string[]} names such as `dpi`, or `list.0.dpi` for a part */
+    mark(names) {
+      const wrong = new Set(names.map((name) => name.split(".")[0]));
+      const marked = fields.filter(({ name }) => wrong.has(name));
+      for (const { control } of fields) control.removeAttribute("aria-invalid");
+      for (const { control } of marked) control.setAttribute("aria-invalid", "true");
+      const details = marked[0]?.element.closest("details");
+      if (details) details.open = true;
+      marked[0]?.control.focus();
     },
     hasRequired: required.size > 0,
   };
@@ -72,8 +83,11 @@ function buildField(name, schema, root, required) {
             ? textControl(schema, required)
             : items?.type === "string"
               ? listControl(schema)
-              : jsonControl(schema);
-  return { name, read: control.read, element: wrap(control.element, id, label, schema.description, required) };
+              : items?.type === "object" && name === "messages"
+                ? chatControl()
+                : jsonControl(schema);
+  const element = wrap(control.element, id, label, schema.description, required);
+  return { name, read: control.read, control: control.element, element };
 }
 
 /** A label somebody wrote, or the name as words: pydantic's own titles capitalise every one. @param {string} name @param {string} [title] */
@@ -123,8 +137,8 @@ function numberControl(schema) {
 /** @param {Schema} schema @param {boolean} required @returns {Control} */
 function textControl(schema, required) {
   // A text that a kind can't do without is its matter, such as a prompt; the others are settings.
-  const long = required && !(schema.maxLength <= 200) && !schema.format;
-  const element = long ? make("textarea", { rows: 4, required }) : make("input", { type: schema.format === "uri" ? "url" : "text", required });
+  const long = required && !(schema.maxLength <= 200) && !schema.format && !schema.pattern;
+  const element = long ? make("textarea", { rows: 3, required }) : make("input", { type: schema.format === "uri" ? "url" : "text", required });
   element.value = String(schema.default ?? "");
   return { element, read: () => (element.value === "" ? undefined : element.value) };
 }
@@ -134,6 +148,14 @@ function listControl(schema) {
   const element = make("input", { type: "text", value: (schema.default ?? []).join(", ") });
   const list = () => element.value.split(",").map((part) => part.trim()).filter(Boolean);
   return { element, read: () => (list().length ? list() : undefined) };
+}
+
+/** A chat in the shape that language models are asked in: most ask one thing. @returns {Control} */
+function chatControl() {
+  const element = make("textarea", { rows: 3, placeholder: "Your question, or a whole chat as JSON" });
+  const text = () => element.value.trim();
+  const asked = () => (text().startsWith("[") ? JSON.parse(text()) : [{ role: "user", content: text() }]);
+  return { element, read: () => (text() === "" ? undefined : asked()) };
 }
 
 /** @param {Schema} schema @returns {Control} */

@@ -12,9 +12,9 @@ import { JobMirror } from "./mirror.js";
 import { DocumentView } from "./page-document.js";
 import { make } from "./page-form.js";
 import { OcrPages } from "./page-ocr.js";
-import { counted, duration, errorPhrase, progressPhrase, queuePhrase, STATE_WORDS, workerPhrase } from "./page-phrases.js";
+import { drawRest, dropChannels, followEnd } from "./page-rest.js";
+import { counted, duration, errorPhrase, progressPhrase, queuePhrase, size, STATE_WORDS, workerPhrase } from "./page-phrases.js";
 import { Tally } from "./page-tally.js";
-import { growText } from "./elements.js";
 
 // Long enough to be seen; the network's own cuts are resumed faster.
 const CUT_PAUSE_MS = 1500;
@@ -46,6 +46,11 @@ export class JobView {
   #changed = new Set();
   /** @type {string[]} addresses that hold an image in memory */
   #objectUrls = [];
+  /** @type {number | null} when its first attempt began, and when it ended, on the server's clock */
+  #beganAt = null;
+  /** @type {number | null} */
+  #endedAt = null;
+  #cancelling = false;
 
   /**
    * @param {object} page
@@ -53,6 +58,7 @@ export class JobView {
    * @param {() => boolean} page.hasKey
    * @param {(error: unknown, retry: () => void) => boolean} page.onrefusal whether the page asks for a key instead
    * @param {() => void} page.onend
+   * @param {(job: JobDocument) => void} page.onjob another job is to be shown
    * @param {(kind: string) => boolean} page.hasWorker
    */
   constructor(page) {
@@ -66,6 +72,7 @@ export class JobView {
     by("follow").addEventListener("change", () => this.#follow(by("follow").checked));
     by("cut").addEventListener("click", () => this.#cut());
     by("cancel").addEventListener("click", () => void this.#cancel());
+    by("again").addEventListener("click", () => void this.#again());
     by("copy").addEventListener("click", () => void this.#copy());
     for (const input of document.querySelectorAll("input[name=transport]")) {
       input.addEventListener("change", () => this.#switch(/** @type {any} */ (input).value));
@@ -102,10 +109,11 @@ export class JobView {
     this.#changedSoon();
   }
 
-  /** Show that a file is on its way. @param {string} name @param {() => void} oncancel */
-  upload(name, oncancel) {
+  /** Show that a file is on its way. @param {string} kind @param {string} name @param {() => void} oncancel */
+  upload(kind, name, oncancel) {
     this.close();
     this.#title = name;
+    if (kind === "ocr") by("job").dataset.layout = "pages";
     this.#drawTitle();
     const cancel = by("cancel");
     cancel.hidden = false;
@@ -117,6 +125,7 @@ export class JobView {
     return (/** @type {{loaded: number, total: number}} */ { loaded, total }) => {
       reflectBar(loaded, total, "");
       by("progress-done").textContent = `${Math.floor((100 * loaded) / (total || 1))} % sent`;
+      by("progress-left").textContent = `${size(loaded)} of ${size(total)}`;
     };
   }
 
@@ -130,10 +139,14 @@ export class JobView {
     this.#wasOpen = false;
     this.#lostAfter = null;
     this.#lastCut = null;
+    this.#beganAt = this.#endedAt = null;
+    this.#cancelling = false;
     this.document.clear();
     for (const url of this.#objectUrls.splice(0)) URL.revokeObjectURL(url);
     by("job").dataset.layout = "plain";
+    delete by("job").dataset.over;
     by("cancel").onclick = null;
+    by("again").hidden = true;
     by("wire").parentElement.hidden = false;
     for (const id of ["downloads", "log"]) by(id).replaceChildren();
     for (const id of ["progress-done", "progress-left", "worker", "job-state"]) by(id).textContent = "";
@@ -168,6 +181,8 @@ export class JobView {
   #take(event) {
     this.#tally.take(event);
     const { type, data = {} } = event;
+    if (type === "started") this.#beganAt ??= Date.parse(event.time ?? "");
+    if (event.terminal) this.#endedAt = Date.parse(event.time ?? "");
     if (type === "progress") this.#estimateAt = Date.now();
     else if (type === "log") this.#log(String(data.message), data.level);
     else if (type === "reset") this.#startOver(String(data.reason));
@@ -228,18 +243,22 @@ export class JobView {
 
   /** @param {JobMirror} mirror */
   #draw(mirror) {
-    const { fold, subscription } = mirror;
+    const { fold, subscription, error } = mirror;
+    const isUnknown = error !== null && fold.state === null;
+    if (isUnknown) by("job").dataset.layout = "none";
     this.#drawConnection(mirror);
     this.#drawPages();
-    // The result of the kind `ocr` is its pages; what a pipeline makes of them is shown below them.
-    if (by("job").dataset.layout === "plain" || (this.#kind && this.#kind !== "ocr")) this.#drawPlain(mirror);
+    this.#drawRest(mirror);
     const state = fold.state ?? "queued";
-    by("job-state").textContent = STATE_WORDS[state] ?? state;
+    by("job-state").textContent = isUnknown ? "" : (STATE_WORDS[state] ?? state);
     by("job-state").dataset.state = state;
+    const isCancelling = fold.cancelRequested || this.#cancelling;
     by("cancel").hidden = fold.terminal || fold.state === null;
-    by("cancel").disabled = fold.cancelRequested;
-    by("cancel").textContent = fold.cancelRequested ? "Cancelling…" : "Cancel";
+    by("cancel").disabled = isCancelling;
+    by("cancel").textContent = isCancelling ? "Cancelling…" : "Cancel";
+    by("again").hidden = !fold.terminal || fold.state === "succeeded";
     const over = fold.terminal || subscription.state === "ended";
+    if (over) by("job").dataset.over = "";
     by("cut").parentElement.hidden = over;
     by("follow").parentElement.hidden = over;
     this.#drawBar(mirror);
@@ -260,31 +279,26 @@ export class JobView {
     if (reading && !this.mirror?.fold.terminal) this.document.follow(reading);
   }
 
-  /** What is no page: a job's text, its outputs, its result. @param {JobMirror} mirror */
-  #drawPlain({ fold, outputs }) {
-    // Made when there is something to put into it: an empty pane says that it is.
-    const pane = () => this.document.rest();
-    for (const [channel, text] of Object.entries(fold.text)) growText(slot(pane(), `channel-${channel}`, "pre"), text);
-    for (const node of by("text").querySelectorAll("pre[data-slot^=channel-]")) {
-      if (!(node.dataset.slot.slice("channel-".length) in fold.text)) node.remove();
-    }
-    for (const [index, { data }] of outputs) {
-      if (OcrPages.knows(index) || /(^|\.)result\./.test(index)) continue;
-      const shown = data.value === undefined ? `${data.content_type}, ${data.size ?? "?"} bytes` : plain(data.value);
-      growText(slot(pane(), `output-${index}`, "pre", index), shown);
-    }
-    if (fold.end.result !== undefined && fold.end.result !== null) {
-      growText(slot(pane(), "result", "pre", "Result"), plain(fold.end.result));
-      if (this.#pages.pages.size) this.document.showRest();
-    }
+  /** What is no page: a job's texts, its outputs, its result. @param {JobMirror} mirror */
+  #drawRest({ fold, outputs }) {
+    const pane = by("text");
+    const isPlain = by("job").dataset.layout === "plain";
+    // The result of the kind `ocr` is its pages; what a pipeline makes of them is shown below them.
+    if (!isPlain && (!this.#kind || this.#kind === "ocr")) return;
+    const draw = () => drawRest(() => this.document.rest(), fold, outputs);
+    dropChannels(pane, fold);
+    if (isPlain && !fold.terminal) followEnd(pane, draw);
+    else draw();
+    if (this.#pages.pages.size && fold.state === "succeeded") this.document.showRest();
   }
 
   /** @param {JobMirror} mirror */
-  #drawBar({ fold }) {
+  #drawBar({ fold, error }) {
     const { current = null, total = null } = fold.progress ?? {};
     by("bar").className = fold.state ?? "";
     const { done } = progressPhrase(fold.progress, 0);
     if (fold.state === "succeeded") reflectBar(1, 1, "Done");
+    else if (error && fold.state === null) reflectBar(0, 1, "");
     else if (fold.terminal) reflectBar(current ?? 0, total ?? 1, STATE_WORDS[fold.state ?? ""] ?? "");
     else if (fold.state === "queued" || total === null) reflectBar(null, null, done || "Waiting");
     else reflectBar(current, total, done);
@@ -296,7 +310,7 @@ export class JobView {
     const problem = fold.end.problem;
     if (error) this.#note(errorPhrase(error), "bad");
     else if (fold.state === "failed") this.#note(`${problem?.detail || problem?.title || "The job failed."} (${problem?.code})`, "bad");
-    else if (fold.state === "cancelled") this.#note("Cancelled. What was read before stays on this page.", "calm");
+    else if (fold.state === "cancelled") this.#note(by("text").hasChildNodes() ? "Cancelled. What had come before stays on this page." : "Cancelled before anything came.", "calm");
     else if (fold.end.partial) this.#note("Some pages could not be read; the others are complete.");
     else if (fold.state === "queued" && !this.page.hasWorker(this.#kind)) this.#note(NO_WORKER);
     else this.#note("");
@@ -350,10 +364,14 @@ export class JobView {
     const pages = this.#pages.pages.size;
     // Where there are pages, they show what a message would say.
     const progress = fold.progress && { ...fold.progress, ...(pages && { message: "" }) };
-    const { done, left } = progressPhrase(fold.terminal ? null : progress, etaAge, phrase.level === "silent");
+    const isHeard = phrase.level === "alive" || phrase.level === "none";
+    const { done, left } = progressPhrase(fold.terminal ? null : progress, etaAge, !isHeard);
     const read = lines ? counted(lines, "line") : "";
-    const where = fold.terminal ? (pages ? counted(pages, "page") : "") : fold.state === "running" ? done : queuePhrase(mirror.position);
-    by("progress-done").textContent = [where, read].filter(Boolean).join(" · ");
+    const seconds = this.#beganAt && this.#endedAt ? (this.#endedAt - this.#beganAt) / 1000 : 0;
+    const took = seconds >= 0.5 ? `took ${duration(seconds)}` : "";
+    const waits = mirror.error && fold.state === null ? "" : queuePhrase(mirror.position);
+    const where = fold.terminal ? (pages ? counted(pages, "page") : "") : fold.state === "running" ? done : waits;
+    by("progress-done").textContent = [where, read, fold.terminal && took].filter(Boolean).join(" · ");
     by("progress-left").textContent = left;
     this.#drawTitle();
   }
@@ -402,12 +420,29 @@ export class JobView {
     const { mirror } = this;
     // While a file is sent there is no job yet, and the upload's own handler stops it.
     if (!mirror) return;
-    by("cancel").disabled = true;
+    this.#cancelling = true;
+    this.#changedSoon();
     try {
       await this.page.client.cancel(mirror.id);
     } catch (error) {
-      by("cancel").disabled = false;
+      if (mirror !== this.mirror) return;
+      this.#cancelling = false;
+      this.#draw(mirror);
       this.#note(errorPhrase(error), "bad");
+    }
+  }
+
+  /** A new job with what this one was given. */
+  async #again() {
+    const { mirror } = this;
+    if (!mirror) return;
+    by("again").disabled = true;
+    try {
+      this.page.onjob(await this.page.client.retry(mirror.id));
+    } catch (error) {
+      if (mirror === this.mirror) this.#note(errorPhrase(error), "bad");
+    } finally {
+      by("again").disabled = false;
     }
   }
 
@@ -531,20 +566,4 @@ function reflectBar(value, max, text) {
     if (given === null) bar.removeAttribute(name);
     else bar.setAttribute(name, given);
   }
-}
-
-/** The element of this name in a pane; made where it is not there yet. @param {HTMLElement} pane @param {string} name @param {"pre"} tag @param {string} [title] */
-function slot(pane, name, tag, title) {
-  const found = [...pane.querySelectorAll(tag)].find((element) => element.dataset.slot === name);
-  if (found) return found;
-  const element = make(tag, { className: "plain-text" });
-  element.dataset.slot = name;
-  if (title) pane.append(make("h3", { textContent: title }));
-  pane.append(element);
-  return element;
-}
-
-/** @param {unknown} value */
-function plain(value) {
-  return typeof value === "string" ? value : JSON.stringify(value, null, 2);
 }

@@ -86,7 +86,8 @@ function leftPhrase(seconds) {
 export function errorPhrase(error) {
   if (!(error instanceof GatewayError)) return String(error instanceof Error ? error.message : error);
   const fields = (error.problem.errors ?? []).map(({ field, message }) => (field ? `${field}: ${message}` : `${message}`));
-  return [error.message, ...fields].join(" ");
+  // The gateway's own sentence begins with the first of them.
+  return [error.message, ...fields.filter((field) => !error.message.includes(field))].join(" ");
 }
 
 /** @type {Record<string, string>} */

@@ -42,6 +42,7 @@ const view = new JobView({
     return true;
   },
   onend: () => void showRecent(),
+  onjob: (job) => go(job.id, job),
   hasWorker: (name) => kinds.get(name)?.workers !== 0,
 });
 
@@ -162,6 +163,8 @@ function choose(name) {
   by("kind-description").textContent = kind.description;
   by("no-worker").hidden = kind.workers !== 0;
   by("drop").hidden = kind.files === "none";
+  by("drop").classList.toggle("small", kind.files === "optional");
+  by("drop-what").textContent = takesDocuments(kind.content_types ?? []) ? "Drop a document here" : "Drop a file here";
   by("file").accept = (kind.content_types ?? []).join(",");
   by("file-hint").textContent = typesHint(kind.content_types ?? []);
   form = buildForm(by("options"), kind.input_schema ?? {});
@@ -177,6 +180,11 @@ function typesHint(types) {
     return name === "*" ? `${group}s` : name.replace(/^x-|\+.*$/g, "").toUpperCase();
   });
   return names.length ? `Reads ${[...new Set(names)].join(", ")}.` : "";
+}
+
+/** @param {string[]} types */
+function takesDocuments(types) {
+  return types.some((type) => type === "application/pdf" || type.startsWith("image/"));
 }
 
 /** A kind that needs nothing but its file starts with the file: one drop, one job. */
@@ -199,8 +207,12 @@ function showFiles() {
 
 /** @param {unknown} error */
 function showProblem(error) {
-  by("compose-problem").textContent = error === null ? "" : errorPhrase(error);
-  by("compose-problem").hidden = error === null;
+  const problem = by("compose-problem");
+  problem.textContent = error === null ? "" : errorPhrase(error);
+  problem.hidden = error === null;
+  const wrong = error instanceof GatewayError ? (error.problem.errors ?? []) : [];
+  form?.mark(wrong.map(({ field = "" }) => field.replace(/^input\./, "")));
+  if (error !== null) problem.scrollIntoView({ block: "nearest" });
 }
 
 async function submit() {
@@ -230,7 +242,7 @@ async function send(name, input, sent) {
   let onUploadProgress;
   if (sent.length) {
     show("job");
-    onUploadProgress = view.upload(label, () => stop.abort(stopped));
+    onUploadProgress = view.upload(name, label, () => stop.abort(stopped));
   }
   return client.submit(name, { input, files: sent, signal: stop.signal, onUploadProgress });
 }
@@ -312,7 +324,8 @@ function jobRow(job) {
   chip.dataset.state = job.state;
   const { current, total, unit } = job.progress ?? {};
   const progress = !job.terminal && total ? ` · ${current} of ${counted(total, unit ?? "", unit ?? "")}` : "";
-  const hint = make("span", { className: "hint", textContent: `${job.kind} · ${ago(job.created_at, Date.now())}${progress}` });
+  const what = job.files?.length ? `${job.kind} · ` : "";
+  const hint = make("span", { className: "hint", textContent: `${what}${ago(job.created_at, Date.now())}${progress}` });
   link.append(make("span", { className: "name", textContent: name }), chip, hint);
   link.addEventListener("click", (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return;

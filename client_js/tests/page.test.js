@@ -158,7 +158,7 @@ test("the page asks for all its modules at once, and for nothing from elsewhere"
 });
 
 test("text from the server never becomes markup", () => {
-  const names = ["page.js", "page-job.js", "page-document.js", "page-form.js", "elements.js"];
+  const names = ["page.js", "page-job.js", "page-document.js", "page-form.js", "page-rest.js", "elements.js"];
   for (const name of names) {
     const source = readFileSync(new URL(`../${name}`, import.meta.url), "utf8");
     assert.doesNotMatch(source, /innerHTML|outerHTML|insertAdjacentHTML|document\.write/, name);

@@ -48,7 +48,7 @@ def test_a_dropped_or_pasted_file_shows_its_pages_line_by_line(shown: JobPage, e
     widths = page.evaluate("[...document.querySelectorAll('#document img')].map((image) => image.naturalWidth)")
     assert widths == [620, 620]
     expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "1")
-    expect(page.locator("#progress-done")).to_have_text("2 pages · 16 lines")
+    expect(page.locator("#progress-done")).to_have_text(re.compile(r"^2 pages · 16 lines · took \d+ s$"))
 
 
 def test_text_of_the_server_is_shown_as_it_is_and_never_becomes_markup(shown: JobPage) -> None:
@@ -87,14 +87,17 @@ def test_a_page_that_could_not_be_read_says_so_between_the_others(shown: JobPage
 
 def test_a_text_that_is_written_word_by_word_fills_in(shown: JobPage) -> None:
     """A kind without pages shows the text of its deltas, and its result."""
-    shown.tell_story(prompt="word", words=60, pause_seconds=0.03)
+    shown.page.set_viewport_size({"width": 600, "height": 640})
+    shown.tell_story(prompt="one more word of a long tale", words=60, pause_seconds=0.03)
     text = shown.page.locator("#text")
 
-    expect(text).to_contain_text("word 5 ")
+    expect(text).to_contain_text("tale 5 ")
     assert shown.document()["state"] == "running"
     shown.until("Done")
-    expect(text).to_contain_text("word 59")
-    expect(text).to_contain_text('"words": 60')
+    expect(text).to_contain_text("tale 59")
+    expect(text).to_contain_text('{ "words": 60 }')
+    # The window has followed the text to its end.
+    assert shown.page.evaluate("scrollY > 0")
 
 
 def test_a_failed_job_says_what_is_wrong(shown: JobPage) -> None:
@@ -104,6 +107,22 @@ def test_a_failed_job_says_what_is_wrong(shown: JobPage) -> None:
 
     expect(shown.page.locator("#job-note")).to_have_text("The story has no end; try another prompt. (story_lost)")
     expect(shown.page.locator("#text")).to_contain_text("lost 2")
+
+
+def test_a_failed_job_can_be_tried_again(shown: JobPage) -> None:
+    """A new job with what the old one was given, on the same page; the way back leads to the old one."""
+    shown.tell_story(prompt="lost", words=1, fails=True)
+    shown.until("Failed")
+    failed = shown.job
+
+    shown.page.get_by_role("button", name="Try again").click()
+    shown.page.wait_for_url(lambda url: failed not in url)
+    shown.until("Failed")
+
+    assert shown.document()["retry_of"] == failed
+    shown.page.go_back()
+    expect(shown.page.locator("#job-note")).to_contain_text("story_lost")
+    assert shown.job == failed
 
 
 def test_cancel_ends_the_job(shown: JobPage) -> None:
@@ -293,6 +312,8 @@ def test_an_unknown_job_says_so_and_leads_to_the_start(new_page: NewPage, produc
     page.goto(f"{product.url}/?job={'a' * 26}")
 
     expect(page.locator("#job-note")).to_contain_text("There is no job")
+    expect(page.get_by_text("Waiting")).to_be_hidden()
+    expect(page.locator("#split")).to_be_hidden()
     page.get_by_role("button", name="New job").click()
     expect(page.locator("#start")).to_be_visible()
 
@@ -345,11 +366,13 @@ def test_a_job_in_the_address_is_shown_before_the_kinds_are_known(new_page: NewP
 
 
 def test_what_the_gateway_refuses_is_said_beside_the_form(shown: JobPage) -> None:
-    """The field and the reason, and what was filled in stays."""
+    """The field and the reason, the field is marked and led to, and what was filled in stays."""
     shown.choose_file(pages=51)
 
     expect(shown.page.locator("#compose-problem")).to_contain_text("pages")
     expect(shown.page.locator("#option-pages")).to_have_value("51")
+    expect(shown.page.locator("#option-pages")).to_have_attribute("aria-invalid", "true")
+    expect(shown.page.locator("#option-pages")).to_be_focused()
 
 
 @pytest.mark.parametrize("transport", ["SSE", "WebSocket"])
