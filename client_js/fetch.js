@@ -1,7 +1,7 @@
 /**
  * `fetch` for routes that take longer than anything in between lets a request take: the same arguments, and a `Response`
- * at the end, however long that is. The gateway calls the route as a job of the kind `http`; what is cut on the way here
- * is resumed.
+ * at the end, however long that is. The gateway calls the route as a job of the kind `http`: one of its slow routes, at
+ * its own address, or any other address that it may call. What is cut on the way here is resumed.
  *
  * @typedef {{type: "response", status: number, headers: [string, string][]} | {type: "text", text: string}
  *   | {type: "restart"} | {type: "bytes", current: number, total: number | null}} FetchProgress `response`: the route
@@ -41,8 +41,9 @@ export function createFetch(client) {
     signal.throwIfAborted();
     const { body, files } = await bodyOf(request);
     const headers = Object.fromEntries(request.headers);
+    const { url, isRoute } = targetOf(request, client);
     const submitted = client.submit("http", {
-      input: { url: request.url, method: request.method, headers, ...body },
+      input: { url, method: request.method, headers, ...body },
       files,
       idempotencyKey: init.idempotencyKey,
       // A submit that is aborted half-way may have made the job, whose id nobody would know then.
@@ -51,12 +52,25 @@ export function createFetch(client) {
     try {
       const job = await unless(signal, submitted);
       init.onJob?.(job.id);
-      return await answerOf(client, job.id, init.onProgress, signal);
+      const { response, from } = await answerOf(client, job.id, init.onProgress, signal);
+      // A response that is made by hand has no address of its own; where a slow route leads is not for its callers.
+      return Object.defineProperty(response, "url", { value: isRoute ? `${new URL(client.base).origin}${url}` : from });
     } catch (error) {
       if (signal.aborted && init.cancelJob) cancel(client, submitted);
       throw error;
     }
   };
+}
+
+/**
+ * What is called: at the gateway's own address a slow route, which goes by its path.
+ * @param {Request} request
+ * @param {import("./client.js").GatewayClient} client
+ */
+function targetOf(request, client) {
+  const { origin, pathname, search, href, hash } = new URL(request.url);
+  const isRoute = origin === new URL(client.base).origin;
+  return { url: isRoute ? pathname + search : href.slice(0, href.length - hash.length), isRoute };
 }
 
 /** @param {Request} request */
@@ -93,8 +107,7 @@ async function answerOf(client, job, tell, signal) {
   const result = await persist(() => client.result(job, { signal }), patience);
   const body = result.body_url ? download(client, result.body_url, result.size, signal) : result.text;
   const response = new Response(NULL_BODY.has(result.status) ? null : body, { status: result.status, headers: result.headers });
-  // A response that is made by hand has no address of its own.
-  return Object.defineProperty(response, "url", { value: result.url });
+  return { response, from: result.url };
 }
 
 /** @param {import("./protocol.js").JobEvent} event @param {(progress: FetchProgress) => void} tell */
@@ -121,19 +134,41 @@ function download(client, path, size, signal) {
   let received = 0;
   let failures = 0;
   const backoff = new Backoff();
+  let repeated = 0;
+  let tag = "";
   /** @type {ReadableStreamDefaultReader<Uint8Array> | undefined} */
   let reader;
+  async function open() {
+    // [spec] If-Range: "if the representation is unchanged, send me the part(s) that I am requesting in Range; otherwise,
+    // send me the entire representation" (RFC 9110, section 13.1.5)
+    const headers = received > 0 ? { Range: `bytes=${received}-`, ...(tag && { "If-Range": tag }) } : {};
+    const { status, headers: said, body } = await client.request(path, { headers, signal });
+    // Weak where an edge packed it on the way: what is unpacked here is the same.
+    const newTag = (said.get("ETag") ?? "").replace(/^W\//, "");
+    const changed = tag !== "" && newTag !== "" && newTag !== tag;
+    const starts = status === 206 ? Number(/^bytes (\d+)-/.exec(said.get("Content-Range") ?? "")?.[1]) : 0;
+    if (changed || !body || !(starts <= received)) {
+      throw new GatewayError({ code: "bad_download", detail: `${path} can't be read to its end: what came was no part of it` }, { mayPass: false });
+    }
+    tag ||= newTag;
+    repeated = received - starts;
+    return body.getReader();
+  }
   return new ReadableStream({
     async pull(controller) {
       while (received < size) {
         try {
-          reader ??= (await client.request(path, { headers: { Range: `bytes=${received}-` }, signal })).body?.getReader();
-          const { done, value } = (await reader?.read()) ?? { done: true, value: undefined };
-          if (!done && value) {
-            received += value.byteLength;
+          reader ??= await open();
+          const { done, value } = await reader.read();
+          // What a hop that doesn't know Range sends once more is left out.
+          const fresh = value?.subarray(Math.min(value.byteLength, repeated));
+          repeated -= (value?.byteLength ?? 0) - (fresh?.byteLength ?? 0);
+          if (fresh && fresh.byteLength > 0) {
+            received += fresh.byteLength;
             failures = 0;
-            return controller.enqueue(value);
+            return controller.enqueue(fresh);
           }
+          if (!done) continue;
         } catch (error) {
           const final = error instanceof GatewayError && !error.mayPass;
           if (signal.aborted || final || failures >= RETRIES) throw signal.aborted ? signal.reason : error;

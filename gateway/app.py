@@ -45,7 +45,7 @@ from gateway.handlers.problems import (
     problem_middleware,
 )
 from gateway.handlers.routes import Handler, Route
-from gateway.handlers.submission import VALIDATORS
+from gateway.handlers.submission import SLOW_ROUTES, VALIDATORS
 from gateway.handlers.uploads import expect_later
 from gateway.handlers.validation import Validators
 from gateway.hub import Hub
@@ -105,10 +105,8 @@ def make_app(settings: Settings, store: Store, blobs: Blobs, hub: Hub) -> web.Ap
     allowed = frozenset(settings.allowed_origins)
     readiness = Readiness()
     public: set[object] = {route.handler for route in ROUTES if route.public}
-    handlers = [
-        (route, slow_routes.route_handler(route, asks_for_key=bool(keys) and route.key))
-        for route in load_routes(settings.routes)
-    ]
+    routed = load_routes(settings.routes)
+    handlers = [(route, slow_routes.route_handler(route, asks_for_key=bool(keys) and route.key)) for route in routed]
     # Without keys everybody here is `local`, and foreign pages are kept out of a slow route too.
     public |= {handler for route, handler in handlers if keys and not route.key}
     app = web.Application(
@@ -128,6 +126,7 @@ def make_app(settings: Settings, store: Store, blobs: Blobs, hub: Hub) -> web.Ap
         readiness,
         Validators(Upstreams(settings.upstreams, settings.upstream_networks)),
     )
+    app[SLOW_ROUTES] = routed
     app[STREAMS] = StreamLimit(settings.max_streams_per_owner)
     app[probe.PROBES] = probe.Probes()
     app[JOINS] = Joins(store, blobs)

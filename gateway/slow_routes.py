@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -100,6 +100,16 @@ class SlowRoute(BaseModel):
         if not self.path.endswith("*"):
             return self.upstream + mark + query
         return self.listed + path[len(self.path) - 1 :] + mark + query
+
+
+def find_route(routes: Sequence[SlowRoute], method: object, path_and_query: str) -> SlowRoute | None:
+    """The route that answers a request to this path, as it was sent; None if there is none."""
+    path = path_and_query.partition("?")[0]
+    for route in routes:
+        is_meant = path.startswith(route.path[:-1]) if route.path.endswith("*") else path == route.path
+        if is_meant and method in route.methods:
+            return route
+    return None
 
 
 def load_routes(file: Path | None) -> tuple[SlowRoute, ...]:

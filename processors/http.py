@@ -57,8 +57,13 @@ class HttpInput(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    # The gateway knows this format: a URL that may not be called is refused at the submit.
-    url: str = Field(max_length=8192, json_schema_extra={"format": "upstream-url"})
+    # The gateway knows this format: a URL that may not be called is refused at the submit, and the path of a slow route
+    # becomes its upstream's URL there.
+    url: str = Field(
+        max_length=8192,
+        description="A listed upstream's URL, or the path of a slow route.",
+        json_schema_extra={"format": "upstream-url"},
+    )
     method: Method = "GET"
     headers: Annotated[dict[str, str], AfterValidator(_checked)] = Field(default_factory=dict)
     body: str | None = Field(None, description="As text; bytes come as the job's file instead.")

@@ -3,9 +3,10 @@
     client = httpx.Client(transport=OutlastTransport("http://127.0.0.1:8080"))
     answer = client.post("https://app.example.com/api/report", json={"year": 2026})
 
-The gateway calls the route as a job of the kind `http` and holds this client's request until the route has answered.
-What breaks on the way to the gateway is sent again under the same key, so the route is called once. Needs the extra
-`httpx`.
+The route is any address that the gateway may call (OUTLAST_UPSTREAMS), or one of its slow routes, at its own address.
+The gateway calls it as a job of the kind `http` and holds this client's request until the route has answered.
+What breaks on the way to the gateway is sent again under the same key, so the route is called once; a large answer that
+is cut goes on where it stopped. Needs the extra `httpx`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Final
 
 import httpx
@@ -30,6 +32,10 @@ _CONNECT_SECONDS: Final = 15.0
 _LATER: Final = frozenset({408, 425, 429, 503, *EDGE_STATUSES})
 # Of the answer to this client; the route's own are in the job's result.
 _FRAMING: Final = frozenset({"transfer-encoding", "connection", "keep-alive"})
+
+_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-", re.ASCII)
+# In an answer's extensions: the connection ended before the body did.
+_CUT: Final = "outlast_cut"
 
 # Yields a request, or seconds to wait; is sent the answer, or None where there was none.
 _Flow = Generator[httpx.Request | float, httpx.Response | None, httpx.Response]
@@ -80,7 +86,7 @@ class _Calls:
 
     def _content(self, request: httpx.Request) -> dict[str, Any]:
         headers = {name: value for name, value in request.headers.items() if name not in _OWN}
-        wanted: dict[str, Any] = {"url": str(request.url), "method": request.method, "headers": headers}
+        wanted: dict[str, Any] = {"url": self._target(request.url), "method": request.method, "headers": headers}
         body = request.content
         if len(body) <= _INLINE_BYTES:
             try:
@@ -92,8 +98,18 @@ class _Calls:
         file = ("body", body, "application/octet-stream")
         return {"files": {"file": file}, "data": {"input": json.dumps(wanted)}}
 
-    def _send(self, method: str, path: str, **options: Any) -> Generator[Any, Any, httpx.Response]:
-        """Send a request until there is an answer of the gateway's, for as long as the patience lasts."""
+    def _target(self, url: httpx.URL) -> str:
+        """What is called: at the gateway's own address a slow route, which goes by its path."""
+        ours = (url.scheme, url.host, url.port) == (self._base.scheme, self._base.host, self._base.port)
+        return url.raw_path.decode("ascii") if ours else str(url.copy_with(fragment=None))
+
+    def _send(
+        self, method: str, path: str, brings: Callable[[httpx.Response], bool] = lambda _: False, **options: Any
+    ) -> Generator[Any, Any, httpx.Response]:
+        """Send a request until there is an answer of the gateway's, for as long as the patience lasts.
+
+        An answer that was cut is returned only if it `brings` something.
+        """
         backoff = Backoff()
         gives_up_at: float | None = None
         headers = {**self._headers, **options.pop("headers", {})}
@@ -103,6 +119,10 @@ class _Calls:
             answer: httpx.Response | None = yield httpx.Request(
                 method, self._base.join(path), headers=headers, extensions={"timeout": timeout}, **options
             )
+            if answer is not None and _CUT in answer.extensions:
+                if brings(answer):
+                    return answer
+                answer = None
             if answer is not None and answer.status_code not in _LATER:
                 return answer
             now = time.monotonic()
@@ -117,10 +137,38 @@ class _Calls:
             yield pause
 
     def _download(self, path: str, size: int, request: httpx.Request) -> Generator[Any, Any, bytes]:
-        answer = yield from self._send("GET", path)
-        if answer.status_code != 200 or len(answer.content) != size:
-            raise JobError(_problem(answer), request)
-        return bytes(answer.content)
+        """A body that is no part of the answer; after a cut only the rest of it is asked for."""
+        body, tag = bytearray(), ""
+
+        def goes_on(answer: httpx.Response) -> bool:
+            start = _start(answer)
+            return start is not None and start <= len(body) < start + len(answer.content)
+
+        while len(body) < size:
+            # [spec] If-Range: "if the representation is unchanged, send me the part(s) that I am requesting in Range;
+            # otherwise, send me the entire representation" (RFC 9110, section 13.1.5)
+            # Packed on the way, its bytes would be others than those that a range counts.
+            headers = {"Accept-Encoding": "identity"}
+            if body and tag:
+                headers |= {"Range": f"bytes={len(body)}-", "If-Range": tag}
+            answer = yield from self._send("GET", path, goes_on, headers=headers)
+            now = answer.headers.get("ETag", "")
+            if not goes_on(answer) or (tag and now and now != tag):
+                raise JobError(_problem(answer), request)
+            # A hop that doesn't know Range sends what is there already once more.
+            body[_start(answer) :] = answer.content
+            tag = tag or now
+            if _CUT not in answer.extensions and len(body) != size:
+                raise JobError(_problem(answer), request)
+        return bytes(body)
+
+
+def _start(answer: httpx.Response) -> int | None:
+    """Where in the whole body this answer's bytes begin; None where they are no part of it."""
+    if answer.status_code == 200:
+        return 0
+    match = _CONTENT_RANGE.match(answer.headers.get("Content-Range", ""))
+    return int(match[1]) if answer.status_code == 206 and match else None
 
 
 # What this client says of itself and of its connection; the upstream's own are made by the gateway.
@@ -164,12 +212,19 @@ class OutlastTransport(httpx.BaseTransport):
         if not isinstance(step, httpx.Request):
             time.sleep(step)
             return None
+        content = bytearray()
         try:
             answer = self._inner.handle_request(step)
-            answer.read()
         except httpx.TransportError:
             return None
-        return answer
+        try:
+            for piece in answer.iter_bytes():
+                content += piece
+        except httpx.TransportError:
+            return _received(answer, content, cut=True)
+        finally:
+            answer.close()
+        return _received(answer, content)
 
     def close(self) -> None:
         """Close the connections to the gateway."""
@@ -196,12 +251,19 @@ class AsyncOutlastTransport(httpx.AsyncBaseTransport):
         if not isinstance(step, httpx.Request):
             await asyncio.sleep(step)
             return None
+        content = bytearray()
         try:
             answer = await self._inner.handle_async_request(step)
-            await answer.aread()
         except httpx.TransportError:
             return None
-        return answer
+        try:
+            async for piece in answer.aiter_bytes():
+                content += piece
+        except httpx.TransportError:
+            return _received(answer, content, cut=True)
+        finally:
+            await answer.aclose()
+        return _received(answer, content)
 
     async def aclose(self) -> None:
         """Close the connections to the gateway."""
@@ -215,6 +277,14 @@ def _next(flow: _Flow, given: httpx.Response | None) -> httpx.Request | float | 
     except StopIteration as end:
         answer: httpx.Response = end.value
         return answer
+
+
+def _received(answer: httpx.Response, content: bytearray, *, cut: bool = False) -> httpx.Response:
+    """An answer with what came of its body, unpacked."""
+    headers = [(name, value) for name, value in answer.headers.items() if name != "content-encoding"]
+    return httpx.Response(
+        answer.status_code, headers=headers, content=bytes(content), extensions={_CUT: True} if cut else {}
+    )
 
 
 def _document(answer: httpx.Response, request: httpx.Request) -> dict[str, Any]:

@@ -317,8 +317,8 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
     ),
     "upstream_not_allowed": Meaning(
         "422, `failed`",
-        "The URL is not among those that may be called.",
-        "The operator lists it in OUTLAST_UPSTREAMS, or not.",
+        "The URL is not among those that may be called, or the path is no slow route, or not for this method.",
+        "The operator lists it in OUTLAST_UPSTREAMS or in the route file, or not.",
     ),
     "upstream_private": Meaning(
         "422, `failed`",

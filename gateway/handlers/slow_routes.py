@@ -29,7 +29,7 @@ from gateway.handlers.streams import (
     requested_seconds,
     stream,
 )
-from gateway.handlers.submission import checked_key
+from gateway.handlers.submission import HTTP, checked_key
 from gateway.handlers.uploads import Received
 from gateway.protocol import START
 from gateway.requests import JobRequest
@@ -37,7 +37,6 @@ from gateway.slow_routes import SlowRoute
 from gateway.store import JobRecord, Submitted
 from gateway.upstreams import Refused, Upstreams
 
-HTTP: Final = "http"
 # The owner of jobs on routes that ask for no key; no API key can have this name.
 ANYBODY: Final = "~routes"
 _BODY: Final = "body"

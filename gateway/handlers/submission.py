@@ -17,9 +17,13 @@ from gateway.errors import BadRequest, InvalidInput, TooLarge, UnsupportedType
 from gateway.handlers.context import METRICS, SETTINGS, STORE, known_kind
 from gateway.handlers.validation import Validators
 from gateway.requests import JobOptions, JobRequest
+from gateway.slow_routes import SlowRoute, find_route
 from gateway.store import NewJob, StoredFile, Submitted
+from gateway.upstreams import Refused, Upstreams
 
 VALIDATORS: Final = web.AppKey("validators", Validators)
+SLOW_ROUTES: Final = web.AppKey("slow_routes", tuple[SlowRoute, ...])
+HTTP: Final = "http"
 
 # [spec] RFC 8941, section 3.3.3: what a header's string can hold.
 _KEY: Final = re.compile(r"^[\x20-\x7e]{1,255}$", re.ASCII)
@@ -49,8 +53,8 @@ async def submit(
 
     `meaning` says what makes two requests the same where the gateway itself has made the input, which then needs no
     check. Nor does the input of an earlier job, `retry_of`: it was accepted, and its URL may be listed for a slow route
-    alone. `job` is the new job's id, under which the files are stored already. Cancelling it leaves open whether the
-    job was accepted.
+    alone. A call of the kind `http` names such a route by its path. `job` is the new job's id, under which the files
+    are stored already. Cancelling it leaves open whether the job was accepted.
     Raises `NotFound` for an unknown kind, `InvalidInput`, `TooLarge`, `UnsupportedType`, and what `Store.submit` does.
     """
     store = app[STORE]
@@ -60,7 +64,9 @@ async def submit(
     check_files(document, files, by_url=body.input_url is not None)
     check_size(body.input, app[SETTINGS].max_inline_bytes)
     if meaning is None and retry_of is None:
-        await app[VALIDATORS].check(document, body.input)
+        routed = _routed(app[SLOW_ROUTES], body) if kind == HTTP else None
+        body = routed or body
+        await app[VALIDATORS].check(document, body.input, urls=routed is None)
     options = JobOptions.model_validate(body.model_dump(include=set(JobOptions.model_fields), exclude_unset=True))
     new = NewJob(
         kind=document,
@@ -74,6 +80,29 @@ async def submit(
     submitted = await store.submit(job, new, keyed=key is not None)
     app[METRICS].count("jobs_submitted", kind=kind, outcome="replayed" if submitted.replayed else "new")
     return submitted
+
+
+def _routed(routes: tuple[SlowRoute, ...], body: JobRequest) -> JobRequest | None:
+    """A call whose URL is a slow route's path, as the route makes it; None for other URLs. Raises `InvalidInput`."""
+    path, method = body.input.get("url"), body.input.get("method", "GET")
+    if not isinstance(path, str) or not path.startswith("/"):
+        return None
+    try:
+        route = find_route(routes, method, path)
+        if route is None:
+            said = (
+                f"{str(method)[:20]} {path[:200]} is no slow route of this gateway; it knows those of OUTLAST_ROUTES."
+            )
+            raise Refused("upstream_not_allowed", said)
+        url = route.url(path)
+        Upstreams([route.listed]).check(url)
+    except Refused as refused:
+        error = {"field": "input.url", "message": refused.detail, "code": refused.code}
+        raise InvalidInput(f"input.url: {refused.detail}", errors=[error], code=refused.code) from None
+    own = {"retries": route.retries, "idempotent": route.idempotent}
+    patience = {"run_timeout_seconds": route.timeout, "on_disconnect": route.on_disconnect}
+    wished = {name: getattr(body, name) for name in body.model_fields_set}
+    return body.model_copy(update=patience | wished | {"input": own | body.input | {"url": url}})
 
 
 def fingerprint(

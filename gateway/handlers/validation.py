@@ -48,10 +48,13 @@ class Validators:
         self._formats.checks("upstream-url", raises=Refused)(is_allowed)
         self._compiled: dict[str, tuple[dict[str, Any], Validator]] = {}
 
-    async def check(self, kind: KindDocument, value: Any) -> None:
-        """Raises `InvalidInput`, naming every wrong field and why."""
+    async def check(self, kind: KindDocument, value: Any, *, urls: bool = True) -> None:
+        """Raises `InvalidInput`, naming every wrong field and why; `urls`: whether its URLs must be listed."""
+        validator = self._validator(kind)
+        if not urls:
+            validator = validator.evolve(format_checker=None)
         try:
-            errors = await _checked(self._validator(kind), value)
+            errors = await _checked(validator, value)
         except TooComplex:
             raise InvalidInput(
                 f"The input takes too long to check: its parts fit too many alternatives of the kind {kind.kind}'s"

@@ -91,7 +91,10 @@ def behind(origin: Origin, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "OUTLAST_UPSTREAM_NETWORKS": "127.0.0.0/8",
         "OUTLAST_RETRY_SECONDS": "0.3",
     }
-    with running_product(tmp_path_factory.mktemp("behind"), "--without", "ocr", **environment) as running:
+    folder = tmp_path_factory.mktemp("behind")
+    routes = folder / "routes.toml"
+    routes.write_text(f'[[route]]\npath = "/api/*"\nupstream = "{origin.app.url}/*"\n')
+    with running_product(folder, "--without", "ocr", "--routes", str(routes), **environment) as running:
         yield running
 
 
@@ -146,6 +149,19 @@ def test_a_request_arrives_as_it_was(page: tuple[Page, Line], origin: Origin, si
     headers = seen["headers"]
     assert isinstance(headers, dict)
     assert (headers["x-mine"], headers["content-type"]) == ("1", "application/json")
+
+
+def test_a_slow_route_is_called_at_the_gateway(page: tuple[Page, Line], origin: Origin) -> None:
+    """As a page writes it, by its path; where it leads is not for the page."""
+    shown, line = page
+    origin.release()
+
+    shown.evaluate(_BEGIN, ["/api/slow?status=404#part", {"method": "POST", "body": "hi"}])
+    answer = shown.evaluate("window.answer")
+
+    assert (answer["status"], answer["url"]) == (404, f"{line.url}/api/slow?status=404")
+    seen = origin.app.seen[-1]
+    assert (seen["method"], seen["path"], seen["body"]) == ("POST", "/slow?status=404", "hi")
 
 
 def test_a_large_answer_is_downloaded_through_cuts(page: tuple[Page, Line], origin: Origin) -> None:

@@ -17,6 +17,7 @@ from gateway.store import Store
 from processors import upstream
 from processors.http import http
 from processors.worker import Worker
+from tests.edge_origin import edge_for
 from tests.faults import FaultProxy, wait_until
 from tests.serving import Gateway, gateway_for
 from tests.slow_app import SlowApp, slow_app
@@ -135,6 +136,27 @@ async def test_what_may_not_be_called_is_the_library_s_error(gateway: Gateway, l
         await asyncio.to_thread(call, "GET", "http://127.0.0.1:1/")
 
     assert isinstance(refused.value, (JobError, requests.ConnectionError))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_download_that_is_cut_goes_on_where_it_stopped(
+    gateway: Gateway, app: SlowApp, asynchronous: bool
+) -> None:
+    """Cut twice by an edge, each byte comes once."""
+    url = f"{app.url}/bytes/300000"
+    async with edge_for(gateway.url, "direct") as edge:
+        edge.fault("drop_after_bytes", times=2, method="GET", path="/v1/jobs/", bytes=100_000)
+        if asynchronous:
+            async with client_of(edge.url) as client:
+                content = (await client.get(url)).content
+        else:
+            with caller("httpx", edge.url) as call:
+                _, content, _ = await asyncio.to_thread(call, "GET", url)
+        parts = [record for record in edge.requests if record.method == "GET"]
+
+    assert content == b"\x00\xff" * 150_000
+    assert [(part.status, part.passed_bytes) for part in parts] == [(200, 100_000), (206, 100_000), (206, 100_000)]
+    assert app.asked == 1
 
 
 async def test_the_async_client_does_the_same(gateway: Gateway, app: SlowApp) -> None:

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
 import pytest
+import requests
 
+from examples.requests_adapter import OutlastAdapter
+from gateway.client.httpx import OutlastTransport
 from gateway.handlers.context import HUB, STREAMS
 from gateway.store import Store
 from processors import upstream
@@ -327,6 +331,69 @@ async def test_a_request_that_is_repeated_is_done_once(gateway: Gateway, app: Sl
     for data, more in ((b"y", {}), (b"x", {"Authorization": "Bearer other"})):
         answer = await gateway.post("/hold", data=data, headers=key | more)
         assert (answer.status, answer.json()["code"]) == (422, "idempotency_key_reused")
+
+
+@pytest.mark.parametrize("library", ["httpx", "requests"])
+async def test_the_clients_call_a_route_at_the_gateway(gateway: Gateway, app: SlowApp, library: str) -> None:
+    """By the route's own address, with its query; it is nobody's upstream but the route's."""
+
+    def call() -> tuple[int, str, str | None]:
+        answer: httpx.Response | requests.Response
+        if library == "httpx":
+            with httpx.Client(transport=OutlastTransport(gateway.url), base_url=gateway.url) as client:
+                answer = client.put("/hold?status=418&a=%2F", content=b"hi", headers={"Authorization": "Basic bWU6"})
+        else:
+            with requests.Session() as session:
+                session.mount(gateway.url + "/", OutlastAdapter(gateway.url))
+                headers = {"Authorization": "Basic bWU6"}
+                answer = session.put(gateway.url + "/hold?status=418&a=%2F", data=b"hi", headers=headers)
+        return answer.status_code, str(answer.url), answer.headers.get("X-From")
+
+    app.go.set()
+
+    assert await asyncio.to_thread(call) == (418, gateway.url + "/hold?status=418&a=%2F", "slow")
+    [seen] = app.seen
+    assert (seen["method"], seen["path"], seen["body"]) == ("PUT", "/slow?status=418&a=%2F", "hi")
+    assert isinstance(headers := seen["headers"], dict)
+    assert headers["authorization"] == "Basic bWU6"
+
+
+async def test_a_call_by_a_route_s_path_is_made_as_the_route_says(gateway: Gateway, store: Store, app: SlowApp) -> None:
+    """Its time-out and what its client's leaving means, unless the call says otherwise."""
+    for path, wish, expected in (
+        ("/mine", {}, (86_400, "cancel")),
+        ("/hold", {}, (60, "continue")),
+        ("/hold", {"run_timeout_seconds": 9, "on_disconnect": "cancel"}, (9, "cancel")),
+    ):
+        body = {"input": {"url": path, "method": "POST", "body": "x"}, **wish}
+        job = (await gateway.post("/v1/kinds/http/jobs", json=body)).json()
+        record = await store.job(job["id"])
+
+        assert (record.options.run_timeout_seconds, record.options.on_disconnect) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "code"),
+    [
+        ("GET", "/none", "upstream_not_allowed"),
+        ("GET", "/v1/kinds", "upstream_not_allowed"),
+        ("HEAD", "/hold", "upstream_not_allowed"),
+        ("GET", "/all/../slow", "upstream_bad_url"),
+        ("GET", "/all/%2e%2e/slow", "upstream_bad_url"),
+        ("GET", "//127.0.0.1:1/", "upstream_not_allowed"),
+        ("GET", "{app}/slow", "upstream_not_allowed"),
+    ],
+)
+async def test_a_path_that_is_no_route_leads_nowhere(
+    gateway: Gateway, app: SlowApp, method: str, url: str, code: str
+) -> None:
+    """And the route's upstream by its own address neither: only the route is listed."""
+    body = {"input": {"url": url.format(app=app.url), "method": method}}
+    answer = await gateway.post("/v1/kinds/http/jobs", json=body)
+
+    assert (answer.status, answer.json()["code"]) == (422, code)
+    assert answer.json()["errors"][0]["field"] == "input.url"
+    assert app.asked == 0
 
 
 @pytest.mark.parametrize("path", ["/hold", "/later", "/watch/sse"])

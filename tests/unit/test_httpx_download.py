@@ -1,0 +1,76 @@
+"""How the transports for httpx put a download together that was cut, also where a hop doesn't know Range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.client.httpx import _CUT, JobError, _Calls
+
+WHOLE = b"0123456789"
+REQUEST = httpx.Request("GET", "http://app.test/report")
+
+
+def download(*answers: httpx.Response) -> tuple[bytes, list[str | None]]:
+    """What comes out of these answers of the gateway's, and the Range of each request for one."""
+    flow = _Calls("http://gateway.test", None, 60)._download("/v1/jobs/1/outputs/body", len(WHOLE), REQUEST)
+    ranges: list[str | None] = []
+    waiting = list(answers)
+    given: httpx.Response | None = None
+    while True:
+        try:
+            step = flow.send(given)
+        except StopIteration as end:
+            assert not waiting
+            return end.value, ranges
+        given = None
+        if isinstance(step, httpx.Request):
+            ranges.append(step.headers.get("Range"))
+            given = waiting.pop(0)
+
+
+def answer(status: int, content: bytes, *, cut: bool = True, tag: str = '"a"', **headers: str) -> httpx.Response:
+    """An answer, cut unless it says otherwise."""
+    extensions: dict[str, Any] = {_CUT: True} if cut else {}
+    named = {name.replace("_", "-"): value for name, value in headers.items()} | ({"ETag": tag} if tag else {})
+    return httpx.Response(status, content=content, headers=named, extensions=extensions)
+
+
+def test_only_the_rest_is_asked_for() -> None:
+    """Each part from where the last one was cut."""
+    assert download(
+        answer(200, WHOLE[:4]),
+        answer(206, WHOLE[4:7], Content_Range="bytes 4-9/10"),
+        answer(206, WHOLE[7:], cut=False, Content_Range="bytes 7-9/10"),
+    ) == (WHOLE, [None, "bytes=4-", "bytes=7-"])
+
+
+def test_a_hop_that_takes_range_away_repeats_nothing() -> None:
+    """It sends all of it again; what brings nothing new is asked for again."""
+    assert download(
+        answer(200, WHOLE[:4]), answer(200, WHOLE[:2]), answer(200, WHOLE[:6]), answer(200, WHOLE, cut=False)
+    ) == (WHOLE, [None, "bytes=4-", "bytes=4-", "bytes=6-"])
+
+
+def test_where_nothing_names_the_content_it_begins_anew() -> None:
+    """Two halves of two answers would be no answer."""
+    assert download(answer(200, WHOLE[:4], tag=""), answer(200, WHOLE, cut=False, tag="")) == (WHOLE, [None, None])
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        answer(200, WHOLE, cut=False, tag='"b"'),
+        answer(206, WHOLE[6:], cut=False, Content_Range="bytes 6-9/10"),
+        answer(206, WHOLE[4:], cut=False),
+        answer(206, WHOLE[4:8], cut=False, Content_Range="bytes 4-7/10"),
+        answer(416, b"", cut=False),
+    ],
+    ids=["other content", "a hole", "no place", "too short", "no such range"],
+)
+def test_what_does_not_fit_is_an_error(second: httpx.Response) -> None:
+    """Never a body with a hole, or of two contents."""
+    with pytest.raises(JobError):
+        download(answer(200, WHOLE[:4]), second)
