@@ -124,8 +124,7 @@ class Exchange:
         await self._read_ahead(whole=twice)
         if twice:
             # A client that sends again what it got no answer for.
-            await self._ask()
-            await self._answer_head()
+            await self._first_head()
             await self._leave()
         return await self._answer(await self._first_head())
 
@@ -291,8 +290,7 @@ class Exchange:
         assert self._link is not None
         errors = self._hop.profile.errors
         while (parts := split_head(buffer)) is None:
-            if len(buffer) > self._hop.profile.request.max_head_bytes:
-                raise Refused(errors.garbled, "head_too_large")
+            self._check_head(buffer)
             data = await self._read()
             if not data and self._link.reused and not buffer:
                 raise _Stale
@@ -301,7 +299,12 @@ class Exchange:
             # Each read counts, also of half a head.
             self._count_read()
             buffer += data
+        self._check_head(parts[0])
         return parse_response(parts[0]), parts[1]
+
+    def _check_head(self, head: bytes) -> None:
+        if len(head) > self._hop.profile.request.max_head_bytes:
+            raise Refused(self._hop.profile.errors.garbled, "head_too_large")
 
     async def _answer(self, head: ResponseHead) -> str:
         """Pass the origin's answer on; returns how it ended."""

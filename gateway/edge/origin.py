@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -52,8 +53,9 @@ class Origin:
                 _, wire = await loop.create_connection(Wire, self._host, self._port)
         except TimeoutError:
             raise Refused(errors.connect_timeout, "connect_timeout") from None
-        except OSError:
-            raise Refused(errors.refused, "refused") from None
+        except OSError as error:
+            reason = "unknown_name" if isinstance(error, socket.gaierror) else "refused"
+            raise Refused(errors.refused, reason) from None
         return Link(wire, reused=False)
 
     def _is_usable(self, since: float, wire: Wire) -> bool:

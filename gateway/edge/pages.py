@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -52,6 +52,7 @@ _CAUSES: Final[Mapping[str, str]] = {
     "connect_timeout": "the origin accepted no connection in time",
     "not_acknowledged": "the origin did not acknowledge the request in time",
     "refused": "the origin refused the connection",
+    "unknown_name": "the origin's name is not known here",
     "garbled": "the origin's answer is no HTTP",
     "empty_answer": "the origin closed the connection without an answer",
     "reuse_race": "the origin closed a connection as it was used again",
@@ -63,6 +64,7 @@ _CAUSES: Final[Mapping[str, str]] = {
 _NO_STORE: Final = (
     "private, max-age=0, no-store, no-cache, must-revalidate, post-check=0, pre-check=0"  # as seen on a 524
 )
+_FORMS: Final = frozenset({"application/json", "application/problem+json", "text/html"})
 # As seen: clients are invited to send again what is still running.
 _RETRY_AFTER: Final = 120
 
@@ -159,11 +161,11 @@ def _cloudflare(occasion: Occasion) -> Page:
     if occasion.status == 413:
         # The one page that looks like a web server's own.
         return _server_page(occasion, server="cloudflare", signature="cloudflare")
-    accepted = _wanted(occasion.accept)
+    # The JSON form says that the error is the edge's own, which a 502 or 504 that takes the origin's place is not.
+    accepted = _wanted(occasion.accept, _FORMS if occasion.code in _CLOUDFLARE_NAMES else {"text/html"})
     if accepted in {"application/json", "application/problem+json"}:
         page = _page(occasion, f"{accepted}; charset=utf-8", json.dumps(_cloudflare_object(occasion)))
-        if occasion.code in _CLOUDFLARE_NAMES:
-            page.headers.items.append(("Retry-After", str(_RETRY_AFTER)))
+        page.headers.items.append(("Retry-After", str(_RETRY_AFTER)))
     elif accepted == "text/html":
         page = _page(occasion, "text/html; charset=UTF-8", _cloudflare_document(occasion))
     else:
@@ -180,13 +182,13 @@ def _cloudflare(occasion: Occasion) -> Page:
     return page
 
 
-def _wanted(accept: str) -> str:
-    """The first of the types that the edge can answer with, as the client ranks them; none: plain text."""
+def _wanted(accept: str, forms: Collection[str]) -> str:
+    """The first of the forms that there are, as the client ranks them; none: plain text."""
     ranked = []
     for place, part in enumerate(accept.lower().split(",")):
         type_, *parameters = (piece.strip() for piece in part.split(";"))
         quality = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
-        if type_ in {"application/json", "application/problem+json", "text/html"}:
+        if type_ in forms:
             ranked.append((-float(quality) if quality.replace(".", "", 1).isdecimal() else 0.0, place, type_))
     return min(ranked)[2] if ranked else ""
 
@@ -210,7 +212,7 @@ def _cloudflare_object(occasion: Occasion) -> dict[str, object]:
         "detail": detail,
         "instance": occasion.ray,
         "error_code": code,
-        "error_name": _CLOUDFLARE_NAMES.get(code, "error"),
+        "error_name": _CLOUDFLARE_NAMES[code],
         "error_category": "origin" if code != 1015 else "rate_limit",
         "ray_id": occasion.ray,
         "timestamp": occasion.now.isoformat().replace("+00:00", "Z"),

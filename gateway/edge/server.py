@@ -199,7 +199,7 @@ class Connection:
             return None
         self._wire.unread(parts[1])
         head = parse_request(parts[0])
-        if len(head.target) <= rules.max_url_bytes < rules.max_head_bytes < len(parts[0]):
+        if len(parts[0]) > rules.max_head_bytes and len(head.target) <= rules.max_url_bytes:
             await self._refuse(self._hop.profile.errors.head_too_large)
             return None
         return head

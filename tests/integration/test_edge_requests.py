@@ -159,7 +159,10 @@ async def test_a_long_url_and_a_large_head_are_refused(origin: Origin) -> None:
         assert (await see(edge.url, large.encode())).all.startswith(b"HTTP/1.1 431")
         endless = f"GET / HTTP/1.1\r\nHost: a\r\nX-Large: {'x' * 200_000}"
         assert (await see(edge.url, endless.encode())).all.startswith(b"HTTP/1.1 431")
-        assert not origin.requests
+    async with edge_for(origin.url, "api-gateway") as edge:
+        large = f"GET / HTTP/1.1\r\nHost: a\r\nX-Large: {'x' * 10_240}\r\n\r\n"
+        assert (await see(edge.url, large.encode())).all.startswith(b"HTTP/1.1 431")
+    assert not origin.requests
 
 
 @pytest.mark.parametrize(
@@ -233,6 +236,8 @@ async def test_502_and_504_lose_their_body(origin: Origin, status: int) -> None:
 
         assert seen.body == b"error code: %d" % status
         assert b"cf-error-type" not in seen.all
+        head = b"GET /status/%d HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAccept: application/json\r\n\r\n"
+        assert (await see(edge.url, head % status)).body == b"error code: %d" % status
     async with edge_for(origin.url, "alb") as other:
         assert body_of(await see(other.url, f"GET /status/{status} HTTP/1.1")) == {"from": "origin"}
 
@@ -279,10 +284,12 @@ async def test_a_52x_has_no_reason_phrase(origin: Origin) -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
         b"",
+        pytest.param(b"HTTP/1.1 200 OK\r\nX: %b\r\nContent-Length: 0\r\n\r\n" % (b"x" * 131_072), id="large head"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nX: %b" % (b"x" * 300_000), id="endless head"),
     ],
 )
 async def test_an_answer_that_is_no_http_is_a_520(answer: bytes) -> None:
-    """Empty, garbled, contradictory, or not whole."""
+    """Empty, garbled, contradictory, not whole, or with more than 128 KB of headers."""
 
     async def garbles(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
