@@ -90,10 +90,10 @@ def _routed(routes: tuple[SlowRoute, ...], body: JobRequest) -> JobRequest | Non
     try:
         route = find_route(routes, method, path)
         if route is None:
-            said = (
-                f"{str(method)[:20]} {path[:200]} is no slow route of this gateway; it knows those of OUTLAST_ROUTES."
+            raise Refused(
+                "upstream_not_allowed",
+                f"{str(method)[:20]} {path[:200]} is no slow route of this gateway; OUTLAST_ROUTES names their file.",
             )
-            raise Refused("upstream_not_allowed", said)
         url = route.url(path)
         Upstreams([route.listed]).check(url)
     except Refused as refused:

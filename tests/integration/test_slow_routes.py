@@ -341,17 +341,17 @@ async def test_the_clients_call_a_route_at_the_gateway(gateway: Gateway, app: Sl
         answer: httpx.Response | requests.Response
         if library == "httpx":
             with httpx.Client(transport=OutlastTransport(gateway.url), base_url=gateway.url) as client:
-                answer = client.put("/hold?status=418&a=%2F", content=b"hi", headers={"Authorization": "Basic bWU6"})
+                answer = client.put("/later?status=418&a=%2F", content=b"hi", headers={"Authorization": "Basic bWU6"})
         else:
             with requests.Session() as session:
                 session.mount(gateway.url + "/", OutlastAdapter(gateway.url))
                 headers = {"Authorization": "Basic bWU6"}
-                answer = session.put(gateway.url + "/hold?status=418&a=%2F", data=b"hi", headers=headers)
+                answer = session.put(gateway.url + "/later?status=418&a=%2F", data=b"hi", headers=headers)
         return answer.status_code, str(answer.url), answer.headers.get("X-From")
 
     app.go.set()
 
-    assert await asyncio.to_thread(call) == (418, gateway.url + "/hold?status=418&a=%2F", "slow")
+    assert await asyncio.to_thread(call) == (418, gateway.url + "/later?status=418&a=%2F", "slow")
     [seen] = app.seen
     assert (seen["method"], seen["path"], seen["body"]) == ("PUT", "/slow?status=418&a=%2F", "hi")
     assert isinstance(headers := seen["headers"], dict)
@@ -377,7 +377,7 @@ async def test_a_call_by_a_route_s_path_is_made_as_the_route_says(gateway: Gatew
     [
         ("GET", "/none", "upstream_not_allowed"),
         ("GET", "/v1/kinds", "upstream_not_allowed"),
-        ("HEAD", "/hold", "upstream_not_allowed"),
+        ("PUT", "/hold", "upstream_not_allowed"),
         ("GET", "/all/../slow", "upstream_bad_url"),
         ("GET", "/all/%2e%2e/slow", "upstream_bad_url"),
         ("GET", "//127.0.0.1:1/", "upstream_not_allowed"),
