@@ -17,7 +17,7 @@ import pytest
 
 from gateway.documents import KindDocument
 from gateway.store import Lease, Store
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.jobs import begin, end, event
 from tests.serving import KEY, KEYS, Gateway, gateway_for
 
@@ -30,7 +30,7 @@ PROBLEM = {"type": "/docs#problem-rejected", "title": "Rejected", "code": "rejec
 @pytest.fixture
 async def store(valkey: str, prefix: str) -> AsyncIterator[Store]:
     """A store whose leases outlive the test: nobody renews them here."""
-    store = await Store.connect(valkey, prefix=prefix, lease_seconds=30)
+    store = await Store.connect(valkey, prefix=prefix, lease_seconds=300)
     await store.register_kind(KindDocument(kind="echo"))
     yield store
     await store.close()
@@ -97,7 +97,7 @@ class Shell:
         reading = asyncio.create_task(command.read())
         try:
             yield command
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(2 * PATIENCE_SECONDS):
                 await process.wait()
         finally:
             if process.returncode is None:

@@ -403,7 +403,7 @@ async def test_silence_is_taken_for_a_dead_connection(transport: Transport) -> N
         else:
             await wire.stream(sse(LOG[:2]), end=False)
 
-    async with opened(answers(silent, serve_log), silence_seconds=0.2, transport=transport) as (client, gateway):
+    async with opened(answers(silent, serve_log), silence_seconds=1, transport=transport) as (client, gateway):
         events = [event async for event in client.events(JOB)]
 
     assert types_of(events) == WHOLE
@@ -435,7 +435,7 @@ async def test_heartbeats_keep_a_quiet_connection(transport: Transport) -> None:
         else:
             await wire.send(event_stream(sse(LOG[:1]), end=False))
         for _ in range(8):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.2)
             await wire.send(beat)
         last = LOG[1:]
         if transport == "websocket":
@@ -445,7 +445,7 @@ async def test_heartbeats_keep_a_quiet_connection(transport: Transport) -> None:
             blocks = b"".join(sse(last)[2:])
             await wire.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(blocks), blocks))
 
-    async with opened(quiet, silence_seconds=0.5, transport=transport) as (client, gateway):
+    async with opened(quiet, silence_seconds=1.4, transport=transport) as (client, gateway):
         events = [event async for event in client.events(JOB)]
 
     assert types_of(events) == WHOLE
