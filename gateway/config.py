@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -14,6 +17,11 @@ from gateway.upstreams import Refused, Upstreams
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 LEAST_SECRET: Final = 16
+# Read by the command line's clients and by tests of whole processes; no settings of ours.
+_NO_SETTINGS: Final = frozenset({"OUTLAST_URL", "OUTLAST_API_KEY", "OUTLAST_HALT"})
+# So alike are a setting and what somebody meant for it; a name of an application's own is not.
+_ALIKE: Final = 0.85
+_REDIS_URL: Final = re.compile(r"(unix|rediss?(\+(cluster|sentinel))?)://.+")
 _KEY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", re.ASCII)
 _KEY_SECRET: Final = re.compile(r"[!-~]*", re.ASCII)
 
@@ -49,7 +57,6 @@ class Settings(BaseSettings):
 
     redis_url: str = Field(
         "",
-        pattern=r"^((unix|rediss?(\+(cluster|sentinel))?)://.+)?$",
         repr=False,  # it may hold a password
         description="URL of a running Redis: redis://, unix://, redis+cluster:// ...; empty: an embedded Valkey.",
     )
@@ -141,6 +148,17 @@ class Settings(BaseSettings):
             raise ValueError(refused.detail) from None
         return value
 
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str) -> str:
+        # The value is not repeated: it may hold a password.
+        if value and not _REDIS_URL.match(value):
+            raise ValueError(
+                "a Redis URL looks like redis://HOST:6379/0, rediss:// with TLS, unix:///PATH/TO/SOCKET,"
+                " redis+cluster://HOST:6379 or redis+sentinel://HOST:26379"
+            )
+        return value
+
     @field_validator("llm_url")
     @classmethod
     def _check_llm_url(cls, value: str) -> str:
@@ -226,6 +244,8 @@ class Settings(BaseSettings):
 
 def load_settings(**overrides: object) -> Settings:
     """Read the environment, then the overrides. Raises `ConfigurationError` naming each wrong setting."""
+    if wrong := _misspelt(os.environ):
+        raise ConfigurationError("; ".join(wrong))
     try:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
@@ -236,3 +256,16 @@ def load_settings(**overrides: object) -> Settings:
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"OUTLAST_{name.upper()}: {message}" if name else message)
         raise ConfigurationError("; ".join(lines)) from None
+
+
+def _misspelt(names: Iterable[str]) -> list[str]:
+    """What is said of names that are almost a setting's: ignored, they would look as if they held."""
+    known = [name.upper() for name in Settings.model_fields]
+    said = []
+    for name in sorted(names):
+        word = name.removeprefix("OUTLAST_")
+        if word == name or word in known or name in _NO_SETTINGS:
+            continue
+        if near := difflib.get_close_matches(word, known, 1, _ALIKE):
+            said.append(f"{name} is no setting; did you mean OUTLAST_{near[0]}?")
+    return said

@@ -217,9 +217,10 @@ def _import(name: str) -> Any:
         # A module that exists but misses one of its own imports is another mistake: its traceback says which.
         if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
             raise
+        meant = name.removesuffix(".py").replace("/", ".")
+        hint = f"; leave out what makes it a file's name: {meant}" if meant != name else ", such as package.module"
         raise ConfigurationError(
-            f"There is no module {name}: name it as Python imports it, such as package.module, from a folder where"
-            " that works."
+            f"There is no module {name}: name it as Python imports it{hint}, from a folder where that works."
         ) from None
 
 

@@ -36,8 +36,8 @@ _TEXT_FIRST: Final = "text/plain, application/json;q=0.9, */*;q=0.1"
 def add_commands(subparsers: Any) -> None:
     """Add the commands to `outlast`."""
     submit = add_command(subparsers, "submit", _submit, "submit a job, watch it and print its result")
-    submit.add_argument("kind", help="the kind of work, such as ocr")
-    submit.add_argument("files", nargs="*", metavar="FILE", help="files to send with it; - is stdin")
+    submit.add_argument("kind", metavar="KIND", help="the kind of work, such as ocr")
+    submit.add_argument("files", nargs="*", default=[], metavar="FILE", help="files to send with it; - is stdin")
     submit.add_argument("--input", metavar="JSON", help="the job's input as a JSON object")
     submit.add_argument(
         "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="one field of the input"

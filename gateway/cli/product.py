@@ -234,8 +234,8 @@ class Product:
         while True:
             try:
                 return await Store.connect(url, prefix=self._settings.prefix)
-            except Unavailable as error:
-                logger.warning("no answer from Redis yet: %s", error.detail)
+            except Unavailable:
+                logger.warning("no answer from Redis yet; trying again")
                 await asyncio.sleep(1)
 
     async def _until_workers(self, store: Store) -> tuple[str, ...]:

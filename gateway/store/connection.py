@@ -100,8 +100,9 @@ async def until_available(work: Callable[[], Awaitable[T]], what: str) -> T:
     while True:
         try:
             return await work()
-        except Unavailable as error:
-            logger.warning("%s: %s", what, error.detail)
+        except Unavailable:
+            # Why stands in the line before.
+            logger.warning("%s; trying again", what)
             await asyncio.sleep(random.uniform(0.3, 1.0))
 
 

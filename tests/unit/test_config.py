@@ -189,3 +189,24 @@ def test_the_model_servers_key_is_not_shown() -> None:
 
     assert "sk-hidden" not in f"{settings!r} {settings} {settings.model_dump()}"
     assert settings.llm_models == ("a", "b")
+
+
+def test_a_misspelt_setting_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ignored, it would look as if it held. An application's own names, and those of the commands, are no mistake."""
+    monkeypatch.setenv("OUTLAST_URL", "http://127.0.0.1:8080")
+    monkeypatch.setenv("OUTLAST_API_KEY", "the-client-s-key")
+    monkeypatch.setenv("OUTLAST_PORT_8080_TCP", "tcp://10.0.0.1:8080")
+    load_settings()
+
+    monkeypatch.setenv("OUTLAST_HARTBEAT_SECONDS", "3")
+    with pytest.raises(ConfigurationError, match=r"HARTBEAT_SECONDS is no setting; did you mean OUTLAST_HEARTBEAT_"):
+        load_settings()
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://secret@host", "redis:", "redis+other://host"])
+def test_a_wrong_redis_url_is_told_by_example_and_not_repeated(url: str) -> None:
+    """It may hold a password."""
+    with pytest.raises(ConfigurationError, match="OUTLAST_REDIS_URL: a Redis URL looks like redis://") as caught:
+        load_settings(redis_url=url)
+
+    assert "secret" not in str(caught.value)

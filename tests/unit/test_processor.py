@@ -222,6 +222,8 @@ def test_a_missing_or_empty_module_says_what_to_do(tmp_path: Path, monkeypatch: 
 
     with pytest.raises(ConfigurationError, match=r"no module nowhere\.to_be_found"):
         load_processors(["nowhere.to_be_found"])
+    with pytest.raises(ConfigurationError, match=r"no module empty_module\.py: .* a file's name: empty_module,"):
+        load_processors(["empty_module.py"])
     with pytest.raises(ConfigurationError, match="has no processor: decorate"):
         load_processors(["empty_module"])
     with pytest.raises(ModuleNotFoundError, match="no_such_thing_at_all"):
