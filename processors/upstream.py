@@ -39,6 +39,7 @@ HOP_BY_HOP: Final = frozenset(
 _OURS: Final = frozenset({"host", "content-length", "accept-encoding", "expect"})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS: Final = 5
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # A peer whose machine is gone never says so; the kernel asks after a minute of silence and gives up after another.
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 
@@ -187,6 +188,7 @@ class Upstream:
                     error.sent = error.sent or hop > 0
                     raise
                 try:
+                    _check_status(response.status)
                     location = response.headers.get("Location") if response.status in _REDIRECTS else None
                     if location is None:
                         yield Answer(response, url, max_bytes=self._max_bytes, idle_seconds=self._idle_seconds)
@@ -310,9 +312,21 @@ def _named(values: list[str]) -> frozenset[str]:
 
 def _readable(value: bytes) -> str:
     try:
-        return value.decode()
+        text = value.decode()
     except UnicodeDecodeError:
-        return value.decode("latin-1")
+        text = value.decode("latin-1")
+    # [spec] "Field values containing other CTL characters are also invalid; however, recipients MAY retain such
+    # characters for the sake of robustness" (RFC 9110, 5.5): the gateway, who passes them on, may not send them.
+    return _CONTROLS.sub(" ", text)
+
+
+def _check_status(status: int) -> None:
+    """Raises `UpstreamError` for what is no final status (RFC 9110, 15): nobody could be sent it.
+
+    A 101 would make every hop to the client pass on bytes of whatever it takes the new protocol for.
+    """
+    if not 200 <= status <= 599:
+        raise UpstreamError("upstream_garbage", f"The upstream answered with the status {status}, which is no answer.")
 
 
 def _socket(address: Any) -> socket.socket:

@@ -142,6 +142,15 @@ async def test_the_result_is_the_upstreams_answer(calls: Calls, app: SlowApp) ->
     assert str(seen["body"]).encode("latin-1").decode() == "hé"
 
 
+async def test_a_header_holds_nothing_that_can_not_be_passed_on(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control characters become spaces: whoever fetches the answer gets it, and not a broken connection."""
+    answer = b"HTTP/1.1 200 OK\r\nX-From: a\x01b\x7fc\t\xc3\xa9\r\nContent-Length: 0\r\n\r\n"
+    async with raw_server(answer) as url, listed(monkeypatch, url):
+        result = await calls.result(url)
+
+    assert ["x-from", "a b c\t\u00e9"] in result["headers"]
+
+
 async def test_only_what_was_asked_for_is_sent(calls: Calls, app: SlowApp) -> None:
     """No header of ours but those that say how the connection works; none that concerns another connection."""
     headers = {"X-Mine": "1", "Connection": "close, X-Hop", "X-Hop": "1", "TE": "gzip", "Host": "evil", "Cookie": "a=b"}
@@ -311,6 +320,9 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n", "upstream_garbage"),
         (b"\x16\x03\x01 SSH-2.0 this is not HTTP\r\n\r\n", "upstream_garbage"),
         (b"HTTP/1.1 two hundred\r\n\r\n", "upstream_garbage"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "upstream_garbage"),
+        (b"HTTP/1.1 099 Less\r\nContent-Length: 0\r\n\r\n", "upstream_garbage"),
+        (b"HTTP/1.1 600 More\r\nContent-Length: 0\r\n\r\n", "upstream_garbage"),
         (HEAD + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc", "upstream_garbage"),
         (HEAD + b"X-Long: " + b"x" * 100_000 + b"\r\n\r\n", "upstream_garbage"),
         (HEAD + b"Content-Length: 1000000\r\n\r\n", "upstream_too_large"),
