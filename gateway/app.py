@@ -13,7 +13,9 @@ from functools import wraps
 from typing import Any, Final, TypeVar
 
 from aiohttp import http_parser, web
+from aiohttp.http import RawRequestMessage
 from aiohttp.typedefs import Middleware
+from multidict import CIMultiDict, CIMultiDictProxy
 from pydantic_core import to_json
 
 from gateway import websocket
@@ -281,6 +283,7 @@ async def serving(app: web.Application, settings: Settings) -> AsyncIterator[Ser
     await runner.setup()
     try:
         assert runner.server is not None
+        runner.server.request_factory = _without_other_expectations(runner.server.request_factory)
         try:
             server = await asyncio.get_running_loop().create_server(
                 app[DOOR].factory(runner.server), settings.host, settings.port, backlog=_BACKLOG
@@ -296,6 +299,24 @@ async def serving(app: web.Application, settings: Settings) -> AsyncIterator[Ser
             server.close()
     finally:
         await runner.cleanup()
+
+
+def _without_other_expectations(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
+    """Makes requests that expect nothing but `100-continue`.
+
+    aiohttp answers any other expectation where no route matches, in words of its own that quote the client's bytes.
+    [spec] "A server that receives an Expect field value containing a member other than 100-continue MAY respond with a
+    417 (Expectation Failed) status code" (RFC 9110, section 10.1.1): this one doesn't.
+    """
+
+    def made(message: RawRequestMessage, *rest: Any) -> web.BaseRequest:
+        if message.headers.get("Expect", "100-continue").lower() != "100-continue":
+            kept = CIMultiDict(message.headers)
+            del kept["Expect"]
+            message = message._replace(headers=CIMultiDictProxy(kept))
+        return make(message, *rest)
+
+    return made
 
 
 # --- the process ------------------------------------------------------------------------------------------------------
