@@ -15,6 +15,9 @@ from gateway.embedded import EmbeddedValkey
 from tests.redis_servers import RedisCluster, SentinelTrio
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.blobs import Blobs
     from gateway.store import Store
 
 
@@ -99,12 +102,28 @@ def prefix() -> str:
 
 
 @pytest.fixture
-async def store(redis_url: str, prefix: str) -> AsyncIterator[Store]:
-    """A store with a short lease, and with the kind `echo` known."""
+def lease_seconds() -> float:
+    """How long a lease lasts: short, so that a takeover is quick."""
+    return 0.6
+
+
+@pytest.fixture
+async def store(redis_url: str, prefix: str, lease_seconds: float) -> AsyncIterator[Store]:
+    """A store, with the kind `echo` known."""
     from gateway.documents import KindDocument
     from gateway.store import Store
 
-    store = await Store.connect(redis_url, prefix=prefix, lease_seconds=0.6)
+    store = await Store.connect(redis_url, prefix=prefix, lease_seconds=lease_seconds)
     await store.register_kind(KindDocument(kind="echo"))
     yield store
     await store.close()
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    """An empty blob store."""
+    from gateway.blobs import Blobs
+
+    folder = tmp_path / "blobs"
+    folder.mkdir()
+    return Blobs.open(folder.as_uri())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -18,8 +17,8 @@ from processors import Processor
 from processors import llm as kind
 from processors.llm import llm, llm_models
 from processors.worker import Worker
-from tests.faults import wait_until
 from tests.token_source import MODEL
+from tests.worker_jobs import end_of, working
 
 KEY = "sk-scripted-key"
 ASK: list[dict[str, Any]] = [{"role": "user", "content": "What is the answer?"}]
@@ -47,13 +46,7 @@ class Asking:
 
     async def end(self, job: str) -> JobRecord:
         """The job when it has ended."""
-
-        async def ended() -> JobRecord | None:
-            record = await self.store.job(job)
-            return record if record.terminal else None
-
-        record: JobRecord = await wait_until(ended, what="the job's end")
-        return record
+        return await end_of(self.store, job)
 
     async def result(self, **input_: Any) -> dict[str, Any]:
         """The result of a job that must succeed."""
@@ -99,15 +92,8 @@ async def llm_worker(
     for name, value in {"URL": source.url, "KEY": KEY, "MODELS": models}.items():
         monkeypatch.setenv(f"OUTLAST_LLM_{name}", value)
     kind.configured.cache_clear()
-    processors = {one.kind: one for one in (llm, llm_models, *beside)}
-    worker = Worker(store, blobs, processors, concurrency=32, stop_grace_seconds=0, max_inline_bytes=200_000)
-    running = asyncio.create_task(worker.run())
     try:
-        async with asyncio.timeout(10):
-            await worker.ready.wait()
-        yield worker
+        async with working(store, blobs, (llm, llm_models, *beside), concurrency=32) as worker:
+            yield worker
     finally:
-        worker.stop()
-        async with asyncio.timeout(10):
-            await running
         kind.configured.cache_clear()

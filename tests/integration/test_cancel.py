@@ -16,20 +16,13 @@ from gateway.errors import LeaseLost
 from gateway.event_text import decode_event
 from gateway.protocol import START, TERMINAL_TYPES, State
 from gateway.store import Lease, Store
-from tests.integration.test_worker import end_of, log_of, seen, working
+from tests.integration.test_worker import seen, working
 from tests.integration.test_worker import submit as submit_to_worker
 from tests.jobs import begin, event, submit
+from tests.worker_jobs import end_of, log_of
 
 KIND = KindDocument(kind="echo")
 REACHES_SECONDS = 0.2
-
-
-@pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    """An empty blob store."""
-    folder = tmp_path / "blobs"
-    folder.mkdir()
-    return Blobs.open(folder.as_uri())
 
 
 @pytest.mark.alone

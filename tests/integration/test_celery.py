@@ -16,13 +16,12 @@ import redis.asyncio as redis
 
 from examples import celery_app
 from gateway.blobs import Blobs
-from gateway.event_text import decode_event
-from gateway.protocol import START, Event, State
-from gateway.store import JobRecord, Store
+from gateway.protocol import State
+from gateway.store import Store
 from processors import load_processors
-from processors.worker import Worker
 from tests.faults import wait_until
 from tests.jobs import submit
+from tests.worker_jobs import end_of, log_of, working
 
 KINDS = load_processors(["examples.celery_app"])
 # A worker of Celery takes seconds to start where other tests use the cores.
@@ -33,11 +32,9 @@ pytestmark = pytest.mark.timeout(150)
 
 
 @pytest.fixture
-async def store(valkey: str, prefix: str) -> AsyncIterator[Store]:
-    """A store whose leases a slow machine keeps."""
-    store = await Store.connect(valkey, prefix=prefix, lease_seconds=LEASE_SECONDS)
-    yield store
-    await store.close()
+def lease_seconds() -> float:
+    """A slow machine keeps it."""
+    return LEASE_SECONDS
 
 
 @pytest.fixture
@@ -53,17 +50,10 @@ async def broker(valkey: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 
 @pytest.fixture
-async def _processor(store: Store, tmp_path: Path, broker: redis.Redis) -> AsyncIterator[None]:
+async def _processor(store: Store, blobs: Blobs, broker: redis.Redis) -> AsyncIterator[None]:
     """A worker of ours with one place, which hands the jobs over."""
-    (tmp_path / "blobs").mkdir()
-    blobs = Blobs.open((tmp_path / "blobs").as_uri())
-    worker = Worker(store, blobs, KINDS, concurrency=1, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
-    running = asyncio.create_task(worker.run())
-    await worker.ready.wait()
-    yield
-    worker.stop()
-    async with asyncio.timeout(10):
-        await running
+    async with working(store, blobs, KINDS.values()):
+        yield
     await asyncio.to_thread(celery_app.app.close)
 
 
@@ -127,26 +117,10 @@ async def two_workers(store: Store, folder: Path) -> AsyncIterator[list[CeleryWo
         yield await asyncio.gather(*starting)
 
 
-async def log_of(store: Store, job: str) -> list[Event]:
-    """A job's log."""
-    return [decode_event(entry.text) for entry in (await store.events(job, START)).entries]
-
-
 async def pictures_of(store: Store, job: str) -> list[tuple[str, int]]:
     """The outputs in a job's log: what, and by which process."""
     events = [event for event in await log_of(store, job) if event.type == "output"]
     return [(event.data["value"]["name"], event.data["value"]["worker"]) for event in events]
-
-
-async def ended(store: Store, job: str) -> JobRecord:
-    """The job at its end."""
-
-    async def there() -> JobRecord | None:
-        record = await store.job(job)
-        return record if record.terminal else None
-
-    record: JobRecord = await wait_until(there, PATIENCE_SECONDS, what="the end of the job")
-    return record
 
 
 @pytest.mark.usefixtures("_processor")
@@ -159,7 +133,7 @@ async def test_a_message_that_celery_delivers_twice_is_done_once(
     await broker.rpush("celery", message)
 
     async with two_workers(store, tmp_path) as workers:
-        record = await ended(store, job)
+        record = await end_of(store, job, PATIENCE_SECONDS)
         done = " succeeded in "
         await wait_until(
             lambda: sum(worker.said.count(done) for worker in workers) == 2, PATIENCE_SECONDS, what="both tasks' end"
@@ -182,7 +156,7 @@ async def test_a_killed_celery_workers_job_is_taken_over_by_another(store: Store
         pid = pictures[0][1]
         [killed] = [worker for worker in workers if worker.owns(pid)]
         killed.kill()
-        record = await ended(store, job)
+        record = await end_of(store, job, PATIENCE_SECONDS)
 
         assert (record.state, record.attempt) == (State.SUCCEEDED, 2), [worker.said for worker in workers]
         pictures = await pictures_of(store, job)

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from gateway.documents import KindDocument
 from gateway.store import Lease, Store
 from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.jobs import begin, end, event
@@ -28,12 +27,9 @@ PROBLEM = {"type": "/docs#problem-rejected", "title": "Rejected", "code": "rejec
 
 
 @pytest.fixture
-async def store(valkey: str, prefix: str) -> AsyncIterator[Store]:
-    """A store whose leases outlive the test: nobody renews them here."""
-    store = await Store.connect(valkey, prefix=prefix, lease_seconds=300)
-    await store.register_kind(KindDocument(kind="echo"))
-    yield store
-    await store.close()
+def lease_seconds() -> float:
+    """Leases outlive the test: nobody renews them here."""
+    return 300
 
 
 @pytest.fixture

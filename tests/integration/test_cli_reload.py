@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from gateway.documents import KindDocument
-from gateway.store import JobRecord, Store
+from gateway.store import Store
 from tests.faults import wait_until
 from tests.jobs import submit
+from tests.worker_jobs import end_of
 
 # Longer than any start of a worker, on any machine.
 STOP_GRACE_SECONDS = 60.0
@@ -39,13 +40,7 @@ async def a_job(store: Store) -> str:
 
 async def result_of(store: Store, job: str) -> Any:
     """Wait for what comes of a job."""
-
-    async def ended() -> JobRecord | None:
-        record = await store.job(job)
-        return record if record.terminal else None
-
-    record: JobRecord = await wait_until(ended, 40)
-    return record.end_data()["result"]
+    return (await end_of(store, job, 40)).end_data()["result"]
 
 
 async def test_a_changed_file_is_used_and_a_broken_one_survived(store: Store, tmp_path: Path) -> None:

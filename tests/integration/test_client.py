@@ -38,12 +38,9 @@ TRANSPORTS = pytest.mark.parametrize("transport", ["sse", "websocket"])
 
 
 @pytest.fixture
-async def store(valkey: str, prefix: str) -> AsyncIterator[Store]:
-    """A store whose leases outlive the test: nobody renews them here."""
-    store = await Store.connect(valkey, prefix=prefix, lease_seconds=30)
-    await store.register_kind(KindDocument(kind="echo"))
-    yield store
-    await store.close()
+def lease_seconds() -> float:
+    """Leases outlive the test: nobody renews them here."""
+    return 30
 
 
 @pytest.fixture

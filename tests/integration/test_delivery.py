@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from itertools import cycle, islice
 from pathlib import Path
@@ -33,12 +32,9 @@ KIND = KindDocument(kind="echo")
 
 
 @pytest.fixture
-async def store(valkey: str, prefix: str) -> AsyncIterator[Store]:
-    """A store whose leases outlive the test: nobody renews them here."""
-    store = await Store.connect(valkey, prefix=prefix, lease_seconds=60)
-    await store.register_kind(KIND)
-    yield store
-    await store.close()
+def lease_seconds() -> float:
+    """Leases outlive the test: nobody renews them here."""
+    return 60
 
 
 async def write_slowly(store: Store, lease: Lease, batches: int, pause_seconds: float) -> None:

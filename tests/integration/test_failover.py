@@ -26,11 +26,9 @@ from processors.processor import processor
 from processors.worker import Worker
 from tests.faults import wait_until
 from tests.integration.test_hub import Collector
-from tests.integration.test_worker import blobs, log_of
 from tests.ports import free_port
 from tests.redis_servers import RedisCluster, RedisProcess, SentinelTrio
-
-__all__ = ["blobs"]
+from tests.worker_jobs import log_of
 
 STEPS = 12
 # A failover takes its time, and a job that lost its tail begins anew when its lease is over.

@@ -23,13 +23,12 @@ from gateway.store import Store
 from gateway.store.scripts import _FOLDER, load
 from tests.faults import wait_until
 from tests.gateway_process import is_ready
-from tests.integration.test_worker import blobs, end_of, log_of, working
+from tests.integration.test_worker import working
 from tests.jobs import submit
 from tests.nodes import Node, node
 from tests.ports import free_port
 from tests.serving import Gateway, gateway_for
-
-__all__ = ["blobs"]
+from tests.worker_jobs import end_of, log_of
 
 SUBMIT = ("reserve", "create", "enqueue", "list")
 BEGIN = ("claim", "begin", "settle/running")

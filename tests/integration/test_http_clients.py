@@ -16,11 +16,11 @@ from gateway.client.httpx import AsyncOutlastTransport, JobError, OutlastTranspo
 from gateway.store import Store
 from processors import upstream
 from processors.http import http
-from processors.worker import Worker
 from tests.edge_origin import edge_for
 from tests.faults import FaultProxy, wait_until
 from tests.serving import Gateway, gateway_for
 from tests.slow_app import SlowApp, slow_app
+from tests.worker_jobs import working
 
 
 @pytest.fixture
@@ -38,16 +38,11 @@ async def gateway(
     monkeypatch.setenv("OUTLAST_UPSTREAMS", app.url)
     upstream.configured.cache_clear()
     quick = {"run_quiet_seconds": 0.1, "heartbeat_seconds": 0.2}
-    async with gateway_for(store, tmp_path / "blobs", upstreams=(app.url,), **quick) as gateway:
-        worker = Worker(
-            store, gateway.blobs, {"http": http}, concurrency=8, stop_grace_seconds=0, max_inline_bytes=200_000
-        )
-        running = asyncio.create_task(worker.run())
-        async with asyncio.timeout(10):
-            await worker.ready.wait()
+    async with (
+        gateway_for(store, tmp_path / "blobs", upstreams=(app.url,), **quick) as gateway,
+        working(store, gateway.blobs, [http], concurrency=8),
+    ):
         yield gateway
-        worker.stop()
-        await running
     upstream.configured.cache_clear()
 
 

@@ -19,9 +19,9 @@ from gateway.requests import JobOptions
 from gateway.store import JobRecord, NewJob, Store, StoredFile
 from processors import upstream
 from processors.http import http
-from processors.worker import Worker
 from tests.faults import wait_until
 from tests.slow_app import SlowApp, raw_server, slow_app
+from tests.worker_jobs import end_of, working
 
 LIMIT_BYTES = 300_000
 
@@ -46,13 +46,7 @@ class Calls:
 
     async def end(self, job: str) -> JobRecord:
         """The job when it has ended."""
-
-        async def ended() -> JobRecord | None:
-            record = await self.store.job(job)
-            return record if record.terminal else None
-
-        record: JobRecord = await wait_until(ended, what="the job's end")
-        return record
+        return await end_of(self.store, job)
 
     async def result(self, url: str, **options: Any) -> dict[str, Any]:
         """The result of a call that must succeed."""
@@ -78,21 +72,6 @@ class Calls:
         return "".join(event.data["text"] for event in await self.events(job) if event.type == "delta")
 
 
-@asynccontextmanager
-async def working(store: Store, blobs: Blobs) -> AsyncIterator[Worker]:
-    """A worker that does `http`, for the length of the block."""
-    worker = Worker(store, blobs, {"http": http}, concurrency=8, stop_grace_seconds=0, max_inline_bytes=200_000)
-    running = asyncio.create_task(worker.run())
-    try:
-        async with asyncio.timeout(10):
-            await worker.ready.wait()
-        yield worker
-    finally:
-        worker.stop()
-        async with asyncio.timeout(10):
-            await running
-
-
 @pytest.fixture
 async def app() -> AsyncIterator[SlowApp]:
     """A slow application."""
@@ -113,7 +92,7 @@ async def calls(store: Store, app: SlowApp, tmp_path: Path, monkeypatch: pytest.
     folder = tmp_path / "blobs"
     folder.mkdir()
     blobs = Blobs.open(folder.as_uri())
-    async with working(store, blobs):
+    async with working(store, blobs, [http], concurrency=8):
         yield Calls(store, blobs)
     upstream.configured.cache_clear()
 
@@ -292,7 +271,7 @@ async def test_a_post_whose_worker_died_is_not_sent_again(calls: Calls, app: Slo
     post = await calls.submit(f"{app.url}/slow", method="POST")
     get = await calls.submit(f"{app.url}/slow")
     await wait_until(lambda: app.waiting == 2)
-    async with working(calls.store, calls.blobs) as other:
+    async with working(calls.store, calls.blobs, [http], concurrency=8) as other:
         for worker in [task for task in asyncio.all_tasks() if "attempt" in task.get_name()]:
             worker.cancel()
         ended = await calls.end(post)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import pytest
 
 from gateway.store import Store
 from processors import Context, SyncContext, pipeline, processor, step, upstream
-from processors.worker import Worker
 from tests.serving import Gateway, gateway_for
 from tests.slow_app import SlowApp, slow_app
+from tests.worker_jobs import working
 
 
 @processor("sizes", files="required", content_types=["image/*", "application/pdf"], max_attempts=2)
@@ -46,16 +45,11 @@ async def gateway(
     monkeypatch.setenv("OUTLAST_UPSTREAMS", app.url)
     monkeypatch.setenv("OUTLAST_MAX_UPSTREAM_BYTES", "10000")
     upstream.configured.cache_clear()
-    async with gateway_for(store, tmp_path / "blobs", upstreams=app.url) as gateway:
-        kinds = {one.kind: one for one in (sizes, thread_sizes, IN_A_STEP)}
-        worker = Worker(store, gateway.blobs, kinds, concurrency=2, stop_grace_seconds=0, max_inline_bytes=200_000)
-        running = asyncio.create_task(worker.run())
-        async with asyncio.timeout(10):
-            await worker.ready.wait()
+    async with (
+        gateway_for(store, tmp_path / "blobs", upstreams=app.url) as gateway,
+        working(store, gateway.blobs, (sizes, thread_sizes, IN_A_STEP), concurrency=2),
+    ):
         yield gateway
-        worker.stop()
-        async with asyncio.timeout(10):
-            await running
     upstream.configured.cache_clear()
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,18 +15,10 @@ from gateway.store import Store
 from processors import pipeline, step
 from tests.faults import wait_until
 from tests.llm_jobs import ASK, KEY, Asking, llm_worker
-from tests.step_jobs import submit
 from tests.token_source import MODEL, USAGE, TokenSource
+from tests.worker_jobs import submit
 
 ASKS = pipeline("asks", step("llm", "ask"), max_attempts=1)
-
-
-@pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    """A folder for files."""
-    folder = tmp_path / "blobs"
-    folder.mkdir()
-    return Blobs.open(folder.as_uri())
 
 
 @pytest.fixture

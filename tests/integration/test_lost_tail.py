@@ -21,10 +21,8 @@ from gateway.store import NewJob, Store
 from processors.worker import Worker
 from tests.faults import FaultProxy, wait_until
 from tests.integration.test_failover import Listening, paced
-from tests.integration.test_worker import blobs, log_of
 from tests.jobs import begin, end, event, submit
-
-__all__ = ["blobs"]
+from tests.worker_jobs import log_of
 
 STEPS = 20
 

@@ -18,9 +18,10 @@ from gateway.hub import Hub
 from gateway.protocol import START, State
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, Store
-from tests.faults import PATIENCE_SECONDS, wait_until
+from tests.faults import wait_until
 from tests.jobs import begin, end, submit
 from tests.serving import Gateway, gateway_for
+from tests.worker_jobs import end_of
 
 KIND = KindDocument(kind="echo")
 GRACE = 0.5
@@ -62,17 +63,6 @@ async def lonely_job(store: Store) -> JobRecord:
     return await submit(store, KIND, owner="local", options=LONELY)
 
 
-async def ended(store: Store, job: str, seconds: float = PATIENCE_SECONDS) -> JobRecord:
-    """Wait for the job's end."""
-
-    async def over() -> JobRecord | None:
-        record = await store.job(job)
-        return record if record.terminal else None
-
-    record: JobRecord = await wait_until(over, seconds)
-    return record
-
-
 async def still_open(store: Store, job: str, seconds: float) -> None:
     """Make sure that the job stays open for some time: that nothing happens is what is tested."""
     until = time.monotonic() + seconds
@@ -86,7 +76,7 @@ async def test_a_job_that_nobody_ever_listened_to_is_cancelled(store: Store, loo
     other = await submit(store, KIND)
     job = await lonely_job(store)
 
-    record = await ended(store, job.id)
+    record = await end_of(store, job.id)
 
     assert record.state is State.CANCELLED
     assert record.end_data()["by"] == "outlast"
@@ -104,7 +94,7 @@ async def test_a_listener_keeps_the_job_and_its_leaving_starts_the_grace(
         await still_open(store, job.id, 3 * GRACE)
     left_ms = time.time() * 1000
 
-    record = await ended(store, job.id)
+    record = await end_of(store, job.id)
 
     assert record.ended_ms is not None
     assert record.ended_ms - left_ms >= GRACE * 1000 - 50
@@ -133,7 +123,7 @@ async def test_listeners_count_across_gateways(store: Store, looking: None, gate
     async with listening(gateways[1], job.id):
         await still_open(store, job.id, 2 * GRACE)
 
-    assert (await ended(store, job.id)).state is State.CANCELLED
+    assert (await end_of(store, job.id)).state is State.CANCELLED
 
 
 async def test_a_gateway_that_dies_stops_counting(
@@ -147,7 +137,7 @@ async def test_a_gateway_that_dies_stops_counting(
         await wait_until(lambda: gateways[0].app[HUB].listeners)
         # From here on nothing of it gets through.
         monkeypatch.setattr(Hub, "_mark", _silent)
-        record = await ended(store, job.id)
+        record = await end_of(store, job.id)
 
     assert record.ended_ms is not None
     assert record.ended_ms - record.created_ms >= 1000
@@ -199,7 +189,7 @@ async def test_who_asks_again_and_again_listens_too(
         assert (await gateways[0].get(f"/v1/jobs/{job.id}")).json()["terminal"] is False
         await asyncio.sleep(0.05)
 
-    assert (await ended(store, job.id)).state is State.CANCELLED
+    assert (await end_of(store, job.id)).state is State.CANCELLED
 
 
 async def test_other_jobs_keep_no_marks(store: Store, gateways: tuple[Gateway, Gateway]) -> None:

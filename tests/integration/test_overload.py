@@ -17,9 +17,10 @@ from gateway.errors import Unavailable
 from gateway.protocol import START, State
 from gateway.store import JobRecord, Store
 from tests.faults import wait_until
-from tests.integration.test_worker import KINDS, end_of, working
+from tests.integration.test_worker import KINDS, working
 from tests.jobs import begin, end, event, new_job
 from tests.serving import Gateway, gateway_for
+from tests.worker_jobs import end_of
 
 _MIB = 1024 * 1024
 GATED, ECHO = KINDS["gated"].document, KINDS["echo"].document

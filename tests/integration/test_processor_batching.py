@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +13,10 @@ from pydantic import BaseModel
 from gateway.blobs import Blobs
 from gateway.errors import ConfigurationError
 from gateway.protocol import State
-from gateway.requests import JobOptions
-from gateway.store import JobRecord, NewJob, Store
+from gateway.store import Store
 from processors import Context, Processor, Rejected, SyncContext, processor
-from processors.worker import Worker
 from tests.faults import wait_until
+from tests.worker_jobs import end_of, submit, working
 
 
 class Text(BaseModel):
@@ -89,46 +85,12 @@ def _empty() -> None:
     LATCHES[:] = [threading.Event()]
 
 
-@asynccontextmanager
-async def working(store: Store, folder: Path, of: Processor) -> AsyncIterator[Worker]:
-    """A worker with one place for the length of the block."""
-    (folder / "blobs").mkdir()
-    blobs = Blobs.open((folder / "blobs").as_uri())
-    worker = Worker(store, blobs, {of.kind: of}, concurrency=1, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
-    running = asyncio.create_task(worker.run())
-    await worker.ready.wait()
-    try:
-        yield worker
-    finally:
-        worker.stop()
-        async with asyncio.timeout(10):
-            await running
-
-
-async def submit(store: Store, of: Processor, **input_: Any) -> str:
-    """Submit a job; returns its id."""
-    await store.register_kind(of.document)
-    new = NewJob(of.document, "me", input_, JobOptions(), "fingerprint")
-    return (await store.submit(await store.job_id("me", None), new, keyed=False)).record.id
-
-
-async def end_of(store: Store, job: str) -> JobRecord:
-    """A job at its end."""
-
-    async def ended() -> JobRecord | None:
-        record = await store.job(job)
-        return record if record.terminal else None
-
-    record: JobRecord = await wait_until(ended, what=f"the end of {job}")
-    return record
-
-
-async def test_jobs_that_wait_are_done_in_full_batches(store: Store, tmp_path: Path) -> None:
+async def test_jobs_that_wait_are_done_in_full_batches(store: Store, blobs: Blobs) -> None:
     """One place in the worker is enough; each job has its own result."""
     texts = ["x" * n for n in range(1, 11)]
     jobs = [await submit(store, embed, text=text) for text in texts]
 
-    async with working(store, tmp_path, embed):
+    async with working(store, blobs, [embed]):
         results = [(await end_of(store, job)).end_data()["result"] for job in jobs]
 
     assert results == list(range(1, 11))
@@ -137,18 +99,18 @@ async def test_jobs_that_wait_are_done_in_full_batches(store: Store, tmp_path: P
     assert len(CALLS) <= 4
 
 
-async def test_a_lone_job_does_not_wait_for_others_for_long(store: Store, tmp_path: Path) -> None:
+async def test_a_lone_job_does_not_wait_for_others_for_long(store: Store, blobs: Blobs) -> None:
     """The time to gather is bounded."""
-    async with working(store, tmp_path, embed):
+    async with working(store, blobs, [embed]):
         job = await submit(store, embed, text="alone")
 
         assert (await end_of(store, job)).end_data() == {"result": 5}
 
 
-async def test_one_jobs_error_is_its_own_and_a_raised_one_is_everybodys(store: Store, tmp_path: Path) -> None:
+async def test_one_jobs_error_is_its_own_and_a_raised_one_is_everybodys(store: Store, blobs: Blobs) -> None:
     """A result that is an exception fails that job alone."""
     good, empty = await submit(store, embed, text="good"), await submit(store, embed, text="")
-    async with working(store, tmp_path, embed):
+    async with working(store, blobs, [embed]):
         assert (await end_of(store, good)).state is State.SUCCEEDED
         assert (await end_of(store, empty)).end_data()["problem"]["code"] == "empty_text"
 
@@ -159,10 +121,10 @@ async def test_one_jobs_error_is_its_own_and_a_raised_one_is_everybodys(store: S
 
 
 @pytest.mark.parametrize("of", [wait_together, in_a_thread])
-async def test_a_cancelled_job_leaves_its_batch_to_the_others(store: Store, tmp_path: Path, of: Processor) -> None:
+async def test_a_cancelled_job_leaves_its_batch_to_the_others(store: Store, blobs: Blobs, of: Processor) -> None:
     """It ends at once; the function may report of it all the same, and the rest of the batch is done."""
     jobs = [await submit(store, of) for _ in range(2)]
-    async with working(store, tmp_path, of):
+    async with working(store, blobs, [of]):
         await wait_until(lambda: CALLS)
         await store.cancel(jobs[1], "me", "enough")
         assert (await end_of(store, jobs[1])).state is State.CANCELLED
@@ -174,10 +136,10 @@ async def test_a_cancelled_job_leaves_its_batch_to_the_others(store: Store, tmp_
     assert await store.output(jobs[1], "seen") is None
 
 
-async def test_a_batch_that_can_not_be_ended_swallows_no_more_jobs(store: Store, tmp_path: Path) -> None:
+async def test_a_batch_that_can_not_be_ended_swallows_no_more_jobs(store: Store, blobs: Blobs) -> None:
     """What waits behind it is sent elsewhere, nothing more is begun, and once it returns all goes on."""
     jobs = [await submit(store, in_a_thread) for _ in range(3)]
-    async with working(store, tmp_path, in_a_thread):
+    async with working(store, blobs, [in_a_thread]):
         await wait_until(lambda: CALLS)
         for job in CALLS[0]:
             await store.cancel(job, "me", "enough")
@@ -193,10 +155,10 @@ async def test_a_batch_that_can_not_be_ended_swallows_no_more_jobs(store: Store,
         assert (await end_of(store, late)).end_data() == {"result": 1}
 
 
-async def test_a_stopping_worker_hands_back_what_gathers(store: Store, tmp_path: Path) -> None:
+async def test_a_stopping_worker_hands_back_what_gathers(store: Store, blobs: Blobs) -> None:
     """A job whose batch has not begun is another worker's, at once."""
     job = await submit(store, patient)
-    async with working(store, tmp_path, patient):
+    async with working(store, blobs, [patient]):
         await wait_until(lambda: _runs(store, job))
 
     record = await store.job(job)
@@ -204,10 +166,10 @@ async def test_a_stopping_worker_hands_back_what_gathers(store: Store, tmp_path:
     assert not CALLS
 
 
-async def test_a_batch_in_a_thread_that_hangs_does_not_hold_up_the_stop(store: Store, tmp_path: Path) -> None:
+async def test_a_batch_in_a_thread_that_hangs_does_not_hold_up_the_stop(store: Store, blobs: Blobs) -> None:
     """Its job is handed back, and what can't be ended is left behind, and counted."""
     job = await submit(store, in_a_thread)
-    async with working(store, tmp_path, in_a_thread) as worker:
+    async with working(store, blobs, [in_a_thread]) as worker:
         await wait_until(lambda: CALLS)
 
     assert worker.stuck

@@ -16,22 +16,16 @@ from gateway.errors import ConfigurationError
 from gateway.event_text import decode_event
 from gateway.protocol import START, Event, State
 from gateway.requests import JobOptions
-from gateway.store import JobRecord, NewJob, Store, StoredFile
+from gateway.store import NewJob, Store, StoredFile
 from processors import processor
 from processors.processor import load_processors
 from processors.worker import Worker
 from tests.faults import wait_until
 from tests.process_kinds import in_process
+from tests.worker_jobs import end_of, working
 from tests.worker_process import worker_process
 
 KINDS = load_processors(["tests.process_kinds"])
-
-
-@pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    """An empty blob store."""
-    (tmp_path / "blobs").mkdir()
-    return Blobs.open((tmp_path / "blobs").as_uri())
 
 
 @pytest.fixture
@@ -39,15 +33,8 @@ async def worker(request: pytest.FixtureRequest, store: Store, blobs: Blobs) -> 
     """A worker with one place, so that jobs come one after another; the kind is `in_process`, or a test's `kind`."""
     of = getattr(request.node, "callspec", None)
     kind = of.params.get("kind", "in_process") if of else "in_process"
-    kinds = {kind: KINDS[kind], "fails_as_a_step": KINDS["fails_as_a_step"]}
-    worker = Worker(store, blobs, kinds, concurrency=1, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
-    running = asyncio.create_task(worker.run())
-    async with asyncio.timeout(20):
-        await worker.ready.wait()
-    yield worker
-    worker.stop()
-    async with asyncio.timeout(10):
-        await running
+    async with working(store, blobs, {KINDS[kind], KINDS["fails_as_a_step"]}) as worker:
+        yield worker
 
 
 async def submit(
@@ -60,17 +47,6 @@ async def submit(
     """Submit a job; returns its id."""
     new = NewJob(KINDS[kind].document, "me", input_, options or JobOptions(), "fingerprint", files)
     return (await store.submit(await store.job_id("me", None), new, keyed=False)).record.id
-
-
-async def end_of(store: Store, job: str) -> JobRecord:
-    """A job at its end."""
-
-    async def ended() -> JobRecord | None:
-        record = await store.job(job)
-        return record if record.terminal else None
-
-    record: JobRecord = await wait_until(ended, what=f"the end of {job}")
-    return record
 
 
 async def output(store: Store, job: str, index: str) -> Any:

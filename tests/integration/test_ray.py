@@ -13,11 +13,11 @@ import pytest
 
 from gateway.blobs import Blobs
 from gateway.protocol import State
-from gateway.store import JobRecord, Store
+from gateway.store import Store
 from processors import load_processors
-from processors.worker import Worker
 from tests.faults import wait_until
 from tests.jobs import submit
+from tests.worker_jobs import end_of, working
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,60 +32,37 @@ LEASE_SECONDS = 2.0
 
 
 @pytest.fixture
-async def store(valkey: str, prefix: str) -> AsyncIterator[Store]:
-    """A store whose leases a slow machine keeps."""
-    store = await Store.connect(valkey, prefix=prefix, lease_seconds=LEASE_SECONDS)
-    yield store
-    await store.close()
+def lease_seconds() -> float:
+    """A slow machine keeps it."""
+    return LEASE_SECONDS
 
 
 @pytest.fixture
-async def ray_app(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+async def ray_app(store: Store, blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     """The example, served by a worker with one place; its setup starts Ray."""
     ray = pytest.importorskip("ray", reason="make test SLOW=1 installs it")
     from examples import ray_app
 
     kinds = load_processors(["examples.ray_app"])
-    (tmp_path / "blobs").mkdir()
-    location = (tmp_path / "blobs").as_uri()
     for name, value in {
         "OUTLAST_REDIS_URL": store._url,
         "OUTLAST_PREFIX": store._keys.prefix,
         "OUTLAST_LEASE_SECONDS": str(store.lease_seconds),
-        "OUTLAST_BLOB_URL": location,
+        "OUTLAST_BLOB_URL": (tmp_path / "blobs").as_uri(),
         "RAY_USAGE_STATS_ENABLED": "0",
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    worker = Worker(store, Blobs.open(location), kinds, concurrency=1, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
-    running = asyncio.create_task(worker.run())
-    await worker.ready.wait()
-    yield ray_app
-    worker.stop()
-    async with asyncio.timeout(10):
-        await running
+    async with working(store, blobs, kinds.values()):
+        yield ray_app
     await asyncio.to_thread(ray.shutdown)
-
-
-async def ended(store: Store, job: str) -> JobRecord:
-    """The job at its end."""
-
-    async def there() -> JobRecord | None:
-        record = await store.job(job)
-        return record if record.terminal else None
-
-    try:
-        record: JobRecord = await wait_until(there, PATIENCE_SECONDS, what="the end of the job")
-    except AssertionError as error:
-        raise AssertionError(f"{error}; it is {await store.job(job)}") from None
-    return record
 
 
 async def test_a_ray_actor_does_the_job_and_a_killed_one_is_replaced(store: Store, ray_app: Any) -> None:
     """One actor for all jobs, in a process of its own; killed in the middle of one, Ray makes another for the rest."""
     ray, kind = ray_app.ray, ray_app.embed.document
     first = (await submit(store, kind, input_={"texts": ["a cat", "a dog"]})).id
-    record = await ended(store, first)
+    record = await end_of(store, first, PATIENCE_SECONDS)
     assert (record.state, record.end_data()) == (State.SUCCEEDED, {"result": {"texts": 2, "dimensions": 26}})
 
     pid = await asyncio.to_thread(lambda: ray.get(ray_app.embedder().pid.remote()))
@@ -97,7 +74,7 @@ async def test_a_ray_actor_does_the_job_and_a_killed_one_is_replaced(store: Stor
 
     await wait_until(begun, PATIENCE_SECONDS, what="the first output")
     os.kill(pid, signal.SIGKILL)
-    record = await ended(store, second)
+    record = await end_of(store, second, PATIENCE_SECONDS)
 
     assert (record.state, record.attempt) == (State.SUCCEEDED, 2)
     assert record.end_data()["result"]["texts"] == 3_000

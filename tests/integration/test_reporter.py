@@ -15,13 +15,13 @@ import pytest
 from gateway.config import Settings
 from gateway.documents import KindDocument
 from gateway.errors import LeaseLost
-from gateway.event_text import decode_event
-from gateway.protocol import START, Event, State
+from gateway.protocol import State
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, Store
 from processors import AsyncReporter, Reporter, Retry
 from tests.faults import FaultProxy, wait_until
 from tests.jobs import begin, hand_over, new_job, submit
+from tests.worker_jobs import log_of
 
 KIND = KindDocument(kind="echo", max_attempts=2)
 LEASE_SECONDS = 0.6
@@ -38,11 +38,6 @@ async def handed_over(store: Store, **input_: Any) -> tuple[str, str]:
     """A job on its way to another process: its id and token."""
     record = await submit(store, KIND, input_=input_)
     return record.id, (await hand_over(store, "echo"))[1]
-
-
-async def log_of(store: Store, job: str) -> list[Event]:
-    """A job's log."""
-    return [decode_event(entry.text) for entry in (await store.events(job, START)).entries]
 
 
 async def when(store: Store, job: str, *states: State) -> JobRecord:

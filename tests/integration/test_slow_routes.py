@@ -20,10 +20,10 @@ from gateway.handlers.context import HUB, STREAMS
 from gateway.store import Store
 from processors import upstream
 from processors.http import http
-from processors.worker import Worker
 from tests.faults import wait_until
 from tests.serving import KEY, KEYS, Gateway, gateway_for
 from tests.slow_app import SlowApp, slow_app
+from tests.worker_jobs import working
 
 ROUTES = """
 [[route]]
@@ -100,20 +100,14 @@ async def routed(
     file.write_text(ROUTES.format(app=app.url))
     patch.setenv("OUTLAST_ROUTES", str(file))
     upstream.configured.cache_clear()
-    async with gateway_for(store, tmp_path / "blobs", routes=file, **settings) as gateway:
-        worker = Worker(
-            store, gateway.blobs, {"http": http}, concurrency=8, stop_grace_seconds=0, max_inline_bytes=200_000
-        )
-        running = asyncio.create_task(worker.run())
-        try:
-            async with asyncio.timeout(10):
-                await worker.ready.wait()
+    try:
+        async with (
+            gateway_for(store, tmp_path / "blobs", routes=file, **settings) as gateway,
+            working(store, gateway.blobs, [http], concurrency=8),
+        ):
             yield gateway
-        finally:
-            worker.stop()
-            async with asyncio.timeout(10):
-                await running
-            upstream.configured.cache_clear()
+    finally:
+        upstream.configured.cache_clear()
 
 
 @pytest.fixture

@@ -26,10 +26,10 @@ from processors import (
     step,
 )
 from processors.worker import Worker
-from tests import step_jobs, step_kinds
+from tests import step_kinds, worker_jobs
 from tests.faults import wait_until
-from tests.step_jobs import end_of, log_of, submit
 from tests.step_kinds import three_paid
+from tests.worker_jobs import end_of, log_of, submit
 from tests.worker_process import worker_process
 
 CALLS: list[Any] = []
@@ -122,16 +122,9 @@ def _empty() -> None:
     AT_ONCE[:] = [0, 0]
 
 
-@pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    """An empty blob store."""
-    (tmp_path / "blobs").mkdir()
-    return Blobs.open((tmp_path / "blobs").as_uri())
-
-
 def working(store: Store, blobs: Blobs, *, concurrency: int = 1) -> AbstractAsyncContextManager[Worker]:
     """A worker for the length of the block."""
-    return step_jobs.working(store, blobs, KINDS.values(), concurrency=concurrency)
+    return worker_jobs.working(store, blobs, KINDS.values(), concurrency=concurrency)
 
 
 async def test_a_parent_takes_no_place_while_it_waits(store: Store, blobs: Blobs) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +28,7 @@ from processors import (
 from tests.faults import wait_until
 from tests.jobs import begin, end, event, look_later
 from tests.process_kinds import waits_in_a_process
-from tests.step_jobs import end_of, log_of, submit, working
+from tests.worker_jobs import end_of, log_of, submit, working
 
 CALLS: list[Any] = []
 GO: list[bool] = []
@@ -238,13 +237,6 @@ async def typed(ctx: Context, input: dict[str, int]) -> None:
 def _empty() -> None:
     CALLS.clear()
     GO.clear()
-
-
-@pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    """An empty blob store."""
-    (tmp_path / "blobs").mkdir()
-    return Blobs.open((tmp_path / "blobs").as_uri())
 
 
 async def only_child(store: Store, job: str) -> JobRecord:

@@ -15,21 +15,19 @@ from gateway.errors import ConfigurationError, Unauthorized, Unreachable
 from gateway.store import Store
 from gateway.verify import CHECKS, PROMISES, Report, Verdict, verify
 from processors.processor import load_processors
-from processors.worker import Worker
 from tests.faults import FaultProxy
 from tests.ports import free_port
 from tests.relay import relay
 from tests.serving import KEY, KEYS, Gateway, gateway_for
+from tests.worker_jobs import working
 
 _SILENCE_SECONDS = 1.0
 
 
 @pytest.fixture
-async def store(valkey: str, prefix: str) -> AsyncIterator[Store]:
-    """A store with the usual lease: what is tested here is not the takeover."""
-    store = await Store.connect(valkey, prefix=prefix, lease_seconds=30)
-    yield store
-    await store.close()
+def lease_seconds() -> float:
+    """The usual one: what is tested here is not the takeover."""
+    return 30
 
 
 @asynccontextmanager
@@ -37,16 +35,9 @@ async def deployment(store: Store, folder: Path, **settings: object) -> AsyncIte
     """A gateway, and a worker that serves `probe`."""
     quick: dict[str, object] = {"heartbeat_seconds": _SILENCE_SECONDS, "run_quiet_seconds": _SILENCE_SECONDS}
     async with gateway_for(store, folder / "blobs", **quick | settings) as gateway:
-        kinds = load_processors(["processors.probe"])
-        worker = Worker(store, gateway.blobs, kinds, concurrency=8, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
-        running = asyncio.create_task(worker.run())
-        try:
-            async with asyncio.timeout(10):
-                await worker.ready.wait()
+        kinds = load_processors(["processors.probe"]).values()
+        async with working(store, gateway.blobs, kinds, concurrency=8):
             yield gateway
-        finally:
-            worker.stop()
-            await running
 
 
 def seen(report: Report, name: str) -> tuple[Verdict, str]:

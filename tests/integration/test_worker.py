@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,20 @@ import pytest
 from pydantic_core import from_json
 
 from gateway.blobs import Blobs
-from gateway.event_text import decode_event, encode_snapshot_data
+from gateway.event_text import encode_snapshot_data
 from gateway.fold import fold_log
-from gateway.protocol import START, TERMINAL, Event, State
+from gateway.protocol import TERMINAL, Event, State
 from gateway.requests import JobOptions
-from gateway.store import JobRecord, NewJob, Store, StoredFile
+from gateway.store import NewJob, Store, StoredFile
 from processors import Context
 from processors.processor import load_processors, processor
 from processors.worker import Worker
+from tests import worker_jobs
 from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.jobs import submit as submit_to
+from tests.worker_jobs import end_of, log_of
 
 KINDS = load_processors(["tests.worker_kinds", "examples.word_count"])
-
-
-@pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    """An empty blob store."""
-    folder = tmp_path / "blobs"
-    folder.mkdir()
-    return Blobs.open(folder.as_uri())
 
 
 @pytest.fixture(autouse=True)
@@ -46,22 +40,11 @@ def _no_defects_in_the_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert [line for line in said if any(defect in line for defect in defects)] == []
 
 
-@asynccontextmanager
-async def working(
+def working(
     store: Store, blobs: Blobs, *kinds: str, concurrency: int = 4, **options: Any
-) -> AsyncIterator[Worker]:
+) -> AbstractAsyncContextManager[Worker]:
     """A worker for the length of the block."""
-    values: dict[str, Any] = {"stop_grace_seconds": 0.0, "max_inline_bytes": 64 * 1024} | options
-    worker = Worker(store, blobs, {kind: KINDS[kind] for kind in kinds}, concurrency=concurrency, **values)
-    running = asyncio.create_task(worker.run())
-    try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            await worker.ready.wait()
-        yield worker
-    finally:
-        worker.stop()
-        async with asyncio.timeout(10):
-            await running
+    return worker_jobs.working(store, blobs, [KINDS[kind] for kind in kinds], concurrency=concurrency, **options)
 
 
 async def submit(
@@ -76,30 +59,6 @@ async def submit(
     job = await store.job_id("me", None)
     new = NewJob(KINDS[kind].document, "me", input_ or {}, JobOptions(**options), "fingerprint", files)
     return (await store.submit(job, new, keyed=False)).record.id
-
-
-async def log_of(store: Store, job: str) -> list[Event]:
-    """A job's whole log, which must be numbered 1..n."""
-    events: list[Event] = []
-    while True:
-        page = await store.events(job, events[-1].cursor or START if events else START)
-        if not page.entries:
-            break
-        events += [decode_event(entry.text) for entry in page.entries]
-    assert [event.id for event in events] == list(range(1, len(events) + 1))
-    assert [event.terminal for event in events[:-1]] == [False] * (len(events) - 1)
-    return events
-
-
-async def end_of(store: Store, job: str, seconds: float = PATIENCE_SECONDS) -> JobRecord:
-    """Wait for a job's end."""
-
-    async def ended() -> JobRecord | None:
-        record = await store.job(job)
-        return record if record.terminal else None
-
-    record: JobRecord = await wait_until(ended, seconds, what=f"the end of {job}")
-    return record
 
 
 async def seen(store: Store, job: str, type_: str) -> Event:

@@ -13,9 +13,8 @@ from gateway.protocol import State
 from gateway.store import Store
 from gateway.store.scripts import load
 from tests.faults import FaultProxy, wait_until
-from tests.integration.test_worker import blobs, end_of, log_of, seen, submit, working
-
-__all__ = ["blobs"]
+from tests.integration.test_worker import seen, submit, working
+from tests.worker_jobs import end_of, log_of
 
 # Three of them are longer than what the store's client retries by itself (about 2 s), as with any real lease.
 LEASE_SECONDS = 1.2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -12,11 +11,12 @@ from gateway.blobs import Blobs
 from gateway.errors import LeaseLost
 from gateway.event_text import decode_event
 from gateway.protocol import START, State
-from gateway.store import JobRecord, Store, read_token
+from gateway.store import Store, read_token
 from processors import Context, Processor, SyncContext, processor
 from processors.worker import Worker
 from tests.faults import wait_until
 from tests.jobs import end, submit
+from tests.worker_jobs import end_of, working
 
 # The other queue, which belongs to no event loop.
 TOKENS: list[str] = []
@@ -50,18 +50,11 @@ async def not_wanted_any_more(ctx: Context) -> None:
 
 
 @pytest.fixture(autouse=True)
-async def _worker(store: Store, tmp_path: Path) -> AsyncIterator[Worker]:
+async def _worker(store: Store, blobs: Blobs) -> AsyncIterator[Worker]:
     """A worker with one place, for all kinds of this file."""
-    (tmp_path / "blobs").mkdir()
-    kinds = {one.kind: one for one in (passed_on, passed_on_from_a_thread, nobody_takes_it, not_wanted_any_more)}
-    blobs = Blobs.open((tmp_path / "blobs").as_uri())
-    worker = Worker(store, blobs, kinds, concurrency=1, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
-    running = asyncio.create_task(worker.run())
-    await worker.ready.wait()
-    yield worker
-    worker.stop()
-    async with asyncio.timeout(10):
-        await running
+    kinds = (passed_on, passed_on_from_a_thread, nobody_takes_it, not_wanted_any_more)
+    async with working(store, blobs, kinds) as worker:
+        yield worker
 
 
 async def types_of(store: Store, job: str) -> list[str]:
@@ -89,23 +82,12 @@ async def test_the_worker_lets_go_and_the_adopter_ends_the_job(store: Store, kin
         assert [type_ for type_ in await types_of(store, job) if type_ != "log"] == ["queued", "started", "succeeded"]
 
 
-async def ended(store: Store, job: str) -> JobRecord:
-    """A job's record at its end."""
-
-    async def ended() -> JobRecord | None:
-        record = await store.job(job)
-        return record if record.terminal else None
-
-    record: JobRecord = await wait_until(ended)
-    return record
-
-
 async def test_an_attempt_that_is_to_stop_hands_nothing_over(store: Store) -> None:
     """The cancel came before the token was made, so nobody gets one, and the worker ends the job."""
     job = (await submit(store, not_wanted_any_more.document)).id
     TOKENS.clear()
 
-    assert (await ended(store, job)).state is State.CANCELLED
+    assert (await end_of(store, job)).state is State.CANCELLED
 
     assert TOKENS == []
     assert (await types_of(store, job))[-2:] == ["cancel_requested", "cancelled"]
@@ -128,6 +110,6 @@ async def test_a_hand_over_that_fails_is_a_failed_attempt(store: Store) -> None:
     """The function raised after it had the token, and nobody had adopted it."""
     job = (await submit(store, nobody_takes_it.document)).id
 
-    record = await ended(store, job)
+    record = await end_of(store, job)
 
     assert record.end_data()["problem"]["cause"] == "processor_error"

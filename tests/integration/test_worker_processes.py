@@ -13,7 +13,8 @@ import pytest
 from gateway.protocol import State
 from gateway.store import Store
 from tests.faults import FaultProxy, wait_until
-from tests.integration.test_worker import end_of, log_of, seen, submit
+from tests.integration.test_worker import seen, submit
+from tests.worker_jobs import end_of, log_of
 from tests.worker_process import WorkerProcess, worker_process
 
 

@@ -14,8 +14,9 @@ from gateway.protocol import State
 from gateway.store import Store
 from processors.process import Processes
 from processors.processor import load_processors
-from tests.integration.test_worker import end_of, submit
+from tests.integration.test_worker import submit
 from tests.integration.test_worker_processes import says
+from tests.worker_jobs import end_of
 from tests.worker_process import worker_process
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import urllib.request
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,16 @@ import pytest
 
 import examples.slow_service
 import examples.subprocess_worker
-from gateway.event_text import decode_event
-from gateway.protocol import START, State
+from gateway.protocol import State
 from gateway.store import JobRecord, Store
 from processors import load_processors
 from processors.worker import Worker
+from tests import worker_jobs
 from tests.faults import wait_until
 from tests.jobs import submit
 from tests.ports import free_port
 from tests.serving import Gateway, gateway_for
+from tests.worker_jobs import end_of, working
 
 KINDS = load_processors(["examples.subprocess_worker", "examples.http_callback"])
 # Long enough for a curl on a busy machine, short enough to wait for its end.
@@ -35,11 +36,9 @@ PATIENCE_SECONDS = 30.0
 
 
 @pytest.fixture
-async def store(valkey: str, prefix: str) -> AsyncIterator[Store]:
-    """A store whose leases a slow machine keeps."""
-    store = await Store.connect(valkey, prefix=prefix, lease_seconds=LEASE_SECONDS)
-    yield store
-    await store.close()
+def lease_seconds() -> float:
+    """A slow machine keeps it."""
+    return LEASE_SECONDS
 
 
 @pytest.fixture
@@ -52,18 +51,9 @@ async def gateway(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         yield gateway
 
 
-@asynccontextmanager
-async def worker_for(gateway: Gateway) -> AsyncIterator[Worker]:
+def worker_for(gateway: Gateway) -> AbstractAsyncContextManager[Worker]:
     """A worker with one place that hands over."""
-    worker = Worker(gateway.store, gateway.blobs, KINDS, concurrency=1, stop_grace_seconds=0, max_inline_bytes=65536)
-    running = asyncio.create_task(worker.run())
-    await worker.ready.wait()
-    try:
-        yield worker
-    finally:
-        worker.stop()
-        async with asyncio.timeout(10):
-            await running
+    return working(gateway.store, gateway.blobs, KINDS.values())
 
 
 @asynccontextmanager
@@ -88,26 +78,19 @@ async def _listens(port: int) -> bool:
     return True
 
 
+async def ended(store: Store, job: str) -> JobRecord:
+    """The job at its end."""
+    return await end_of(store, job, PATIENCE_SECONDS)
+
+
 async def log_of(store: Store, job: str) -> list[tuple[str, dict[str, Any]]]:
     """The log of a job, without numbers."""
-    events = [decode_event(entry.text) for entry in (await store.events(job, START)).entries]
-    return [(event.type, event.data) for event in events]
+    return [(event.type, event.data) for event in await worker_jobs.log_of(store, job)]
 
 
 async def types_of(store: Store, job: str) -> list[str]:
     """The types in a job's log."""
     return [type_ for type_, _ in await log_of(store, job)]
-
-
-async def ended(store: Store, job: str) -> JobRecord:
-    """The job at its end."""
-
-    async def there() -> JobRecord | None:
-        record = await store.job(job)
-        return record if record.terminal else None
-
-    record: JobRecord = await wait_until(there, PATIENCE_SECONDS, what="the end of the job")
-    return record
 
 
 async def until_reported(store: Store, job: str, type_: str) -> None:

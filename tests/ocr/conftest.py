@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ import pytest
 
 from gateway.blobs import Blobs
 from gateway.event_text import decode_event
-from gateway.protocol import START, Event
+from gateway.protocol import Event
 from gateway.requests import JobOptions
-from gateway.store import JobRecord, NewJob, Store, StoredFile
+from gateway.store import NewJob, Store, StoredFile
 from processors.ocr import Page, ocr
 from processors.worker import Worker
-from tests.faults import wait_until
+from tests import worker_jobs
 
 DOCUMENTS = Path(__file__).parents[2] / "examples" / "documents"
 
@@ -69,59 +68,28 @@ class Jobs:
         new = NewJob(ocr.document, "me", input_, JobOptions(), "fingerprint", tuple(stored))
         return (await self.store.submit(job, new, keyed=False)).record.id
 
-    async def log(self, job: str) -> list[Event]:
-        """All events of a job so far."""
-        events: list[Event] = []
-        while True:
-            page = await self.store.events(job, events[-1].cursor or START if events else START)
-            if not page.entries:
-                return events
-            events += [decode_event(entry.text) for entry in page.entries]
-
     async def end(self, job: str, seconds: float = 90) -> Outcome:
         """Wait for a job's end."""
-
-        async def ended() -> JobRecord | None:
-            record = await self.store.job(job)
-            return record if record.terminal else None
-
-        await wait_until(ended, seconds, what=f"the end of {job}")
+        await worker_jobs.end_of(self.store, job, seconds)
         outputs = {event.data["index"]: event for event in map(decode_event, await self.store.outputs(job))}
         blobs = {
             index: await self.blobs.get(f"jobs/{job}/outputs/{event.attempt}-{index}")
             for index, event in outputs.items()
             if "url" in event.data
         }
-        return Outcome(await self.log(job), {index: event.data for index, event in outputs.items()}, blobs)
+        log = await worker_jobs.log_of(self.store, job)
+        return Outcome(log, {index: event.data for index, event in outputs.items()}, blobs)
 
     async def read(self, body: bytes | Path, **input_: Any) -> Outcome:
         """Submit a file and wait for the end."""
         return await self.end(await self.submit({"file": body}, **input_))
 
 
-@asynccontextmanager
-async def working(store: Store, blobs: Blobs, **options: Any) -> AsyncIterator[Worker]:
+def working(store: Store, blobs: Blobs, **options: Any) -> AbstractAsyncContextManager[Worker]:
     """A worker that serves OCR, for the length of the block."""
-    values: dict[str, Any] = {"concurrency": 2, "stop_grace_seconds": 0.0, "max_inline_bytes": 200_000} | options
     # The models are loaded when a test needs them; most tests have an engine without any.
-    worker = Worker(store, blobs, {ocr.kind: replace(ocr, setup=None)}, **values)
-    running = asyncio.create_task(worker.run())
-    try:
-        async with asyncio.timeout(90):
-            await worker.ready.wait()
-        yield worker
-    finally:
-        worker.stop()
-        async with asyncio.timeout(10):
-            await running
-
-
-@pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    """An empty blob store."""
-    folder = tmp_path / "blobs"
-    folder.mkdir()
-    return Blobs.open(folder.as_uri())
+    values: dict[str, Any] = {"concurrency": 2, "max_inline_bytes": 200_000} | options
+    return worker_jobs.working(store, blobs, [replace(ocr, setup=None)], **values)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +11,14 @@ import pytest
 
 from examples import invoice
 from gateway.blobs import Blobs
-from gateway.event_text import decode_event
-from gateway.protocol import START, Event, State
+from gateway.protocol import State
 from gateway.requests import JobOptions
-from gateway.store import JobRecord, NewJob, Store, StoredFile
-from processors import Context, Processor, load_processors, processor
+from gateway.store import NewJob, Store, StoredFile
+from processors import Context, load_processors, processor
 from processors.ocr import ocr
-from processors.worker import Worker
-from tests.faults import wait_until
 from tests.jobs import submit
 from tests.ocr.conftest import DOCUMENTS
+from tests.worker_jobs import end_of, log_of, working
 
 KINDS = load_processors(["examples.invoice"])
 TEXT = (DOCUMENTS / "scan.txt").read_text().split("\f")[1]
@@ -43,30 +40,9 @@ async def scripted(ctx: Context, input: dict[str, Any]) -> dict[str, str]:
 @pytest.fixture
 async def _worker(store: Store, blobs: Blobs) -> AsyncIterator[None]:
     """A worker with one place for the pipeline and all of its steps."""
-    kinds: dict[str, Processor] = {**KINDS, "ocr": replace(ocr, setup=None), "llm": scripted}
-    worker = Worker(store, blobs, kinds, concurrency=1, stop_grace_seconds=0, max_inline_bytes=200_000)
-    running = asyncio.create_task(worker.run())
-    await worker.ready.wait()
-    yield
-    worker.stop()
-    async with asyncio.timeout(10):
-        await running
-
-
-async def ended(store: Store, job: str) -> JobRecord:
-    """The job at its end."""
-
-    async def there() -> JobRecord | None:
-        record = await store.job(job)
-        return record if record.terminal else None
-
-    record: JobRecord = await wait_until(there, 50, what="the end of the job")
-    return record
-
-
-async def log_of(store: Store, job: str) -> list[Event]:
-    """A job's log."""
-    return [decode_event(entry.text) for entry in (await store.events(job, START)).entries]
+    kinds = (*KINDS.values(), replace(ocr, setup=None), scripted)
+    async with working(store, blobs, kinds, max_inline_bytes=200_000):
+        yield
 
 
 async def submit_file(store: Store, blobs: Blobs, path: Path) -> str:
@@ -85,7 +61,7 @@ async def test_a_scanned_invoice_becomes_checked_data(store: Store, blobs: Blobs
     """One job and one progress bar: read by the real engine, taken apart by rules, added up."""
     job = await submit_file(store, blobs, DOCUMENTS / "invoice.jpg")
 
-    record = await ended(store, job)
+    record = await end_of(store, job, 50)
 
     assert record.state is State.SUCCEEDED, record.end_data()
     checked = invoice.Checked.model_validate(record.end_data()["result"])
@@ -112,7 +88,7 @@ async def test_a_document_that_is_no_invoice_fails_with_its_step_and_keeps_what_
     """The receipt of the examples has no number: the extraction says so, and the text stays."""
     job = await submit_file(store, blobs, DOCUMENTS / "receipt.jpg")
 
-    problem = (await ended(store, job)).end_data()["problem"]
+    problem = (await end_of(store, job, 50)).end_data()["problem"]
 
     assert (problem["code"], problem["step"]) == ("fields_missing", "extract")
     assert "a number" in problem["detail"]
@@ -124,10 +100,10 @@ async def test_a_document_that_is_no_invoice_fails_with_its_step_and_keeps_what_
 async def test_sums_that_differ_are_doubts(store: Store) -> None:
     """A digit that was read wrongly: the invoice is there, and says what somebody should look at."""
     text = TEXT.replace("1,690.00", "1,090.00")
-    fields = await ended(store, (await submit(store, KINDS["extract_fields"].document, input_={"text": text})).id)
+    fields = await end_of(store, (await submit(store, KINDS["extract_fields"].document, input_={"text": text})).id)
     read = fields.end_data()["result"]
 
-    checked = await ended(store, (await submit(store, KINDS["check_invoice"].document, input_=read)).id)
+    checked = await end_of(store, (await submit(store, KINDS["check_invoice"].document, input_=read)).id)
 
     doubts = checked.end_data()["result"]["doubts"]
     assert doubts == [
@@ -154,7 +130,7 @@ async def test_a_model_is_asked_once_more_with_what_was_wrong(
     ANSWERS[:], ASKED[:] = answers, []
 
     job = (await submit(store, KINDS["extract_by_model"].document, input_={"text": "2 Soup 7.00"})).id
-    record = await ended(store, job)
+    record = await end_of(store, job, 50)
 
     assert record.state is outcome, record.end_data()
     assert len(ASKED) == len(answers)

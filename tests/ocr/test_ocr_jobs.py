@@ -26,6 +26,7 @@ from tests.faults import wait_until
 from tests.ocr.conftest import Jobs, working
 from tests.ocr.documents import STRIPES, encoded, pdf, png_of_size, striped, striped_tiff, text_at
 from tests.ocr.engine import StripeEngine, text_of_page
+from tests.worker_jobs import log_of
 
 LAYER = b"".join(text_at(72, 720 - 20 * line, f"Line {line} of a text layer that is good.") for line in range(4))
 
@@ -317,7 +318,7 @@ async def test_a_job_that_a_stopping_worker_hands_back_is_read_on(monkeypatch: p
     async with working(jobs.store, jobs.blobs, max_inline_bytes=300) as worker:
 
         async def three_are_finished() -> bool:
-            indexes = {event.data["index"] for event in await jobs.log(job) if event.type == "output"}
+            indexes = {event.data["index"] for event in await log_of(jobs.store, job) if event.type == "output"}
             return {"page-1", "page-2", "page-3"} <= indexes
 
         await wait_until(three_are_finished, what="three pages")
@@ -371,7 +372,7 @@ async def test_a_worker_that_takes_over_does_not_read_finished_pages_again(jobs:
     async with counting_worker(jobs, tmp_path, gated=4) as first:
 
         async def begun_the_fourth() -> bool:
-            outputs = [event.data["index"] for event in await jobs.log(job) if event.type == "output"]
+            outputs = [event.data["index"] for event in await log_of(jobs.store, job) if event.type == "output"]
             return {"page-1", "page-2", "page-3"} <= set(outputs) and any(page == 4 for page, _ in reads())
 
         await wait_until(begun_the_fourth, what="three pages and a part of the fourth")

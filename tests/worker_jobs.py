@@ -1,4 +1,4 @@
-"""What tests of steps do: a worker for a while, a job submitted, its end, its log."""
+"""What tests do with a worker in their own process: have it for a while, give it jobs, and see what becomes of them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from tests.faults import PATIENCE_SECONDS, wait_until
 
 @asynccontextmanager
 async def working(
-    store: Store, blobs: Blobs, kinds: Iterable[Processor], *, concurrency: int = 1
+    store: Store, blobs: Blobs, kinds: Iterable[Processor], *, concurrency: int = 1, **options: Any
 ) -> AsyncIterator[Worker]:
-    """A worker for the length of the block."""
-    of = {one.kind: one for one in kinds}
-    worker = Worker(store, blobs, of, concurrency=concurrency, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
+    """A worker for the length of the block, once it is ready."""
+    values: dict[str, Any] = {"stop_grace_seconds": 0.0, "max_inline_bytes": 64 * 1024} | options
+    worker = Worker(store, blobs, {one.kind: one for one in kinds}, concurrency=concurrency, **values)
     running = asyncio.create_task(worker.run())
-    async with asyncio.timeout(10):
-        await worker.ready.wait()
     try:
+        # Models may be loaded, and child processes started, while other tests have the cores.
+        async with asyncio.timeout(60):
+            await worker.ready.wait()
         yield worker
     finally:
         worker.stop()
@@ -56,5 +57,13 @@ async def end_of(store: Store, job: str, seconds: float = PATIENCE_SECONDS) -> J
 
 
 async def log_of(store: Store, job: str) -> list[Event]:
-    """A job's whole log."""
-    return [decode_event(entry.text) for entry in (await store.events(job, START)).entries]
+    """A job's whole log, which must be numbered 1..n."""
+    events: list[Event] = []
+    while True:
+        page = await store.events(job, events[-1].cursor or START if events else START)
+        if not page.entries:
+            break
+        events += [decode_event(entry.text) for entry in page.entries]
+    assert [event.id for event in events] == list(range(1, len(events) + 1))
+    assert [event.terminal for event in events[:-1]] == [False] * (len(events) - 1)
+    return events
