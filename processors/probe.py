@@ -6,7 +6,8 @@ import asyncio
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from processors import Context, processor
+from processors.context import Context
+from processors.processor import processor
 
 
 class ProbeInput(BaseModel):

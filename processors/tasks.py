@@ -25,11 +25,11 @@ async def cancel_all(*tasks: asyncio.Task[Any]) -> None:
             task.exception()
 
 
-async def first_of(*waits: Coroutine[Any, Any, Any], timeout: float | None = None) -> None:
+async def first_of(*waits: Coroutine[Any, Any, Any], timeout_seconds: float | None = None) -> None:
     """Return when the first of these has, or after the timeout; the others are cancelled. What it raises is raised."""
     tasks = [asyncio.create_task(wait) for wait in waits]
     try:
-        done, _ = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
         await cancel_all(*tasks)
     for task in done:

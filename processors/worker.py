@@ -252,7 +252,7 @@ class Worker:
                 # The attempts that run must not end because a claim met a defect or an odd answer.
                 logger.exception("a claim failed; trying on")
                 pause = _UNAVAILABLE_MOST_SECONDS
-            await first_of(self._stopping.wait(), timeout=pause)
+            await first_of(self._stopping.wait(), timeout_seconds=pause)
 
     async def _claim_round(self) -> int:
         """Give each kind a turn at the free places; returns how many jobs were claimed."""
@@ -339,11 +339,11 @@ class Worker:
         if not self._tasks:
             return
         logger.info("stopping: waiting up to %g s for %d attempts", self._stop_grace_seconds, len(self._tasks))
-        await first_of(self._until_idle(), self._hurrying.wait(), timeout=self._stop_grace_seconds)
+        await first_of(self._until_idle(), self._hurrying.wait(), timeout_seconds=self._stop_grace_seconds)
         self._handing_back = True
         for attempt in list(self._attempts):
             attempt.stop(Stop.WORKER_STOPPING)
-        await first_of(self._until_handed_back(), timeout=HAND_BACK_SECONDS + self._longest_grace())
+        await first_of(self._until_handed_back(), timeout_seconds=HAND_BACK_SECONDS + self._longest_grace())
         if self._tasks:
             logger.error("%d attempts can't be ended and are left behind", len(self._tasks))
             for task in self._tasks:
