@@ -63,7 +63,9 @@ async def _status(request: web.Request) -> web.Response:
 
 async def _headers(request: web.Request) -> web.Response:
     """The request's headers as they came."""
-    return web.json_response(list(request.headers.items()), headers={"X-Accel-Expires": "1"})
+    return web.json_response(
+        list(request.headers.items()), headers={"X-Accel-Expires": "1", "Keep-Alive": "timeout=5", "X-Kept": "yes"}
+    )
 
 
 async def _upload(request: web.Request) -> web.Response:
@@ -76,7 +78,7 @@ async def _text(request: web.Request) -> web.Response:
     """`?n=` bytes of `?type=`, as the query wants them."""
     query = request.query
     body = b"x" * int(query.get("n", 1000))
-    headers = {"Content-Type": query.get("type", "application/json")}
+    headers = {"Content-Type": query.get("type", "application/json"), "ETag": '"x"', "Accept-Ranges": "bytes"}
     if "still" in query:
         headers["Cache-Control"] = "no-transform"
     if "gzip" in query:

@@ -11,7 +11,9 @@ from itertools import pairwise
 import pytest
 
 from gateway.edge import Edge, load_profile
+from gateway.edge.wire import Wire
 from tests.edge_origin import SCALE, Origin, Seen, edge_for, origin_server, raw_origin, see
+from tests.faults import wait_until
 
 
 @pytest.fixture
@@ -116,9 +118,9 @@ async def test_an_antivirus_holds_each_event_until_the_next_one(origin: Origin) 
 
 
 async def test_an_antivirus_may_hold_everything(origin: Origin) -> None:
-    """Until the end, or two megabytes."""
+    """Until the end, or two megabytes; what is said to nginx is nothing to it."""
     async with edge_for(origin.url, "antivirus-until-close") as edge:
-        seen = await see(edge.url, "GET /drip?n=3&every=30 HTTP/1.1")
+        seen = await see(edge.url, "GET /drip?n=3&every=30&accel HTTP/1.1")
 
         assert seen.when(b"HTTP/1.1 200") >= 85
 
@@ -149,6 +151,9 @@ async def test_what_is_in_the_list_is_compressed(origin: Origin) -> None:
 
         assert b"Content-Encoding: gzip" in head
         assert b"Vary: Accept-Encoding" in head
+        # They would name and cut other bytes.
+        assert b"ETag" not in head
+        assert b"Accept-Ranges" not in head
         assert len(body) < 200
         size, _, rest = body.partition(b"\r\n")
         assert zlib.decompressobj(31).decompress(rest[: int(size, 16)]) == b"x" * 5000
@@ -170,7 +175,10 @@ async def test_what_is_in_the_list_is_compressed(origin: Origin) -> None:
 async def test_everything_else_is_not_compressed(origin: Origin, query: str, accept: str) -> None:
     """No-transform, streams, small bodies, errors, and clients that don't take it."""
     async with edge_for(origin.url) as edge:
-        assert b"Content-Encoding" not in (await gzipped(edge, query, accept)).all
+        seen = await gzipped(edge, query, accept)
+
+        assert b"Content-Encoding" not in seen.all
+        assert b'ETag: "x"\r\n' in seen.all
 
 
 @pytest.mark.parametrize("holds", [False, True])
@@ -196,8 +204,29 @@ async def test_compressed_pieces_can_be_read_as_they_come_unless_the_compressor_
 async def test_what_the_origin_compressed_is_unpacked_for_a_client_that_did_not_ask(origin: Origin) -> None:
     """The hop always asks for it."""
     async with edge_for(origin.url) as edge:
-        plain = await see(edge.url, "GET /text?gzip&n=300 HTTP/1.1")
-        packed = await gzipped(edge, "/text?gzip&n=300")
+        plain = await see(edge.url, "GET /text?gzip&n=90000 HTTP/1.1")
+        packed = await gzipped(edge, "/text?gzip&n=90000")
 
-        assert b"x" * 300 in plain.all
-        assert gzip.decompress(packed.body) == b"x" * 300
+        assert b"x" * 90_000 in plain.all
+        assert gzip.decompress(packed.body) == b"x" * 90_000
+
+
+async def test_what_nobody_reads_is_left_with_its_sender() -> None:
+    """A connection holds a bounded number of bytes; all of them come in the end."""
+    wires: list[Wire] = []
+    server = await asyncio.get_running_loop().create_server(lambda: Wire(wires.append), "127.0.0.1", 0)
+    _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    writer.write(b"x" * 4_000_000)
+    wire: Wire = (await wait_until(lambda: wires))[0]
+    await wait_until(lambda: len(wire._buffer) > 256 * 1024)
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+    # asyncio reads 256 KiB at once.
+    assert len(wire._buffer) <= 512 * 1024
+    count = 0
+    while count < 4_000_000:
+        count += len(await wire.read())
+    writer.close()
+    wire.abort()
+    server.close()

@@ -151,6 +151,10 @@ async def test_silence_after_the_first_bytes_breaks_the_connection_off(origin: O
         assert not seen.all.endswith(b"0\r\n\r\n")
         assert await last(edge) == "read_timeout"
         assert 125 <= (edge.requests[-1].last_gap_seconds or 0) < 200
+        # HTTP/1.0 knows no other end of such a body than the connection's: a reset is no end.
+        old = await see(edge.url, "GET /drip?n=2&every=300 HTTP/1.0")
+        assert b"\r\n\r\ndata: 0\n\n" in old.all
+        assert old.all.endswith(b"<reset>")
 
 
 async def test_heroku_gives_more_time_once_something_has_come(origin: Origin) -> None:
@@ -303,6 +307,51 @@ async def test_a_stale_connection_is_tried_once_more_but_not_for_a_post() -> Non
         assert (await see(edge.url, "GET / HTTP/1.1")).all.startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize(
+    ("head", "more", "later"),
+    [
+        (b"Connection: close\r\n", b"", b""),
+        (b"", b"and more", b""),
+        (b"", b"", b"HTTP/1.1 408 Request Timeout\r\n\r\n"),
+    ],
+    ids=["told so", "more than its length", "an answer that nobody waits for"],
+)
+async def test_a_connection_that_can_t_be_trusted_serves_no_second_request(
+    head: bytes, more: bytes, later: bytes
+) -> None:
+    """Its next bytes could be taken for another client's answer."""
+
+    async def untidy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"Content-Length: 2\r\n\r\nok" + more)
+            if later:
+                await pause(1)
+                writer.write(later)
+
+    async with raw_origin(untidy) as url, edge_for(url) as edge:
+        for _ in range(2):
+            seen = await see(edge.url, "GET / HTTP/1.1")
+            await pause(10)
+
+            assert (seen.all[:12], seen.body) == (b"HTTP/1.1 200", b"ok")
+        assert [record.reused for record in edge.requests] == [False, False]
+
+
+async def test_a_body_that_nobody_read_ends_its_connections() -> None:
+    """What is left of it would be taken for the next request, by the hop and by the origin."""
+
+    async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(OK)
+
+    async with raw_origin(hasty) as url, edge_for(url) as edge:
+        seen = await see(edge.url, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhi", until=b"ok")
+        await see(edge.url, "GET / HTTP/1.1")
+
+        assert b"Connection: close\r\n" in seen.all
+        assert not edge.requests[1].reused
+
+
 async def test_an_idle_client_is_let_go_after_its_limit(origin: Origin) -> None:
     """400 s, between two requests."""
     async with edge_for(origin.url, timers__client_idle_seconds=60) as edge:
@@ -316,14 +365,14 @@ async def test_an_idle_client_is_let_go_after_its_limit(origin: Origin) -> None:
 @pytest.mark.parametrize(
     ("interim", "status", "shown"), [("absolute", 524, True), ("reset", 200, True), ("drop", 524, False)]
 )
-async def test_102_does_not_help_by_default(interim: str, status: int, shown: bool) -> None:
+async def test_102_and_103_do_not_help_by_default(interim: str, status: int, shown: bool) -> None:
     """Three readings of the documents; the default is what was observed."""
 
     async def processing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        for _ in range(5):
+        for said in (b"102 Processing", b"103 Early Hints") * 3:
             await pause(40)
-            writer.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+            writer.write(b"HTTP/1.1 %b\r\n\r\n" % said)
             await writer.drain()
         writer.write(OK)
         await reader.read()
@@ -332,6 +381,7 @@ async def test_102_does_not_help_by_default(interim: str, status: int, shown: bo
         seen = await see(edge.url, "GET / HTTP/1.1")
 
         assert (b"HTTP/1.1 102 Processing" in seen.all) is shown
+        assert (b"HTTP/1.1 103 Early Hints" in seen.all) is shown
         assert b"HTTP/1.1 %d" % status in seen.all
 
 

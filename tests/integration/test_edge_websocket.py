@@ -55,6 +55,13 @@ async def test_a_websocket_passes_with_its_close_code(origin: Origin, session: a
         async with session.ws_connect(edge.url + "/echo") as socket:
             await socket.close(code=4002)
         await wait_until(lambda: "echo 4002" in origin.finished)
+        await wait_until(lambda: edge.requests[0].ended)
+        first = edge.requests[0]
+
+        assert (first.websocket, first.status) == (True, 101)
+        # The text, and the frames around it.
+        assert 500_005 < first.request_bytes < 500_100
+        assert 500_005 < first.passed_bytes == first.response_bytes < 500_100
 
 
 async def test_where_websockets_are_off_the_origin_sees_a_plain_get(origin: Origin) -> None:
@@ -121,7 +128,10 @@ async def test_a_restart_cuts_sockets_and_streams_and_takes_new_ones(
 ) -> None:
     """Without a close frame, and without the end of a body."""
     async with edge_for(origin.url) as edge, session.ws_connect(edge.url + "/echo") as socket:
+        assert (await see(edge.url, "GET /headers HTTP/1.1")).all.startswith(b"HTTP/1.1 200")
         stream = await session.get(edge.url + "/drip?n=50&every=20")
+        # One that waits for the next request.
+        assert (await see(edge.url, "GET /headers HTTP/1.1")).all.startswith(b"HTTP/1.1 200")
         assert await stream.content.readline() == b"data: 0\n"
         async with session.post(edge.url + "/__edge/restart") as answer:
             assert answer.status == 200
@@ -133,7 +143,9 @@ async def test_a_restart_cuts_sockets_and_streams_and_takes_new_ones(
         assert (await see(edge.url, "GET /headers HTTP/1.1")).all.startswith(b"HTTP/1.1 200")
 
         assert edge.metrics.restarts == 1
-        assert {record.ended for record in edge.requests[:2]} == {"restart"}
+        assert [record.ended for record in edge.requests] == ["restart", "complete", "restart", "complete", "complete"]
+        # Nor is a connection to the origin kept.
+        assert not edge.requests[-1].reused
 
 
 async def test_restarts_may_come_by_themselves(origin: Origin) -> None:
@@ -141,7 +153,7 @@ async def test_restarts_may_come_by_themselves(origin: Origin) -> None:
     async with edge_for(origin.url, timers__restart_every_seconds=60) as edge:
         seen = await see(edge.url, "GET /drip?n=50&every=20 HTTP/1.1")
 
-        assert not seen.all.endswith(b"0\r\n\r\n")
+        assert seen.all.endswith(b"<reset>")
         assert edge.requests[0].ended == "restart"
 
 
@@ -266,6 +278,8 @@ async def test_faults_are_for_the_requests_that_they_name(origin: Origin, sessio
     async with edge_for(origin.url) as edge:
         edge.fault("520", times=2, path="/headers", method="GET")
         edge.fault("521", times=0, path="/text")
+        async with session.post(edge.url + "/headers") as answer:
+            assert answer.status == 200
         statuses = []
         for path in ("/status/404", "/headers", "/headers", "/headers", "/text", "/text"):
             async with session.get(edge.url + path) as answer:
@@ -299,12 +313,21 @@ async def test_a_wrong_fault_is_told_so(origin: Origin, session: aiohttp.ClientS
             assert answer.status == 400
 
 
+async def test_only_so_many_faults_wait(origin: Origin) -> None:
+    """A test that adds one for each request would never see them."""
+    async with edge_for(origin.url) as edge:
+        for _ in range(100):
+            edge.fault("520")
+        with pytest.raises(ValueError, match="100 faults wait already"):
+            edge.fault("520")
+
+
 async def test_pages_of_other_sites_have_no_say(origin: Origin, session: aiohttp.ClientSession) -> None:
     """A developer's browser visits more than one site."""
     async with edge_for(origin.url) as edge:
-        headers = {"Sec-Fetch-Site": "cross-site"}
-        async with session.post(edge.url + "/__edge/restart", headers=headers) as answer:
-            assert answer.status == 403
+        for site in ("cross-site", "same-site"):
+            async with session.post(edge.url + "/__edge/restart", headers={"Sec-Fetch-Site": site}) as answer:
+                assert answer.status == 403
         async with session.get(edge.url + "/__edge/nothing") as answer:
             assert answer.status == 404
         assert edge.metrics.restarts == 0
@@ -316,6 +339,11 @@ async def test_the_metrics_tell_what_happened_to_each_request(origin: Origin, se
         await see(edge.url, "GET /drip?n=3&every=40&first=20 HTTP/1.1")
         async with session.get(edge.url + "/__edge/metrics") as answer:
             document = await answer.json()
+        await see(edge.url, "GET /silent?s=40 HTTP/1.1")
+        assert 40 <= (edge.requests[-1].first_header_seconds or 0) <= (edge.requests[-1].first_byte_seconds or 0) < 125
+        for _ in range(1000):
+            edge.metrics.end(edge.metrics.begin("ray", "GET", "/"), "complete")
+        assert len(edge.requests) == 1000
     [request] = document["requests"]
 
     assert document["profile"] == "quick-tunnel"
