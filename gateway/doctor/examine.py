@@ -229,6 +229,8 @@ def _measured(chain: Chain) -> str:
             return f"{who}; status {chain.answered.status}, no probe routes there{silent}"
         case "refused":
             return f"{who}; the probe token was refused"
+        case "busy":
+            return f"{who}; other doctors are measuring with this gateway's probes"
         case _:
             return f"no answer: {chain.answered.detail or chain.answered.ended}"
 
@@ -285,7 +287,12 @@ async def _repeat(walk: _Walk) -> None:
     baseline = inquiry.baseline
     if baseline is not None and baseline.verdict is not None and baseline.chain is not None:
         target = _target(walk, captured.url)
-        still = await still_wrong(baseline.verdict.code, baseline.chain, Probes(target, walk.pace), walk.pace)
+        probes = Probes(target, walk.pace)
+        still = await still_wrong(baseline.verdict.code, baseline.chain, probes, walk.pace)
+        if probes.crowded:
+            walk.step("measure", "other doctors are measuring with this gateway's probes")
+            walk.outcome = Outcome.UNDECIDED
+            return
         if still is not None:
             walk.step("measure", f"{baseline.verdict.code}: {still.text}")
             walk.outcome = Outcome.NOT_FIXED if still.wrong else Outcome.FIXED
@@ -340,6 +347,7 @@ def _report(walk: _Walk, seconds: float) -> Report:
         verdict=verdict,
         more=tuple(told(finding, inquiry.secrets) for finding in ordered if finding is not first),
         verify=redact(_verify(inquiry), inquiry.secrets) if outcome in {Outcome.FAULT, Outcome.NOT_FIXED} else "",
+        next=redact(_next(walk), inquiry.secrets) if outcome is Outcome.UNDECIDED else "",
         steps=tuple(walk.steps),
         origin=walk.origin,
         chain=walk.chain,
@@ -348,6 +356,19 @@ def _report(walk: _Walk, seconds: float) -> Report:
         budget_seconds=inquiry.budget_seconds,
         seconds=round(seconds, 2),
     )
+
+
+def _next(walk: _Walk) -> str:
+    """The command that finds out more, where this run could not decide."""
+    inquiry, captured, chain = walk.inquiry, walk.inquiry.captured, walk.chain
+    if not captured.url or chain is None:
+        return ""
+    again = _verify(inquiry)
+    if chain.probe == "busy" or again.endswith("--rerun"):
+        return again
+    if chain.silent_seconds and not inquiry.deep:
+        return f"{again} --deep"
+    return ""
 
 
 def _verify(inquiry: Inquiry) -> str:

@@ -85,8 +85,8 @@ class Silence(_Measured):
 class Chain(_Measured):
     """All that was measured of one address."""
 
-    probe: Literal["ready", "off", "refused", "unreachable", "not asked"] = Field(
-        description="Whether the gateway's probe routes could be used."
+    probe: Literal["ready", "off", "refused", "unreachable", "busy", "not asked"] = Field(
+        description="Whether the gateway's probe routes could be used; `busy`: others were measuring with them."
     )
     answered: Answered = Field(description="The first request, and who answered it.")
     own: Answered | None = Field(None, description="The address itself, asked with GET.")

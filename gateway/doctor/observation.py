@@ -21,6 +21,8 @@ class Observation:
     ended: Ended = Ended.WHOLE
     host: str = ""
     """Whom the request was sent to; empty where that is not known."""
+    port: int | None = None
+    """Where the address names one."""
     method: str = "GET"
     elapsed_seconds: float | None = None
     last_gap_seconds: float | None = None
@@ -48,6 +50,7 @@ def observed(exchange: Exchange, *, sent_bytes: int = 0, wants_stream: bool = Fa
         body=exchange.body[:MOST_BODY_CHARACTERS].decode("utf-8", "replace"),
         ended=exchange.ended,
         host=urlsplit(exchange.url).hostname or "",
+        port=urlsplit(exchange.url).port,
         method=exchange.method,
         elapsed_seconds=exchange.ended_seconds,
         last_gap_seconds=exchange.last_gap_seconds,

@@ -60,6 +60,9 @@ _SMALL_UPLOAD: Final = b"u" * 65_536
 _SLOW_BYTES: Final = 5_000_000
 _SLOW_SECONDS: Final = 35.0
 _LARGE_FRAME: Final = "f" * 65_536
+# What a gateway says whose probes are all taken.
+_CROWDED_STATUS: Final = 429
+_CROWDED_CODE: Final = "too_many_streams"
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 
 
@@ -102,6 +105,8 @@ class Probes:
     def __init__(self, target: Target, pace: Pace) -> None:
         self._target = target
         self._pace = pace
+        self.crowded = False
+        """Whether the gateway had no place for a probe, so that what was measured means nothing."""
 
     # --- who answers ------------------------------------------------------------------------------------------------
 
@@ -111,11 +116,13 @@ class Probes:
             "GET", self._target.url, self._target.headers, patience_seconds=self._pace(patience_seconds)
         )
 
-    async def first(self) -> tuple[Exchange, Literal["ready", "off", "refused", "unreachable"]]:
+    async def first(self) -> tuple[Exchange, Literal["ready", "off", "refused", "unreachable", "busy"]]:
         """Ask for a probe route: who answers, and whether the gateway's probes can be used."""
         result = await self._ask("GET", "status?code=200", patience_seconds=10)
         if result.status == 200 and _json(result).get("probe") == "status":
             return result, "ready"
+        if self.crowded:
+            return result, "busy"
         if result.status is None:
             return result, "unreachable"
         return result, "refused" if result.status == 401 and _json(result).get("code") == "probe_token" else "off"
@@ -274,6 +281,10 @@ class Probes:
                 await socket.receive_json(timeout=patience)
         except TimeoutError:
             return ("mute" if stage == "closed" else stage), clock() - began
+        except aiohttp.WSServerHandshakeError as refused:
+            # The handshake before this one was let in.
+            self.crowded |= refused.status == _CROWDED_STATUS
+            return "closed", clock() - began
         except (aiohttp.ClientError, TypeError, ValueError, OSError):
             # TypeError is aiohttp's word for a close in the place of a text.
             return ("closed" if stage == "mute" else stage), clock() - began
@@ -403,7 +414,7 @@ class Probes:
         grace: float = 1,
         http2: bool = False,
     ) -> Exchange:
-        return await exchange(
+        result = await exchange(
             method,
             self._target.probe(path),
             {**self._target.headers, TOKEN_HEADER: self._target.token, **(headers or {})},
@@ -413,6 +424,8 @@ class Probes:
             announce_bytes=announce_bytes,
             http2=http2,
         )
+        self.crowded |= result.status == _CROWDED_STATUS and _json(result).get("code") == _CROWDED_CODE
+        return result
 
 
 async def _largest_lag(every_seconds: float) -> float:
@@ -481,6 +494,8 @@ async def measure(target: Target, pace: Pace, *, deep: bool) -> tuple[Chain, Exc
         refused = group.create_task(probes.refused_bytes())
         silence = group.create_task(probes.silence()) if deep else None
         slow = group.create_task(probes.slow_upload()) if deep else None
+    if probes.crowded:
+        return Chain(probe="busy", answered=answered(first)), first
     uploaded = upload.result()
     if slow is not None and not uploaded["upload"]:
         uploaded["upload"] = slow.result()
@@ -505,6 +520,8 @@ async def measure_origin(target: Target, pace: Pace) -> tuple[Chain, Exchange]:
     probes = Probes(target, pace)
     first, state = await probes.first()
     drips = await probes.few() if state == "ready" else ()
+    if probes.crowded:
+        return Chain(probe="busy", answered=answered(first)), first
     return Chain(probe=state, answered=answered(first), drips=drips), first
 
 

@@ -68,6 +68,7 @@ class Report(_Part):
     verdict: Told | None = Field(None, description="The finding to act on; none where nothing is wrong.")
     more: tuple[Told, ...] = Field((), description="Other findings, then notes.")
     verify: str = Field("", description="The command that shows whether the change helped.")
+    next: str = Field("", description="The command that finds out more, where this run could not decide.")
     steps: tuple[Step, ...] = Field((), description="The walk, step by step.")
     origin: Chain | None = Field(None, description="Measured at the origin.")
     chain: Chain | None = Field(None, description="Measured at the address.")

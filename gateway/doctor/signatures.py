@@ -95,7 +95,7 @@ def _connection(seen: Observation) -> Finding | None:
     if seen.status is not None:
         return None
     if seen.ended is Ended.REFUSED and seen.host in {"localhost", "127.0.0.1", "::1"}:
-        return Finding("local_runtime_down")
+        return Finding("local_runtime_down", values={"host": f"{seen.host}:{seen.port}"} if seen.port else {})
     codes = {
         Ended.NO_NAME: "no_name",
         Ended.REFUSED: "refused",
@@ -113,7 +113,7 @@ def _broken_off(seen: Observation) -> Finding | None:
     gap, age = seen.last_gap_seconds, seen.elapsed_seconds
     if gap is not None and (gap >= _SILENCE_SECONDS or (age and gap >= 0.5 * age and gap >= 1)):
         return Finding("cut_in_silence", values={"seconds": f"{gap:.0f}", "heartbeat": heartbeat_for(gap)})
-    return Finding("cut_at_age", values={"seconds": f"{age:.0f}"} if age else {})
+    return Finding("cut_at_age", values={"seconds": f"{age:.0f}"}) if age else Finding("broke_off")
 
 
 def _challenge(seen: Observation) -> Finding | None:

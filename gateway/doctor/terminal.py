@@ -56,9 +56,14 @@ class Terminal:
             self._console.print(_verdict(report, report.verdict))
         else:
             style, text = _STYLES[report.outcome]
-            self._console.print(Text(text + ".", style=f"bold {style}"))
             if report.outcome is Outcome.UNDECIDED:
-                self._console.print(Text(_undecided(report)))
+                reason, advice = _undecided(report)
+                self._console.print(Text(f"{text}: {reason}", style=f"bold {style}"))
+                self._console.print(Text(advice))
+            else:
+                self._console.print(Text(text + ".", style=f"bold {style}"))
+            if report.next:
+                self._console.print(Text("next  ", style="cyan") + Text(report.next, style="green"), soft_wrap=True)
         if report.more:
             self._console.print()
             self._console.print(Text("more", style="cyan"))
@@ -116,15 +121,22 @@ def _differences(differences: Sequence[Difference]) -> Table:
     return table
 
 
-def _undecided(report: Report) -> str:
+def _undecided(report: Report) -> tuple[str, str]:
+    """Why it could not be decided, and what to do about it."""
     if report.chain is None:
-        return "Nothing in this text says what failed. Give the address, a curl command or a HAR file."
+        return (
+            "nothing in this text says what failed.",
+            "Give the address, a curl command (in a browser: developer tools, Network, Copy as cURL) or a HAR file.",
+        )
+    if report.chain.probe == "busy":
+        return "other doctors are measuring with this gateway's probes.", "Run it again in half a minute."
     if report.chain.probe == "ready":
-        return "The answer did not come within the time that was allowed."
+        return "the answer did not come within the time that was allowed.", "Nothing else is wrong with this chain."
     if seconds := report.chain.silent_seconds:
         return (
-            f"No byte came within {seconds:.0f} s. That is what an edge answers with a 524 when it has waited long"
-            " enough: --deep waits for 140 s and says who ends it, and --origin URL asks the origin itself."
+            f"no byte came within {seconds:.0f} s.",
+            "That is what an edge answers with a 524 when it has waited long enough: --deep waits for 140 s and says"
+            " who ends it, and --origin URL asks the origin itself.",
         )
     ask = (
         f"The failing {report.method} was not sent, since it may start paid work: --rerun sends it once."
@@ -132,8 +144,9 @@ def _undecided(report: Report) -> str:
         else "If another request fails, give that one: a curl command, a HAR file, or the text of the error."
     )
     return (
-        f"Nothing wrong was seen from outside. {ask} To measure what happens to streams, an Outlast gateway has to be"
-        " behind the address, started with OUTLAST_PROBE_TOKEN set, and the same token given to this command."
+        "nothing wrong was seen from outside.",
+        f"{ask} To measure what happens to streams, an Outlast gateway has to be behind the address, started with"
+        " OUTLAST_PROBE_TOKEN set, and the same token given to this command.",
     )
 
 

@@ -55,7 +55,7 @@ _PHRASES: Final[tuple[tuple[str, str], ...]] = (
     (r"upstream prematurely closed connection", "origin_closed"),
     (r"unable to reach the origin service|no such host.{0,60}cloudflared", "refused"),
     (r"websocket.{0,80}(?:unexpected (?:server )?response|handshake).{0,20}(?:200|400|404|426)", "upgrade_stripped"),
-    (r"\b1006\b.{0,60}(?:abnormal|clos)|clos.{0,60}\b1006\b|no close frame received", "cut_at_age"),
+    (r"\b1006\b.{0,60}(?:abnormal|clos)|clos.{0,60}\b1006\b|no close frame received", "broke_off"),
     (r"httpclient\.timeout of|und_err_(?:headers|body)_timeout|read timed out|readtimeout|curl: \(28\)"
      r"|operation timed out|etimedout.{0,20}read|client ?disconnected|timeout of \d+ ?ms exceeded"
      r"|apitimeouterror", "client_left"),
@@ -66,8 +66,9 @@ _PHRASES: Final[tuple[tuple[str, str], ...]] = (
     (r"econnrefused|connection refused|err_connection_refused|curl: \(7\)", "refused"),
     (r"incomplete chunked read|incompleteread|peer closed connection without sending complete|chunkedencodingerror"
      r"|clientpayloaderror|transferencodingerror|err_incomplete_chunked|curl: \(18\)|err_http2_protocol_error"
-     r"|stream .{0,20}was not closed cleanly|terminated.{0,30}other side closed", "cut_at_age"),
-    (r"socket hang up|econnreset|connection reset by peer|remotedisconnected|empty reply from server|curl: \(52\)"
+     r"|stream .{0,20}was not closed cleanly|terminated.{0,30}other side closed", "broke_off"),
+    (r"socket hang up|econnreset|err_connection_(?:reset|closed)|err_empty_response"
+     r"|connection reset by peer|remotedisconnected|empty reply from server|curl: \(52\)"
      r"|server disconnected", "closed_unanswered"),
 )  # fmt: skip
 _LOCAL: Final = re.compile(r"(?:localhost|127\.0\.0\.1|\[?::1\]?)(?::\d+)?")

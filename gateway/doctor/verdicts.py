@@ -269,6 +269,13 @@ VERDICTS: Final[dict[str, Verdict]] = {
         "It was not silent, so it is a limit on the whole (Google's load balancer 30 s, Cloud Run 300 s, API Gateway"
         " and Railway 15 min) or a restart of a hop.",
     ),
+    "broke_off": Verdict(
+        Cause.TOTAL, _D, "The connection broke off in the middle of an exchange",
+        "Find out after how long, and by whom: give the request itself, as a curl command, with --rerun. Until then let"
+        " the client come back with its last event id, or send the file in parts.",
+        "A hop closed it without a page: a silence or an upload that it did not wait for, a limit on the whole, a body"
+        " that it refused, or a restart. The text alone does not say which.",
+    ),
     "unauthorized": Verdict(
         Cause.ACCESS, Place.ACCOUNT, "The credentials are missing or not good",
         "Send the right key for {host}; an expired one is made anew.",

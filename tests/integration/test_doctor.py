@@ -6,6 +6,7 @@ import asyncio
 import io
 import re
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gateway.doctor.probes import Pace, Probes, Target, answered
 from gateway.doctor.report import Outcome, Report
 from gateway.doctor.terminal import Terminal
 from gateway.edge import Edge, Profile, chain, load_profile
+from gateway.handlers.probe import MOST_AT_ONCE, PROBES
 from gateway.store import Store
 from tests.http2_front import Front, certificate
 from tests.meddler import Meddler, page
@@ -50,6 +52,13 @@ def codes(report: Report) -> tuple[str, list[str]]:
     """The verdict's code, empty without one, and those of all other faults."""
     verdict = report.verdict.code if report.verdict else ""
     return verdict, [one.code for one in report.more if not one.note]
+
+
+def on_screen(report: Report) -> str:
+    """What a terminal shows of it."""
+    console = Console(record=True, width=200, file=io.StringIO())
+    Terminal(console).report(report)
+    return console.export_text()
 
 
 def direct(**changes: Any) -> Profile:
@@ -329,10 +338,9 @@ async def test_an_address_that_keeps_silent_is_told_and_no_verdict_yet() -> None
 
     assert (report.outcome, codes(report)) == (Outcome.UNDECIDED, ("", []))
     assert "no byte of the address itself within 0 s" in report.steps[-1].text
-    console = Console(record=True, width=200, file=io.StringIO())
-    Terminal(console).report(report)
-    assert "No byte came within 0 s" in (printed := console.export_text())
-    assert "--deep waits for 140 s" in printed
+    printed = on_screen(report)
+    assert "Undecided: no byte came within 0 s." in printed
+    assert f"next  outlast doctor {slow.url}/api/slow --deep\n" in printed
 
 
 # --- what can't be measured -------------------------------------------------------------------------------------------
@@ -344,6 +352,20 @@ async def test_a_gateway_without_probes_is_undecided(store: Store, tmp_path: Pat
         report = await ask(gateway.url, path="/v1/kinds")
 
     assert (report.outcome, codes(report)) == (Outcome.UNDECIDED, ("", []))
+
+
+@pytest.mark.parametrize("free", [0, 2, 12])
+async def test_where_other_doctors_measure_it_says_so_and_blames_nobody(gateway: Gateway, free: int) -> None:
+    """The gateway's 429 is no hop that eats streams, sockets or errors, from whichever probe on it comes."""
+    with ExitStack() as stack:
+        for _ in range(MOST_AT_ONCE - free):
+            stack.enter_context(gateway.app[PROBES].places.place("probe"))
+        report = await ask(gateway.url)
+
+    assert (report.outcome, codes(report)) == (Outcome.UNDECIDED, ("", []))
+    printed = on_screen(report)
+    assert "Run it again in half a minute." in printed
+    assert f"next  outlast doctor {gateway.url}/\n" in printed
 
 
 async def test_a_wrong_token_is_told(gateway: Gateway) -> None:
@@ -363,8 +385,12 @@ async def test_each_way_not_to_connect_has_its_verdict(unused_tcp_port: int) -> 
         }
         secure = codes(await ask(mail.url.replace("http://", "https://")))[0]
 
+        local = (await ask(f"http://127.0.0.1:{unused_tcp_port}")).verdict
+
     assert list(found.values()) == ["no_name", "refused", "garbled", "closed_unanswered"]
     assert secure == "tls"
+    assert local is not None
+    assert local.change == f"Start what listens at 127.0.0.1:{unused_tcp_port}."
 
 
 class _Talker:
