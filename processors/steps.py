@@ -37,6 +37,8 @@ _LOOK_AGAIN_SECONDS: Final = 5.0
 _CANCEL_WAIT_SECONDS: Final = 4.0
 # What an attempt that ends spends on being in hand again: its ending waits for that, and Redis may be away.
 _GO_ON_SECONDS: Final = 1.0
+# While its kind's cap leaves an attempt no place: who ends rings for new jobs only, and those are held back meanwhile.
+_ASK_AGAIN_SECONDS: Final = 0.5
 T = TypeVar("T")
 
 
@@ -233,19 +235,35 @@ class Steps:
         async with self._changing:
             if self._under_way:
                 return
+            # Each of the two places goes to who comes back before anything new, and nobody who has the second waits for
+            # the first: so nobody waits for ever.
             try:
-                await self._aside.come_back()
+                await self._until_in_hand()
             finally:
-                await self._go_on()
+                if not self._under_way:
+                    await self._aside.come_back()
 
-    async def _go_on(self) -> None:
-        if not self._aside.is_stopping():
-            await _patiently(lambda: self._store.go_on(self._lease))
-            return
-        # In hand again, it can be handed back, or ended, without a look; if not, a look does that.
+    async def _until_in_hand(self) -> None:
+        """Wait for a place under the kind's cap; no longer once the attempt is stopped, or its next step has begun."""
+        backoff = Backoff(0.05, _ASK_AGAIN_SECONDS)
+        try:
+            while not self._aside.is_stopping():
+                if await _patiently(lambda: self._store.go_on(self._lease)):
+                    return
+                await asyncio.sleep(backoff.next())
+                if self._under_way:
+                    return
+        except asyncio.CancelledError:
+            if not self._under_way:
+                await self._go_on_at_once()
+            raise
+        await self._go_on_at_once()
+
+    async def _go_on_at_once(self) -> None:
+        """Be in hand whatever the cap says, to be handed back or ended without a look; if not, a look does that."""
         with suppress(LeaseLost, Unavailable, TimeoutError):
             async with asyncio.timeout(_GO_ON_SECONDS):
-                await self._store.go_on(self._lease)
+                await self._store.go_on(self._lease, at_once=True)
 
     # --- what the client sees -----------------------------------------------------------------------------------
 

@@ -37,10 +37,17 @@ class Children(Jobs, Queue):
         await self._wait(lease, "1", child)
         await self.leave(lease, record, retry_after_seconds=self.lease_seconds)
 
-    async def go_on(self, lease: Lease) -> None:
-        """The parent goes on. Raises `LeaseLost`."""
+    async def go_on(self, lease: Lease, *, at_once: bool = False) -> bool:
+        """The parent is in hand again, if its kind's cap leaves it a place or `at_once`; tells whether it is.
+
+        Asked again and again it gets the next place, before any new job. Raises `LeaseLost`.
+        """
+        # Only who has the lease may ask: what stands among the jobs in hand after its end is found by nobody.
         await self._wait(lease, "", "")
-        await self._run("rejoin", self._keys.kind(lease.kind), (lease.job, lease.attempt))
+        if await self._run("rejoin", self._keys.kind(lease.kind), (lease.job, lease.attempt, int(at_once))):
+            return True
+        await self._wait(lease, "1", "")
+        return False
 
     async def _wait(self, lease: Lease, waits: str, child: str) -> None:
         answer = await self._run("wait", self._keys.job(lease.job), (lease.attempt, lease.nonce, waits, child))

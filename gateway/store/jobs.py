@@ -331,7 +331,8 @@ class Jobs(Connection):
             for kind in kinds:
                 keys = self._keys.kind(kind)
                 pipe.zcard(keys[0])
-                pipe.zcard(keys[2])
+                # Below zero stand those that wait to go on.
+                pipe.zcount(keys[2], 0, "+inf")
             counts = await pipe.execute()
         return {kind: (counts[2 * i], counts[2 * i + 1]) for i, kind in enumerate(kinds)}
 

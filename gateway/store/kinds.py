@@ -95,7 +95,7 @@ class Kinds(Connection):
         async with translated(), self._client.pipeline(transaction=False) as pipe:
             for kind in kinds:
                 keys = self._keys.kind(kind)
-                pipe.zcard(keys[2])
+                pipe.zcount(keys[2], 0, "+inf")
                 pipe.hmget(keys[5], "paused", "ran_ms")
             for job in jobs:
                 pipe.zrank(self._keys.kind(job.kind)[0], f"{job.id}|{job.priority}|{encode_owner(job.owner)}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,14 @@ from tests.worker_process import worker_process
 CALLS: list[Any] = []
 AT_ONCE: list[int] = [0, 0]
 FAILING: set[str] = set()
+GATES: set[str] = set()
 
 
 @processor("double", max_attempts=1)
 async def double(ctx: Context, input: dict[str, Any]) -> int:
     """Twice a number; counts its calls, which cost money."""
     CALLS.append(input["number"])
-    AT_ONCE[0] += 1
-    AT_ONCE[1] = max(AT_ONCE)
-    try:
+    with at_once():
         await ctx.progress(1, 2)
         await ctx.delta("half ")
         await ctx.output("seen", input["number"])
@@ -53,8 +53,6 @@ async def double(ctx: Context, input: dict[str, Any]) -> int:
         if str(input["number"]) in FAILING:
             raise ProcessorError("too_expensive", "It costs too much.")
         return 2 * int(input["number"])
-    finally:
-        AT_ONCE[0] -= 1
 
 
 @processor("endless", cancel_grace_seconds=2)
@@ -100,6 +98,46 @@ async def waits_for_ever(ctx: Context) -> None:
     await ctx.run("endless")
 
 
+@processor("one_at_a_time", max_running=1)
+async def one_at_a_time(ctx: Context, input: dict[str, Any]) -> str:
+    """Has a step done first where it is to, and holds its place until it may let go of it."""
+    name = str(input["name"])
+    if step := input.get("step"):
+        await ctx.run("gated", {"gate": step})
+    CALLS.append(name)
+    with at_once():
+        await wait_until(lambda: name in GATES)
+    return name
+
+
+@processor("gated")
+async def gated(ctx: Context, input: dict[str, Any]) -> None:
+    """A step that ends when it may."""
+    await wait_until(lambda: input["gate"] in GATES)
+
+
+@processor("of_itself", max_running=1)
+async def of_itself(ctx: Context, input: dict[str, Any]) -> int:
+    """Its steps are of its own kind, down to the last one."""
+    below = 0
+    if levels := input["levels"]:
+        below = sum(await ctx.run_all("of_itself", [input | {"levels": levels - 1, "n": n} for n in (0, 1)]))
+    with at_once():
+        await asyncio.sleep(0.01)
+    return below + 1
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Counted among those that are here at once."""
+    AT_ONCE[0] += 1
+    AT_ONCE[1] = max(AT_ONCE)
+    try:
+        yield
+    finally:
+        AT_ONCE[0] -= 1
+
+
 def add_up(done: Done) -> dict[str, int]:
     """What the last step of the pipeline gets."""
     return {"number": sum(done.previous) + done.results["first"]}
@@ -112,6 +150,7 @@ SUM = pipeline(
     >> step("double", "last", input=add_up),
     result=int,
 )
+CAPPED = (one_at_a_time, gated, of_itself)
 KINDS = {one.kind: one for one in (double, endless, twice_double, half_planned, from_a_thread, waits_for_ever, SUM)}
 
 
@@ -119,6 +158,7 @@ KINDS = {one.kind: one for one in (double, endless, twice_double, half_planned, 
 def _empty() -> None:
     CALLS.clear()
     FAILING.clear()
+    GATES.clear()
     AT_ONCE[:] = [0, 0]
 
 
@@ -263,6 +303,78 @@ async def test_a_waiting_parent_takes_no_place_under_its_kinds_cap(store: Store,
         for _ in range(20):
             assert await only_the_step_is_in_hand()
             await asyncio.sleep(store.lease_seconds / 10)
+
+
+async def test_a_parent_goes_on_when_its_kinds_cap_has_a_place_and_before_anything_new(
+    store: Store, blobs: Blobs
+) -> None:
+    """Another job has the only place meanwhile, and a third one has waited for it longer than the parent."""
+    async with step_jobs.working(store, blobs, CAPPED, concurrency=4):
+        parent, other = await parent_and_other(store)
+        third = await submit(store, one_at_a_time, name="third")
+        GATES.add("step")
+        await wait_until(lambda: waits_to_go_on(store, parent))
+        for _ in range(10):
+            # No look makes it more, or sends the parent away.
+            await store._client.zadd(store._keys.kind("one_at_a_time")[1], {parent: 0}, xx=True)
+            await store.look(["one_at_a_time"])
+            assert await waits_to_go_on(store, parent)
+            assert await depths(store, one_at_a_time=(1, 1))
+            await asyncio.sleep(store.lease_seconds / 10)
+        assert CALLS == ["other"]
+
+        GATES.add("other")
+        await wait_until(lambda: len(CALLS) > 1)
+        assert CALLS == ["other", "parent"]
+
+        GATES.update({"parent", "third"})
+        assert [(await end_of(store, job)).state for job in (parent, other, third)] == [State.SUCCEEDED] * 3
+    assert AT_ONCE[1] == 1
+
+
+async def parent_and_other(store: Store) -> tuple[str, str]:
+    """A parent that waits for its step, and a job that has the place under their kind's cap meanwhile."""
+    parent = await submit(store, one_at_a_time, name="parent", step="step")
+    await wait_until(lambda: depths(store, one_at_a_time=(0, 0), gated=(0, 1)))
+    other = await submit(store, one_at_a_time, name="other")
+    await wait_until(lambda: CALLS == ["other"])
+    return parent, other
+
+
+async def depths(store: Store, **wanted: tuple[int, int]) -> bool:
+    """Whether so many of each kind wait and are in hand."""
+    return await store.depths(list(wanted)) == wanted
+
+
+async def waits_to_go_on(store: Store, job: str) -> bool:
+    """Whether a parent has asked for a place, and there was none."""
+    score = await store._client.zscore(store._keys.kind("one_at_a_time")[2], job)
+    return score is not None and score < 0
+
+
+async def test_a_parent_that_waits_to_go_on_is_cancelled_at_once(store: Store, blobs: Blobs) -> None:
+    """Whoever has only its ending to say needs no place for it, and leaves none taken."""
+    async with step_jobs.working(store, blobs, CAPPED, concurrency=4):
+        parent, _ = await parent_and_other(store)
+        GATES.add("step")
+        await wait_until(lambda: waits_to_go_on(store, parent))
+
+        await store.cancel(parent, "me", "enough")
+
+        assert (await end_of(store, parent)).state is State.CANCELLED
+        await wait_until(lambda: depths(store, one_at_a_time=(0, 1)))
+        GATES.add("other")
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_steps_of_ones_own_kind_under_a_cap_of_one_come_to_an_end(
+    store: Store, blobs: Blobs, concurrency: int
+) -> None:
+    """Nobody holds a place while it waits for another one."""
+    async with step_jobs.working(store, blobs, CAPPED, concurrency=concurrency):
+        jobs = [await submit(store, of_itself, levels=2, n=n) for n in range(2)]
+        assert [(await end_of(store, job)).end_data()["result"] for job in jobs] == [7] * 2
+    assert AT_ONCE[1] == 1
 
 
 async def test_a_worker_holds_so_many_waiting_parents_and_no_more(

@@ -23,6 +23,7 @@ _JOBS: Final = "tests/integration/test_store_jobs.py::"
 _QUEUE: Final = "tests/integration/test_store_queue.py::"
 _STEPS: Final = "tests/integration/test_steps_faults.py::"
 _HUB: Final = "tests/integration/test_hub.py::"
+_PARENTS: Final = "tests/integration/test_steps.py::"
 _LEAVING: Final = "tests/integration/test_on_disconnect.py::"
 _HANDOVER: Final = "tests/integration/test_store_handover.py::"
 
@@ -268,6 +269,20 @@ MUTANTS: Final = (
         "tonumber(newest[2] or 0)",
         "0",
         (_LEAVING + "test_a_mark_counts_however_old_the_job_is",),
+    ),
+    Mutant(
+        "let a parent go on beyond its kind's cap",
+        "store/lua/rejoin.lua",
+        "cap and there < 0 and",
+        "false and",
+        (_PARENTS + "test_a_parent_goes_on_when_its_kinds_cap_has_a_place_and_before_anything_new",),
+    ),
+    Mutant(
+        "send away who waits to go on",
+        "store/lua/settle.lua",
+        "local in_line = ",
+        "local in_line = false and ",
+        (_PARENTS + "test_a_parent_goes_on_when_its_kinds_cap_has_a_place_and_before_anything_new",),
     ),
     Mutant(
         "cancel what has ended",

@@ -63,7 +63,7 @@ if state == 'running' then
   end
   if lease_left > 0 then
     -- Who only waits for children is not in hand: its place under the kind's cap is another's.
-    return say(record[19] == '1' and 'later' or 'running', math.min(lease_left, at(10) - now, look))
+    return say(record[19] == '1' and 'aside' or 'running', math.min(lease_left, at(10) - now, look))
   end
   if at(11) + 1 >= at(12) then
     return finish('failed', ARGV[5])
