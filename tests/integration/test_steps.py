@@ -309,7 +309,7 @@ async def test_a_parent_goes_on_when_its_kinds_cap_has_a_place_and_before_anythi
     store: Store, blobs: Blobs
 ) -> None:
     """Another job has the only place meanwhile, and a third one has waited for it longer than the parent."""
-    async with step_jobs.working(store, blobs, CAPPED, concurrency=4):
+    async with worker_jobs.working(store, blobs, CAPPED, concurrency=4):
         parent, other = await parent_and_other(store)
         third = await submit(store, one_at_a_time, name="third")
         GATES.add("step")
@@ -354,7 +354,7 @@ async def waits_to_go_on(store: Store, job: str) -> bool:
 
 async def test_a_parent_that_waits_to_go_on_is_cancelled_at_once(store: Store, blobs: Blobs) -> None:
     """Whoever has only its ending to say needs no place for it, and leaves none taken."""
-    async with step_jobs.working(store, blobs, CAPPED, concurrency=4):
+    async with worker_jobs.working(store, blobs, CAPPED, concurrency=4):
         parent, _ = await parent_and_other(store)
         GATES.add("step")
         await wait_until(lambda: waits_to_go_on(store, parent))
@@ -371,7 +371,7 @@ async def test_steps_of_ones_own_kind_under_a_cap_of_one_come_to_an_end(
     store: Store, blobs: Blobs, concurrency: int
 ) -> None:
     """Nobody holds a place while it waits for another one."""
-    async with step_jobs.working(store, blobs, CAPPED, concurrency=concurrency):
+    async with worker_jobs.working(store, blobs, CAPPED, concurrency=concurrency):
         jobs = [await submit(store, of_itself, levels=2, n=n) for n in range(2)]
         assert [(await end_of(store, job)).end_data()["result"] for job in jobs] == [7] * 2
     assert AT_ONCE[1] == 1
