@@ -21,7 +21,10 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
+
+from rapidocr import RapidOCR
 
 from gateway.blobs import Blobs
 from gateway.embedded import EmbeddedValkey
@@ -31,11 +34,22 @@ from gateway.requests import JobOptions
 from gateway.store import NewJob, Store, StoredFile
 from processors.children import Children
 from processors.ocr import ocr
-from processors.ocr.engines import bare_rapidocr, cores, read_in_a_loop
+from processors.ocr.engines import cores, rapidocr_settings
 from processors.ocr.pages import Decoder, Pixels
 from processors.worker import Worker
 
 SCAN = Path(__file__).parents[1] / "examples" / "documents" / "scan.pdf"
+
+
+def bare_rapidocr() -> RapidOCR:
+    """The library by itself, with the same settings and all cores for each page."""
+    return RapidOCR(params=rapidocr_settings(-1))
+
+
+def read_in_a_loop(engine: RapidOCR, images: Iterable[Pixels]) -> None:
+    """The bare engine called in a loop."""
+    for image in images:
+        engine(image)
 
 
 async def decode(path: Path, folder: Path) -> list[Pixels]:

@@ -6,7 +6,7 @@ closed sets, and a bound on the series of one metric holds should one of them tu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -112,7 +112,6 @@ class Registry:
         self._table: Mapping[str, Metric] = {metric.name: metric for metric in table}
         self._values: dict[str, dict[tuple[str, ...], float]] = {name: {} for name in self._table}
         self._histograms: dict[str, dict[tuple[str, ...], _Histogram]] = {name: {} for name in self._table}
-        self._readers: list[Callable[[], None]] = []
 
     def count(self, name: str, amount: float = 1, /, **labels: str) -> None:
         """Add to a counter."""
@@ -140,14 +139,8 @@ class Registry:
         """Forget a gauge's series, before it is set anew: a kind that is gone must not keep its last depth."""
         self._values[name].clear()
 
-    def on_scrape(self, reader: Callable[[], None]) -> None:
-        """Call something before each exposition, to set gauges that are cheaper to read than to keep."""
-        self._readers.append(reader)
-
     def expose(self) -> str:
         """All metrics as Prometheus text."""
-        for reader in self._readers:
-            reader()
         lines: list[str] = []
         for metric in self._table.values():
             lines += (f"# HELP {metric.exposed} {metric.help}", f"# TYPE {metric.exposed} {metric.type}")

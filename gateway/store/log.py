@@ -19,7 +19,6 @@ from gateway.store.records import Appended, Lease, LogEntry, WriterEvent
 PAGE_EVENTS: Final = 256
 # Reads that go out in one pipeline. More wait for the next one.
 _BATCH_READS: Final = 64
-_ANY_TIME: Final = (1 << 64) - 1
 
 
 class LogPage(NamedTuple):

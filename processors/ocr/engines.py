@@ -398,18 +398,3 @@ def skew_by_ink(image: Pixels, most: float = 8.0) -> float:
     coarse = max((contrast(angle), angle) for angle in np.arange(-most, most + 0.1, 0.5))
     best, angle = max((contrast(one), one) for one in np.arange(coarse[1] - 0.4, coarse[1] + 0.45, 0.1))
     return float(angle) if best > 1.1 * straight else 0.0
-
-
-# --- the measure --------------------------------------------------------------------------------------------------
-
-
-def bare_rapidocr() -> Any:
-    """The library by itself, with the same settings and all cores for each page: what a benchmark compares with."""
-    from rapidocr import RapidOCR  # noqa: PLC0415 - see above
-
-    return RapidOCR(params=rapidocr_settings(-1))
-
-
-def read_in_a_loop(engine: Any, images: Iterable[Pixels]) -> list[list[str]]:
-    """The bare engine called in a loop: the texts of each page."""
-    return [list(engine(image).txts or ()) for image in images]

@@ -66,16 +66,12 @@ def test_a_label_that_is_not_closed_fills_no_memory() -> None:
     assert 'outlast_done_total{kind="other"} 50' in text
 
 
-def test_a_gauge_can_be_forgotten_and_read_at_the_scrape() -> None:
+def test_a_gauge_can_be_forgotten() -> None:
     """A kind that is gone must not keep its last value."""
     registry = Registry(SOME)
     registry.set("size", 1)
     registry.clear("size")
     assert "\noutlast_size " not in registry.expose()
-
-    registry.on_scrape(lambda: registry.set("size", 7))
-
-    assert "\noutlast_size 7\n" in registry.expose()
 
 
 def test_no_metrics_count_nothing() -> None:
