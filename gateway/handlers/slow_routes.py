@@ -279,9 +279,18 @@ async def _resume(request: web.Request, owner: str, key: str | None) -> web.Stre
         return web.Response(status=204)
     store = request.app[STORE]
     record = await owned(store, await store.job_id(owner, key), owner)
+    asked = _passed_on(request, passes_key_on=True)
+    if owner == ANYBODY and _credentials(from_json(record.input)["headers"]) != _credentials(asked):
+        # A route without keys of ours leaves it to the upstream to know who asks, and that one is not asked again here.
+        raise NotFound("There is no such job of yours; send the request without Last-Event-ID.", code="job_not_found")
     after = requested_cursor(request)
     headers = {"Location": f"/v1/jobs/{record.id}", "Idempotency-Replayed": "true"}
     return await stream(request, record, after, "sse", planned_end=False, headers=headers)
+
+
+def _credentials(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """By what an upstream knows who asks."""
+    return headers.get("authorization"), headers.get("cookie")
 
 
 # --- the answer's own address -----------------------------------------------------------------------------------------

@@ -138,6 +138,15 @@ async def test_a_long_context_passes(client: openai.AsyncOpenAI, source: TokenSo
     assert source.seen[0]["messages"] == long
 
 
+async def test_a_body_of_countless_values_is_not_read(gateway: Gateway) -> None:
+    """It would hold up everybody's streams for seconds; a long text with as many letters does not."""
+    numbers = b'{"model":"m","messages":[' + b"1," * 400_000 + b"1]}"
+
+    answer = await gateway.post("/openai/v1/chat/completions", data=numbers, headers=AS_ME)
+
+    assert (answer.status, answer.json()["error"]["code"]) == (413, "input_too_large")
+
+
 async def test_the_same_key_is_the_same_answer(client: openai.AsyncOpenAI, source: TokenSource) -> None:
     """Whole or as a stream, it is generated and paid for once."""
     key = {"Idempotency-Key": "once"}

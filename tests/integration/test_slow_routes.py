@@ -54,6 +54,12 @@ upstream = "{app}/echo"
 key = false
 
 [[route]]
+path = "/public/*"
+upstream = "{app}/stream/*"
+mode = "sse"
+key = false
+
+[[route]]
 path = "/flaky"
 upstream = "{app}/flaky"
 
@@ -428,6 +434,23 @@ async def test_a_key_is_asked_for_and_never_passed_on(
         foreign = await gateway.get("/open", headers={"Origin": "https://evil.example"})
         assert foreign.status == 200
         assert "Access-Control-Allow-Origin" not in foreign.headers
+
+
+async def test_a_stream_that_only_its_upstream_guards_is_resumed_by_who_asked_for_it(
+    store: Store, app: SlowApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An Idempotency-Key can be guessed; the upstream would have asked for the credentials again."""
+    app.go.set()
+    again = {"Idempotency-Key": "order-1", "Last-Event-ID": "0"}
+    async with routed(store, app, tmp_path, monkeypatch, api_keys=KEYS) as gateway:
+        mine = {"Authorization": "Bearer theirs", "Cookie": "a=1"}
+        assert (await gateway.get("/public/sse", headers=mine | {"Idempotency-Key": "order-1"})).status == 200
+
+        for other in ({}, {"Authorization": "Bearer theirs"}, mine | {"Cookie": "a=2"}):
+            refused = await gateway.get("/public/sse", headers=other | again)
+            assert (refused.status, refused.json()["code"]) == (404, "job_not_found")
+        assert b"data: two" in (await gateway.get("/public/sse", headers=mine | again)).body
+    assert app.asked == 1
 
 
 async def test_a_route_is_no_way_around_the_guards(gateway: Gateway, app: SlowApp) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
@@ -30,6 +31,9 @@ LLM: Final = "llm"
 # For clients of a chat that is read once: nobody wants the rest of an answer whose reader has left.
 ON_DISCONNECT: Final = "Outlast-On-Disconnect"
 _INLINE_SPARE_BYTES: Final = 4096
+_IN_LOOP_BYTES: Final = 64 * 1024
+# A context of a million tokens has some 80,000 commas.
+_MOST_VALUES: Final = 300_000
 
 IDEMPOTENCY: Final = Parameter(
     "Idempotency-Key", "The same key, the same answer: nothing is generated or paid for twice.", place="header"
@@ -51,10 +55,23 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         body += chunk
         if len(body) > limit:
             raise TooLarge(f"The body is over {limit} bytes.")
-    value = read_json(body, "The body")
+    value = await _read(body)
     if not isinstance(value, dict):
         raise InvalidInput("The body is no JSON object.", errors=[{"field": "body", "message": "not an object"}])
     return value
+
+
+async def _read(body: bytearray) -> Any:
+    """Read what may be tens of megabytes, without holding up the streams of everybody else."""
+    if len(body) <= _IN_LOOP_BYTES:
+        return read_json(body, "The body")
+    # Two characters make a value, and a value takes a microsecond: images are large, and few.
+    if (values := sum(body.count(mark) for mark in b",[{")) > _MOST_VALUES:
+        raise TooLarge(
+            f"The body has {values} values, or commas in its texts; at most {_MOST_VALUES} are read.",
+            code="input_too_large",
+        )
+    return await asyncio.to_thread(read_json, body, "The body")
 
 
 def flag(body: dict[str, Any], name: str) -> bool:
