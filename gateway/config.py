@@ -24,6 +24,7 @@ _ALIKE: Final = 0.85
 _REDIS_URL: Final = re.compile(r"(unix|rediss?(\+(cluster|sentinel))?)://.+")
 _KEY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", re.ASCII)
 _KEY_SECRET: Final = re.compile(r"[!-~]*", re.ASCII)
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
 
 
 class Settings(BaseSettings):
@@ -229,6 +230,12 @@ class Settings(BaseSettings):
             raise ValueError(f"the operator {unknown[0]!r} has no API key; name one of OUTLAST_API_KEYS")
         if "null" in self.allowed_origins:
             raise ValueError("the origin null stands for any sandboxed page; name real origins")
+        if wrong := [origin for origin in self.allowed_origins if not _ORIGIN.fullmatch(origin)]:
+            # It would match nothing that a browser sends, and say so to nobody.
+            raise ValueError(
+                f"{wrong[0]!r} is no origin; one looks like https://app.example.com, in lower case and without a path,"
+                " and none stands for all"
+            )
         if self.host not in LOOPBACK and not self.api_keys:
             raise ValueError(
                 f"{self.host} can be reached from outside, and no API key is set;"

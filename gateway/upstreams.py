@@ -43,6 +43,8 @@ _NOT_PUBLIC: Final = (
         # this network, link-local (a cloud's metadata), protocols, documentation, 6to4 relays, benchmarks, multicast
         *("0.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.18.0.0/15"),
         *("198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        # a public address by its look, behind which Azure serves each of its machines what only that one may know
+        "168.63.129.16/32",
         # protocols with Teredo, documentation
         *("2001::/23", "2001:db8::/32", "3fff::/20"),
     ),

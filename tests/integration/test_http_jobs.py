@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.app import ROUTES
 from gateway.documents import KindDocument
 from gateway.handlers.context import HUB, STREAMS
 from gateway.store import Lease, Store
@@ -444,17 +446,25 @@ async def test_another_owner_sees_nothing(store: Store, tmp_path: Path) -> None:
         document = await submit(gateway, headers=AS_ME)
         path = document["urls"]["self"]
         never = await gateway.get(f"/v1/jobs/{'a' * 26}", headers=AS_OTHER)
+        routes = [(route.method, route.path) for route in ROUTES if "{job}" in route.path and not route.public]
+        asked = [*routes, ("GET", "/v1/jobs/{job}?wait=1"), ("GET", "/v1/events?jobs={job}")]
         answers = [
-            await gateway.get(path + suffix, headers=AS_OTHER)
-            for suffix in ("", "?wait=1", "/events", "/result", "/outputs", "/outputs/1", "/files/x")
+            await gateway.ask(
+                method, re.sub(r"\{(index|name)\}", "x", path).format(job=document["id"]), headers=AS_OTHER
+            )
+            for method, path in asked
         ]
-        answers += [await gateway.post(path + suffix, headers=AS_OTHER) for suffix in ("/cancel", "/retry")]
-        answers.append(await gateway.ask("DELETE", path, headers=AS_OTHER))
+        async with gateway.session.ws_connect(f"{gateway.url}/v1/ws", headers=AS_OTHER) as socket:
+            for op in ("subscribe", "cancel"):
+                await socket.send_json({"op": op, "job": document["id"]})
+                problem = (await socket.receive_json())["problem"]
+                assert problem["detail"].replace(document["id"], "a" * 26) == never.json()["detail"]
         listed = await gateway.get("/v1/jobs", headers=AS_OTHER)
         await gateway.post(document["urls"]["cancel"], headers=AS_ME)
         await gateway.ask("DELETE", path, headers=AS_ME)
         gone = await gateway.get(path, headers=AS_OTHER)
 
+    assert len(answers) > 10
     for answer in [*answers, gone]:
         assert (answer.status, answer.json()["code"]) == (404, "job_not_found")
         assert answer.json()["detail"].replace(document["id"], "a" * 26) == never.json()["detail"]

@@ -113,6 +113,10 @@ def test_loopback_needs_no_key(host: str) -> None:
         ("probe_token", "short", "OUTLAST_PROBE_TOKEN: shorter than 16"),
         ("probe_token", f"{SECRET}\u00fc", "OUTLAST_PROBE_TOKEN: .*visible ASCII"),
         ("allowed_origins", "null", "origin null"),
+        ("allowed_origins", "*", r"'\*' is no origin"),
+        ("allowed_origins", "https://a.example,app.example.com", "'app.example.com' is no origin"),
+        ("allowed_origins", "https://A.example", "in lower case"),
+        ("allowed_origins", "https://a.example/app", "without a path"),
         ("nonsense", "1", "OUTLAST_NONSENSE: "),
     ],
 )
