@@ -269,7 +269,9 @@ class Attempt:
 
     async def _end(self, function: asyncio.Task[_Result], writing: asyncio.Task[None]) -> Ending | None:
         """Write how the attempt ended; None if that isn't ours to say."""
-        if self._handed_over and function.done() and (function.cancelled() or function.exception() is None):
+        returned = function.done() and not function.cancelled() and function.exception() is None
+        # A cancel that was told to this attempt, instead of ending the job at once, is asked of whoever uses the token.
+        if self._handed_over and (returned or self._stop is Stop.CANCELLED):
             self._writer.close()
             return None
         if self._stop is Stop.CANCELLED and not self.holds_lease:

@@ -17,6 +17,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -79,7 +80,12 @@ class Reporter:
         if self._thread.ident is not None:
             raise RuntimeError("A reporter is for one block: its token can be brought once.")
         self._thread.start()
-        self._block, self._job = self._entered.result()
+        try:
+            self._block, self._job = self._entered.result()
+        except BaseException as error:
+            # Interrupted, as by a queue's own time limit: nobody leaves a block that was never entered.
+            self._entered.add_done_callback(partial(_abandon, error))
+            raise
         return self._job
 
     def __exit__(
@@ -103,6 +109,13 @@ class Reporter:
     async def _hold(self) -> None:
         async with _adopted(self._token, self._settings, lambda: None) as block:
             self._entered.set_result((block, SyncReport(block.report)))
+
+
+def _abandon(error: BaseException, entered: Future[tuple[_Block, SyncReport]]) -> None:
+    """End an attempt whose block nobody will leave, as the error says."""
+    if entered.exception() is None:
+        block, _ = entered.result()
+        block.loop.call_soon_threadsafe(block.leave, None, error)
 
 
 class AsyncReporter:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,38 @@ async def test_whatever_leaves_the_block_ends_the_attempt(
         assert await asyncio.to_thread(leave) is error
 
     assert (await log_of(store, job))[-1].data["problem"]["code"] == "processor_error"
+
+
+class TimeLimit(BaseException):
+    """What a queue raises in a task that takes too long, wherever it is."""
+
+
+class Interrupted(Future[Any]):
+    """A wait in which that happens."""
+
+    interrupted = False
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Broken off once, and as usual from then on."""
+        if self.interrupted:
+            return super().result(timeout)
+        self.interrupted = True
+        raise TimeLimit
+
+
+async def test_a_block_that_was_interrupted_before_it_began_leaves_its_job_to_others(
+    settings: Settings, store: Store
+) -> None:
+    """Nobody leaves it, and yet it doesn't hold the job until the run time-out."""
+    job, token = await handed_over(store)
+    reporter = Reporter(token, settings=settings)
+    reporter._entered = Interrupted()
+
+    with pytest.raises(TimeLimit):
+        await asyncio.to_thread(reporter.__enter__)
+
+    await when(store, job, State.QUEUED)
+    assert [event.type for event in await log_of(store, job)] == ["queued", "started", "retrying"]
 
 
 async def test_a_fork_can_not_report_and_is_told(settings: Settings, store: Store) -> None:

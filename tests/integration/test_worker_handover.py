@@ -42,6 +42,13 @@ async def nobody_takes_it(ctx: Context) -> None:
     raise ConnectionError("no broker")
 
 
+@processor("lingers", cancel_grace_seconds=0.2)
+async def lingers(ctx: Context) -> None:
+    """Hands over and doesn't return."""
+    TOKENS.append(await ctx.hand_over(60))
+    await asyncio.Event().wait()
+
+
 @processor("not_wanted_any_more", max_attempts=1)
 async def not_wanted_any_more(ctx: Context) -> None:
     """Somebody cancels the job a moment before it is handed over."""
@@ -50,9 +57,9 @@ async def not_wanted_any_more(ctx: Context) -> None:
 
 
 @pytest.fixture(autouse=True)
-async def _worker(store: Store, blobs: Blobs) -> AsyncIterator[Worker]:
+async def worker(store: Store, blobs: Blobs) -> AsyncIterator[Worker]:
     """A worker with one place, for all kinds of this file."""
-    kinds = (passed_on, passed_on_from_a_thread, nobody_takes_it, not_wanted_any_more)
+    kinds = (passed_on, passed_on_from_a_thread, nobody_takes_it, lingers, not_wanted_any_more)
     async with working(store, blobs, kinds) as worker:
         yield worker
 
@@ -104,6 +111,40 @@ async def test_a_job_that_is_cancelled_on_its_way_ends_at_once(store: Store) -> 
     assert (await types_of(store, job))[-1] == "cancelled"
     with pytest.raises(LeaseLost, match="has ended"):
         await store.adopt(read_token(TOKENS[0]).lease, "elsewhere")
+
+
+async def test_a_worker_that_lingers_leaves_a_cancel_to_whoever_uses_the_token(store: Store) -> None:
+    """The work is done elsewhere, so it is over when it has stopped there."""
+    job = (await submit(store, lingers.document)).id
+    TOKENS.clear()
+    await wait_until(lambda: TOKENS)
+    lease = read_token(TOKENS[0]).lease
+    await store.renew(lease)
+
+    assert (await store.cancel(job, "me", "changed my mind")).state is State.RUNNING
+
+    following = await submit(store, passed_on.document)
+    await wait_until(lambda: len(TOKENS) == 2, what="the worker's place")
+    assert (await types_of(store, job))[-1] == "cancel_requested"
+    await end(store, lease, batch=1, type_="cancelled", data={"reason": "stopped", "by": "me"})
+    await store.cancel(following.id, "me", "enough")
+
+
+async def test_a_worker_that_stops_while_it_hands_over_gives_the_job_back(store: Store, worker: Worker) -> None:
+    """Whether the token went anywhere isn't known, so nobody waits for its time to be over."""
+    job = (await submit(store, lingers.document)).id
+    TOKENS.clear()
+    await wait_until(lambda: TOKENS)
+
+    worker.stop()
+
+    async def given_back() -> bool:
+        return (await store.job(job)).state is State.QUEUED
+
+    await wait_until(given_back)
+    with pytest.raises(LeaseLost):
+        await store.adopt(read_token(TOKENS[0]).lease, "elsewhere")
+    await store.cancel(job, "me", "enough")
 
 
 async def test_a_hand_over_that_fails_is_a_failed_attempt(store: Store) -> None:
