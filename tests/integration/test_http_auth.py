@@ -44,7 +44,9 @@ async def test_every_v1_route_asks_for_a_key(keyed: Gateway, monkeypatch: pytest
         answer = await keyed.ask(route.method, path)
 
         if route.path.startswith("/v1/"):
-            assert (answer.status, answer.json()["code"]) == (401, "unauthorized"), route.path
+            # A worker elsewhere has a token of its attempt instead.
+            code = "write_token" if "/worker/" in route.path else "unauthorized"
+            assert (answer.status, answer.json()["code"]) == (401, code), route.path
             assert answer.headers["WWW-Authenticate"].startswith("Bearer")
         elif route.path.startswith("/openai/v1/"):
             assert (answer.status, answer.json()["error"]["code"]) == (401, "invalid_api_key"), route.path
