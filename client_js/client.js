@@ -37,7 +37,7 @@
  * @property {(subscription: Subscription) => void} [onconnection]
  */
 
-import { answerError, connectionError } from "./errors.js";
+import { answerError, connectionError, upstreamError } from "./errors.js";
 import { submitJob } from "./submitting.js";
 import { Subscription } from "./subscription.js";
 import { authorization, openSse, openWebSocket } from "./transports.js";
@@ -198,6 +198,8 @@ export class GatewayClient {
       throw signal?.aborted ? signal.reason : connectionError(error);
     }
     if (response.ok) return response;
+    const theirs = response.headers.get("X-Upstream-Status");
+    if (theirs) throw upstreamError(Number(theirs));
     throw answerError(response.status, await response.text(), response.headers.get("Retry-After"));
   }
 

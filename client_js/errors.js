@@ -39,6 +39,14 @@ export function connectionError(cause) {
   return new GatewayError({ code: "connection_failed", detail }, { cause, mayPass: true });
 }
 
+/**
+ * What an upstream answered that an edge would replace, so that it came as 503; nothing changes by asking again.
+ * @param {number} status the upstream's own
+ */
+export function upstreamError(status) {
+  return new GatewayError({ code: "upstream_status", detail: `The upstream answered ${status}; its body is in the job's result.`, status }, { mayPass: false });
+}
+
 /** @param {string | null} header `Retry-After` in seconds; its date form is not used by the gateway */
 export function parseRetryAfter(header) {
   const seconds = header === null || header.trim() === "" ? NaN : Number(header);

@@ -191,6 +191,16 @@ test("a cursor names the event and its time; a snapshot brings its own", () => {
   assert.deepEqual([numberOf("17-5"), numberOf("17"), numberOf("")], [17, 17, 0]);
 });
 
+test("an upstream's own 502 is told as that, and is no reason to come back", async () => {
+  gateway.refusals = [{ status: 503, body: { slow: true }, headers: { "X-Upstream-Status": "502" } }];
+
+  await assert.rejects(client.request("/v1/jobs/1/response"), (error) => {
+    assert(error instanceof GatewayError);
+    assert.deepEqual([error.code, error.status, error.mayPass], ["upstream_status", 502, false]);
+    return true;
+  });
+});
+
 test("Retry-After is read in seconds, and nothing else", () => {
   assert.deepEqual(["2", "0.5", "", null, "soon", "-1"].map(parseRetryAfter), [2000, 500, null, null, null, null]);
 });

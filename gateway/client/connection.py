@@ -9,15 +9,16 @@ import asyncio
 import inspect
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
 from gateway.client.answers import Answer
 from gateway.client.backoff import Backoff, Patience
+from gateway.client.download import Download, NoPartError
 from gateway.client.subscription import may_pass
-from gateway.errors import ConfigurationError, OutlastError, Unreachable, error_from_answer
+from gateway.errors import ConfigurationError, JobBroke, OutlastError, Unreachable, error_from_answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,16 +78,25 @@ class Connection:
 
         Where no answer of the gateway's came, or it says "later", the request is sent again, with pauses, for as long
         as the patience lasts. So it must be one that may be repeated; else say so. `expect` asks before a large body
-        is sent whether it will be taken.
+        is sent whether it will be taken. An answer to a GET that was cut goes on where it stopped.
         """
-        patience = self.patience(patience_seconds)
+        patience, download = self.patience(patience_seconds), Download()
         while True:
+            there = len(download.body)
             try:
-                return await self._request_once(method, path, query or {}, headers or {}, body, expect=expect)
+                return await self._request_once(
+                    method,
+                    path,
+                    query or {},
+                    {**(headers or {}), **download.headers},
+                    body,
+                    download=download,
+                    expect=expect,
+                )
             except OutlastError as error:
                 if not (repeatable and may_pass(error)):
                     raise
-                if error.code == "upload_joining":
+                if error.code == "upload_joining" or len(download.body) > there:
                     patience.progressed()
                 await patience.wait(error)
                 expect = False
@@ -99,6 +109,7 @@ class Connection:
         headers: Mapping[str, str],
         body: BodyChunks | bytes | None,
         *,
+        download: Download,
         expect: bool,
     ) -> Answer:
         wait = float(query.get("wait") or 0)
@@ -129,11 +140,22 @@ class Connection:
                     expect100=expect,
                     allow_redirects=False,
                 ) as response:
+                    is_part = method == "GET" and response.status in {200, 206, 416}
                     content = bytearray()
-                    async for chunk in response.content.iter_any():
-                        limit.reschedule(clock() + self.silence_seconds)
-                        content += chunk
-                    answer = Answer(response.status, response.headers, bytes(content))
+                    try:
+                        async for chunk in response.content.iter_any():
+                            limit.reschedule(clock() + self.silence_seconds)
+                            content += chunk
+                    except BaseException:
+                        with suppress(NoPartError):
+                            if is_part:
+                                download.add(response.status, response.headers, content)
+                        raise
+                    if is_part and download.headers:
+                        _complete(download, response, content)
+                        content = download.body
+                    status = 200 if response.status == 206 else response.status
+                    answer = Answer(status, response.headers, bytes(content))
                     if answer.status >= 300:
                         # The rest of a body that was refused is not sent.
                         response.close()
@@ -212,6 +234,13 @@ class Connection:
         return {"Authorization": f"Bearer {key}"} if key else {}
 
 
+def _complete(download: Download, response: aiohttp.ClientResponse, content: bytearray) -> None:
+    try:
+        download.add(response.status, response.headers, content)
+    except NoPartError:
+        raise Unreachable("What came after a cut was no part of the answer; it is asked for anew.") from None
+
+
 def refuse(status: int, headers: Mapping[str, str], body: bytes) -> None:
     """Raise what an answer other than 2xx stands for."""
     if 200 <= status < 300:
@@ -219,6 +248,13 @@ def refuse(status: int, headers: Mapping[str, str], body: bytes) -> None:
     if 300 <= status < 400:
         place = headers.get("Location", "elsewhere")
         raise ConfigurationError(f"The address redirects to {place[:200]!r}; give the client that address.")
+    if theirs := headers.get("X-Upstream-Status"):
+        # It would look as if the gateway said "later", and nothing would change by asking again.
+        raise JobBroke(
+            f"The upstream answered {theirs}, which comes as {status}, since an edge would replace it; its body is in"
+            " the job's result.",
+            code="upstream_status",
+        )
     try:
         problem = json.loads(body)
     except ValueError:

@@ -14,14 +14,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, Final
 
 import httpx
 
 from gateway.client.backoff import Backoff
+from gateway.client.download import Download, NoPartError
 from gateway.errors import EDGE_STATUSES
 
 # A longer body, or one that is no text, comes as the job's file.
@@ -33,7 +33,6 @@ _LATER: Final = frozenset({408, 425, 429, 503, *EDGE_STATUSES})
 # Of the answer to this client; the route's own are in the job's result.
 _FRAMING: Final = frozenset({"transfer-encoding", "connection", "keep-alive"})
 
-_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-", re.ASCII)
 # In an answer's extensions: the connection ended before the body did.
 _CUT: Final = "outlast_cut"
 
@@ -104,11 +103,11 @@ class _Calls:
         return url.raw_path.decode("ascii") if ours else str(url.copy_with(fragment=None))
 
     def _send(
-        self, method: str, path: str, brings: Callable[[httpx.Response], bool] = lambda _: False, **options: Any
+        self, method: str, path: str, download: Download | None = None, **options: Any
     ) -> Generator[Any, Any, httpx.Response]:
         """Send a request until there is an answer of the gateway's, for as long as the patience lasts.
 
-        An answer that was cut is returned only if it `brings` something.
+        An answer that was cut is returned only if it brings more of the download.
         """
         backoff = Backoff()
         gives_up_at: float | None = None
@@ -120,7 +119,7 @@ class _Calls:
                 method, self._base.join(path), headers=headers, extensions={"timeout": timeout}, **options
             )
             if answer is not None and _CUT in answer.extensions:
-                if brings(answer):
+                if download is not None and _added(download, answer):
                     return answer
                 answer = None
             if answer is not None and answer.status_code not in _LATER:
@@ -138,37 +137,23 @@ class _Calls:
 
     def _download(self, path: str, size: int, request: httpx.Request) -> Generator[Any, Any, bytes]:
         """A body that is no part of the answer; after a cut only the rest of it is asked for."""
-        body, tag = bytearray(), ""
-
-        def goes_on(answer: httpx.Response) -> bool:
-            start = _start(answer)
-            return start is not None and start <= len(body) < start + len(answer.content)
-
-        while len(body) < size:
-            # [spec] If-Range: "if the representation is unchanged, send me the part(s) that I am requesting in Range;
-            # otherwise, send me the entire representation" (RFC 9110, section 13.1.5)
+        download = Download()
+        while len(download.body) < size:
             # Packed on the way, its bytes would be others than those that a range counts.
-            headers = {"Accept-Encoding": "identity"}
-            if body and tag:
-                headers |= {"Range": f"bytes={len(body)}-", "If-Range": tag}
-            answer = yield from self._send("GET", path, goes_on, headers=headers)
-            now = answer.headers.get("ETag", "")
-            if not goes_on(answer) or (tag and now and now != tag):
+            headers = {"Accept-Encoding": "identity", **download.headers}
+            answer = yield from self._send("GET", path, download, headers=headers)
+            whole = _CUT not in answer.extensions
+            if whole and not (_added(download, answer) and len(download.body) == size):
                 raise JobError(_problem(answer), request)
-            # A hop that doesn't know Range sends what is there already once more.
-            body[_start(answer) :] = answer.content
-            tag = tag or now
-            if _CUT not in answer.extensions and len(body) != size:
-                raise JobError(_problem(answer), request)
-        return bytes(body)
+        return bytes(download.body)
 
 
-def _start(answer: httpx.Response) -> int | None:
-    """Where in the whole body this answer's bytes begin; None where they are no part of it."""
-    if answer.status_code == 200:
-        return 0
-    match = _CONTENT_RANGE.match(answer.headers.get("Content-Range", ""))
-    return int(match[1]) if answer.status_code == 206 and match else None
+def _added(download: Download, answer: httpx.Response) -> bool:
+    """Whether an answer brings more of a body."""
+    try:
+        return download.add(answer.status_code, answer.headers, answer.content)
+    except NoPartError:
+        return False
 
 
 # What this client says of itself and of its connection; the upstream's own are made by the gateway.

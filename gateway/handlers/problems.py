@@ -209,6 +209,7 @@ _ASKED_HEADERS: Final = (
     "Content-Type",
     "Idempotency-Key",
     "If-None-Match",
+    "If-Range",
     "Last-Event-ID",
     "Prefer",
     "Range",
@@ -240,6 +241,7 @@ _SHOWN_HEADERS: Final = (
     "Upload-Offset",
     "X-Job-Id",
     "X-Request-ID",
+    "X-Upstream-Status",
 )
 
 

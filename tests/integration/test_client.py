@@ -14,6 +14,7 @@ import pytest
 from gateway.client import Client, File, Subscription
 from gateway.client.client import Transport
 from gateway.documents import KindDocument
+from gateway.edge import Edge, load_profile
 from gateway.errors import (
     BadRequest,
     Gone,
@@ -378,6 +379,18 @@ async def test_files_arrive_as_they_were(client: Client, tmp_path: Path) -> None
     assert await client.fetch(first.url) == content
     assert reports[-1][0] == reports[-1][1]
     assert len(reports) > 10
+
+
+async def test_a_download_that_is_cut_goes_on_where_it_stopped(gateway: Gateway) -> None:
+    """Cut twice by an edge, each byte comes once."""
+    content = b"%PDF-1.7 " + bytes(range(256)) * 1000
+    async with Edge(load_profile("direct"), gateway.url) as edge, client_of(edge.url) as client:
+        job = await client.submit("read", files=[File(content, name="a.pdf")])
+        edge.fault("drop_after_bytes", times=2, method="GET", path="/v1/jobs/", bytes=100_000)
+        assert await client.fetch(job.document.files[0].url) == content
+        parts = [(record.status, record.passed_bytes) for record in edge.requests if record.method == "GET"]
+
+    assert parts == [(200, 100_000), (206, 100_000), (206, len(content) - 200_000)]
 
 
 async def test_an_upload_that_is_cut_goes_on_in_parts(gateway: Gateway, tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ async def test_an_allowed_page_reads_answers_and_problems(keyed: Gateway) -> Non
 
     assert preflight.status == 204
     assert preflight.headers["Access-Control-Allow-Origin"] == SITE
-    assert {"Authorization", "Idempotency-Key", "Last-Event-ID"} <= set(
+    assert {"Authorization", "Idempotency-Key", "If-Range", "Last-Event-ID", "Range"} <= set(
         preflight.headers["Access-Control-Allow-Headers"].split(", ")
     )
     assert foreign.status == 405
@@ -237,7 +237,8 @@ async def test_an_allowed_page_reads_answers_and_problems(keyed: Gateway) -> Non
         assert allowed.headers["Access-Control-Allow-Origin"] == SITE
         assert "Origin" in allowed.headers["Vary"]
         assert "Access-Control-Allow-Credentials" not in allowed.headers
-    assert "Idempotency-Replayed" in answer.headers["Access-Control-Expose-Headers"]
+    shown = set(answer.headers["Access-Control-Expose-Headers"].split(", "))
+    assert {"Content-Range", "ETag", "Idempotency-Replayed", "X-Upstream-Status"} <= shown
     assert problem.status == 401
     assert stream.status == 403
 

@@ -15,7 +15,9 @@ import pytest
 import requests
 
 from examples.requests_adapter import OutlastAdapter
+from gateway.client import Client
 from gateway.client.httpx import OutlastTransport
+from gateway.errors import JobBroke
 from gateway.handlers.context import HUB, STREAMS
 from gateway.store import Store
 from processors import upstream
@@ -242,7 +244,11 @@ async def test_what_an_edge_would_replace_has_another_status(
     app.go.set()
     answer = await gateway.post(f"{path}?status={status}", data=b"x")
     if path == "/later":
-        answer = await gateway.get(answer.headers["Location"] + "?wait=10")
+        place = answer.headers["Location"]
+        answer = await gateway.get(place + "?wait=10")
+        async with Client(gateway.url) as client, asyncio.timeout(5):
+            with pytest.raises(JobBroke, match=f"The upstream answered {status}"):
+                await client.fetch(place)
 
     assert (answer.status, answer.headers["X-Upstream-Status"]) == (503, str(status))
     assert answer.json() == {"slow": True, "body": "x"}

@@ -1,4 +1,4 @@
-"""How the transports for httpx put a download together that was cut, also where a hop doesn't know Range."""
+"""How clients put a download together that was cut, also where a hop doesn't know Range."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.client.download import Download, NoPartError
 from gateway.client.httpx import _CUT, JobError, _Calls
 
 WHOLE = b"0123456789"
@@ -74,3 +75,24 @@ def test_what_does_not_fit_is_an_error(second: httpx.Response) -> None:
     """Never a body with a hole, or of two contents."""
     with pytest.raises(JobError):
         download(answer(200, WHOLE[:4]), second)
+
+
+def test_a_shorter_answer_takes_the_place_of_a_longer_one_that_nothing_names() -> None:
+    """A job's document that was cut, and is another one when it is asked for again."""
+    download = Download()
+    download.add(200, {}, b'{"state": "queued", "posi')
+    download.add(200, {}, b'{"state": "failed"}')
+
+    assert (bytes(download.body), download.headers) == (b'{"state": "failed"}', {})
+
+
+def test_after_what_does_not_fit_it_begins_anew() -> None:
+    """A weak name, as an edge makes it that packs the body on the way, is the same name."""
+    download = Download()
+    download.add(200, {"ETag": 'W/"a"'}, b"0123")
+    assert download.headers == {"Range": "bytes=4-", "If-Range": '"a"'}
+    with pytest.raises(NoPartError):
+        download.add(206, {"ETag": '"b"', "Content-Range": "bytes 4-9/10"}, b"456789")
+
+    assert download.headers == {}
+    assert download.add(200, {"ETag": '"b"'}, b"abc")
