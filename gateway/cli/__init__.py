@@ -106,7 +106,10 @@ def complain(error: OutlastError) -> None:
     if isinstance(error, Unreachable):
         print("  `outlast up` starts a gateway here; --url or OUTLAST_URL names another one", file=sys.stderr)
     for wrong in error.errors:
-        print(f"  {wrong.get('field', '')}: {wrong.get('message', '')}", file=sys.stderr)
+        said = f"{wrong.get('field', '')}: {wrong.get('message', '')}"
+        # The first is what the detail begins with.
+        if said not in error.detail:
+            print(f"  {said}", file=sys.stderr)
 
 
 def exit_code(error: OutlastError) -> int:

@@ -7,11 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.cli import Exit
-from gateway.errors import InvalidInput
+from gateway.errors import InvalidInput, OutlastError
 
 if TYPE_CHECKING:
     from gateway.cli.display import Display
@@ -121,6 +122,7 @@ def _submit(args: argparse.Namespace) -> int:
                 if args.no_wait:
                     content = document_of(job) if args.json else job.id
                 else:
+                    await _say_without_worker(client, args.kind, shown)
                     content = await _follow_to_result(client, job.id, shown, args, client.events(job))
         _write(content, args)
         return Exit.SUCCEEDED
@@ -225,6 +227,14 @@ class _Followed:
                     file=sys.stderr,
                 )
             raise
+
+
+async def _say_without_worker(client: Client, kind: str, shown: Display) -> None:
+    """Who waits for a worker that nobody has started should not have to guess it."""
+    # The job is kept, whatever comes of this question.
+    with suppress(OutlastError):
+        if any(one.kind == kind and one.workers == 0 for one in await client.kinds()):
+            shown.say(f"no worker serves {kind} at the moment; this is kept, and waits for one (outlast worker MODULE)")
 
 
 async def _follow_to_result(

@@ -140,6 +140,7 @@ async def test_submit_shows_progress_on_stderr_and_the_text_on_stdout(shell: She
     assert it.process.returncode == 0
     assert it.out.decode() == "Gr\u00fc\u00dfe\nzwei\n"
     assert f"job {lease.job}" in it.err
+    assert "no worker serves echo at the moment" in it.err
     assert "echo: succeeded, 1/2 pages" in it.err
     assert "Some parts are missing" in it.err
     record = await store.job(lease.job)
