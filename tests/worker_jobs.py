@@ -32,7 +32,7 @@ async def working(
         yield worker
     finally:
         worker.stop()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await running
 
 

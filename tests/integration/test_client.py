@@ -90,7 +90,7 @@ class Listener:
 
     async def finish(self) -> None:
         """Wait for the end of the loop. Raises what the loop raised."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await self._reading
 
     async def close(self) -> None:

@@ -18,7 +18,7 @@ from gateway.edge import Edge
 from gateway.store import Lease, Store
 from tests.edge_matrix import HUB_CLOCK_SECONDS
 from tests.edge_origin import SCALE, edge_for, see
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.jobs import begin, end, event
 from tests.serving import Gateway, gateway_for
 
@@ -71,7 +71,7 @@ async def test_a_client_misses_nothing_when_the_edge_restarts(edge: Edge, store:
             if batch % 2 == 0:
                 assert edge.restart() >= 1
         await end(store, lease, batch=7)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await following
 
     assert numbers == list(range(1, 10))
@@ -110,7 +110,7 @@ async def _begun(store: Store) -> Lease | None:
 
 
 async def _until_the_end(socket: aiohttp.ClientWebSocketResponse) -> AsyncIterator[aiohttp.WSMessage]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         async for message in socket:
             yield message
             if '"terminal":true' in message.data:
@@ -126,7 +126,7 @@ async def test_the_command_serves_until_it_is_stopped(gateway: Gateway) -> None:
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         addresses = [(await process.stdout.readline()).decode().split()[0] for _ in range(2)]
         seen = await see(addresses[0], "GET /healthz HTTP/1.1")
         process.send_signal(signal.SIGTERM)

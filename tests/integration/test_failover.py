@@ -24,7 +24,7 @@ from gateway.store.connection import Durability
 from processors import Context
 from processors.processor import processor
 from processors.worker import Worker
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.integration.test_hub import Collector
 from tests.ports import free_port
 from tests.redis_servers import RedisCluster, RedisProcess, SentinelTrio
@@ -132,7 +132,7 @@ async def load(url: str, prefix: str, blobs: Blobs, *, durability: Durability = 
     running = [asyncio.create_task(worker.run()) for worker in workers]
     tasks = [asyncio.create_task(hub.run())]
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await asyncio.gather(*(worker.ready.wait() for worker in workers))
         under = Load(stores[0], hub)
         submitting = asyncio.create_task(under.submit_on())
@@ -148,7 +148,7 @@ async def load(url: str, prefix: str, blobs: Blobs, *, durability: Durability = 
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await asyncio.gather(*running)
         for store in stores:
             await store.close()

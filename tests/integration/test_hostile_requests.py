@@ -20,6 +20,7 @@ from gateway.app import ROUTES
 from gateway.documents import KindDocument
 from gateway.handlers.routes import Route
 from gateway.store import Store
+from tests.faults import PATIENCE_SECONDS
 from tests.jobs import begin, end, event, submit
 from tests.serving import AS_ME, KEY, KEYS, Gateway, gateway_for
 
@@ -270,7 +271,7 @@ async def answer_to(gateway: Gateway, request: bytes) -> tuple[int, bytes, bytes
     """The status, the head and, where its length was told, the body of what is answered."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             writer.write(request)
             status, head = 100, b""
             while status == 100:

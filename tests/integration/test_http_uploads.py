@@ -14,7 +14,7 @@ import pytest
 from gateway.app import DOOR
 from gateway.errors import Unavailable
 from gateway.store import Store
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.serving import Gateway, gateway_for
 
 PDF = b"%PDF-1.7\n" + b"page\r\n--x\r\n" * 1000
@@ -323,7 +323,7 @@ async def test_a_dripping_upload_is_ended(store: Store, tmp_path: Path) -> None:
             b"POST /v1/kinds/read/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/pdf\r\n"
             b"Content-Length: 100000\r\n\r\n%PDF-"
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             answer = asyncio.ensure_future(reader.read())
             while not answer.done():
                 writer.write(b"x")

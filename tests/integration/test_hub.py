@@ -140,7 +140,7 @@ async def test_listeners_that_join_while_events_are_written_miss_none(hub: Hub, 
         head = (await store.job(record.id)).last.number
         after = rng.randint(0, head)
         collector = await listen(hub, record, Cursor(after))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await collector.closed
         return after, collector
 
@@ -231,7 +231,7 @@ async def test_a_killed_feed_connection_loses_nothing(hub: Hub, store: Store) ->
         await store.append(lease, batch, [event("log", {"message": str(batch)})])
     await end(store, lease, batch=121)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await collector.closed
     assert collector.numbers == list(range(1, 124))
     assert store.feed.reconnects >= 1
@@ -262,7 +262,7 @@ async def test_a_listener_that_never_reads_is_closed_as_slow(hub: Hub, store: St
     collector = await listen(hub, record)
     collector.slow.stopped = True
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert await collector.closed is CloseCode.SLOW
     assert collector.slow.aborted
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.store import Store
+from tests.faults import PATIENCE_SECONDS
 from tests.llm_jobs import llm_worker
 from tests.serving import Gateway, gateway_for
 from tests.token_source import TokenSource
@@ -47,7 +48,7 @@ async def output(*command: str, **environment: str) -> str:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        printed, complained = await asyncio.wait_for(process.communicate(), 30)
+        printed, complained = await asyncio.wait_for(process.communicate(), 2 * PATIENCE_SECONDS)
     finally:
         if process.returncode is None:
             process.kill()

@@ -20,7 +20,7 @@ from gateway.store import NewJob, Store, StoredFile
 from processors import processor
 from processors.processor import load_processors
 from processors.worker import Worker
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.process_kinds import in_process
 from tests.worker_jobs import end_of, working
 from tests.worker_process import worker_process
@@ -247,7 +247,7 @@ async def test_no_child_outlives_its_worker(store: Store, blobs: Blobs) -> None:
 
 async def submit_when_ready(worker: Worker, store: Store) -> str:
     """A job for a worker that has begun."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await worker.ready.wait()
     return await submit(store, "in_process", how="well")
 

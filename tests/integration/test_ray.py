@@ -21,13 +21,14 @@ from tests.worker_jobs import end_of, working
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     # Ray lets go of the processes that it has started before they have ended.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
-PATIENCE_SECONDS = 90.0
+# Ray starts a dozen processes, and each of them loads half of Python's packages.
+PATIENCE_SECONDS = 180.0
 LEASE_SECONDS = 2.0
 
 
@@ -53,9 +54,11 @@ async def ray_app(store: Store, blobs: Blobs, tmp_path: Path, monkeypatch: pytes
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    async with working(store, blobs, kinds.values()):
-        yield ray_app
-    await asyncio.to_thread(ray.shutdown)
+    try:
+        async with working(store, blobs, kinds.values()):
+            yield ray_app
+    finally:
+        await asyncio.to_thread(ray.shutdown)
 
 
 async def test_a_ray_actor_does_the_job_and_a_killed_one_is_replaced(store: Store, ray_app: Any) -> None:

@@ -20,7 +20,7 @@ from gateway.protocol import State
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, Store
 from processors import AsyncReporter, Reporter, Retry
-from tests.faults import FaultProxy, wait_until
+from tests.faults import PATIENCE_SECONDS, FaultProxy, wait_until
 from tests.jobs import begin, hand_over, new_job, submit
 from tests.worker_jobs import log_of
 
@@ -66,7 +66,7 @@ async def process(settings: Settings, token: str, how: str) -> AsyncIterator[asy
     started = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE)
     try:
         assert started.stdout is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             assert await started.stdout.readline() == b"reported\n"
         yield started
     finally:
@@ -141,7 +141,7 @@ async def test_a_cancel_ends_the_block_quietly(settings: Settings, store: Store)
 async def test_an_async_block_is_cancelled_where_it_awaits(settings: Settings, store: Store) -> None:
     """And the code after it runs on, uncancelled."""
     job, token = await handed_over(store)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         async with AsyncReporter(token, settings=settings) as report:
             await report.log("waiting for ever")
             await store.cancel(job, "me", "enough")
@@ -192,7 +192,7 @@ async def test_whatever_leaves_the_block_ends_the_attempt(
             return type(raised)
         return None
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert await asyncio.to_thread(leave) is error
 
     assert (await log_of(store, job))[-1].data["problem"]["code"] == "processor_error"
@@ -260,7 +260,7 @@ async def test_a_reporter_that_was_cut_off_for_longer_than_its_lease_writes_noth
     async with FaultProxy(settings.redis_url) as proxy:
         job, token = await handed_over(store)
         elsewhere = settings.model_copy(update={"redis_url": proxy.url})
-        async with asyncio.timeout(20), AsyncReporter(token, settings=elsewhere) as report:
+        async with asyncio.timeout(PATIENCE_SECONDS), AsyncReporter(token, settings=elsewhere) as report:
             await report.output("before", 1)
             await report.outputs()
             proxy.stall()
@@ -292,6 +292,6 @@ async def test_a_cancel_from_outside_goes_on(settings: Settings, store: Store) -
     report._interrupt()
     working.cancel()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(asyncio.CancelledError):
             await working

@@ -15,7 +15,7 @@ import pytest
 from gateway.handlers.context import HUB, STREAMS
 from gateway.protocol import State
 from gateway.store import JobRecord, Store
-from tests.faults import FaultProxy, wait_until
+from tests.faults import PATIENCE_SECONDS, FaultProxy, wait_until
 from tests.jobs import begin, end, event
 from tests.serving import Answer, Gateway, gateway_for
 
@@ -157,7 +157,7 @@ async def test_everything_is_checked_before_the_first_byte(
 async def test_white_space_comes_after_a_while_and_then_the_json(hasty: Gateway) -> None:
     """The head names the job before there is a result; one space each time, the JSON in one piece at the end."""
     line = await Line.open(hasty.server.port)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         head = await line.read_head()
         spaces = [await line.read_chunk() for _ in range(3)]
         record = await end_next(hasty.store, "succeeded", {"result": [1]})
@@ -180,7 +180,7 @@ async def test_nothing_is_sent_while_it_is_quiet(store: Store, tmp_path: Path) -
         loop = asyncio.get_running_loop()
         began = loop.time()
         line = await Line.open(gateway.server.port)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await line.read_head()
         line.writer.transport.abort()
 
@@ -199,7 +199,7 @@ async def test_a_late_failure_cannot_be_taken_for_a_result(
 ) -> None:
     """The status is 200 by then; the JSON has `error`, with the status that it would have been, and no `result`."""
     line = await Line.open(hasty.server.port)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert (await line.read_head()).startswith("HTTP/1.1 200 ")
         await end_next(hasty.store, type_, data)
         document = json.loads(await line.read_body())
@@ -212,7 +212,7 @@ async def test_a_late_failure_cannot_be_taken_for_a_result(
 async def test_events_in_between_do_not_hold_up_the_white_space(hasty: Gateway) -> None:
     """A job that reports all the time says nothing to this client; it still gets its heartbeats, and only these."""
     line = await Line.open(hasty.server.port)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await line.read_head()
         await queued(hasty.store)
         lease = await begin(hasty.store, "echo")
@@ -237,7 +237,7 @@ async def _read_chunks(line: Line, count: int) -> list[bytes]:
 async def test_an_old_client_without_chunks_is_served_too(hasty: Gateway) -> None:
     """HTTP/1.0: the body ends with the connection."""
     line = await Line.open(hasty.server.port, version="1.0")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         head = await line.read_head()
         await end_next(hasty.store, "succeeded", {"result": 7})
         body = await line.reader.read()

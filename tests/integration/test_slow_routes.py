@@ -22,7 +22,7 @@ from gateway.handlers.context import HUB, STREAMS
 from gateway.store import Store
 from processors import upstream
 from processors.http import http
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.serving import KEY, KEYS, Gateway, gateway_for
 from tests.slow_app import SlowApp, slow_app
 from tests.worker_jobs import working
@@ -304,7 +304,7 @@ async def test_a_watched_route_relays_the_upstreams_pieces(gateway: Gateway, app
     heard = b""
     async with gateway.session.post(url, headers=key) as response:
         assert response.headers["Content-Type"].startswith("text/event-stream")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while '"text":"data: é'.encode() not in heard:
                 piece = await response.content.readany()
                 assert piece

@@ -74,7 +74,7 @@ async def test_silence_is_broken_by_comments(gateway: Gateway, store: Store) -> 
     record = await job(store)
     decoder = Decoder()
     async with gateway.session.get(f"{gateway.url}/v1/jobs/{record.id}/events") as response:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while decoder.comments < 3:
                 decoder.feed(await response.content.readany())
 
@@ -214,7 +214,7 @@ async def test_a_filter_hides_events_but_moves_the_cursor(gateway: Gateway, stor
     decoder = Decoder()
     found: list[Message] = []
     async with gateway.session.get(f"{gateway.url}/v1/jobs/{record.id}/events?types=progress") as response:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not decoder.last_event_id.startswith("5-"):
                 found += decoder.feed(await response.content.readany())
         assert found == []
@@ -376,12 +376,12 @@ async def test_a_redis_outage_leaves_streams_open_and_loses_nothing(
                     proxy.cut()
                     comments = decoder.comments
                     await store.append(lease, 1, [event("log", {"message": "while nobody could hear"})])
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(PATIENCE_SECONDS):
                         while decoder.comments < comments + 2:
                             found += decoder.feed(await response.content.readany())
                     proxy.refuse(False)
                     await end(store, lease, batch=2)
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(PATIENCE_SECONDS):
                         async for piece in response.content.iter_any():
                             found += decoder.feed(piece)
         finally:
