@@ -27,7 +27,7 @@ async def working(
     running = asyncio.create_task(worker.run())
     try:
         # Models may be loaded, and child processes started, while other tests have the cores.
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(3 * PATIENCE_SECONDS):
             await worker.ready.wait()
         yield worker
     finally:
