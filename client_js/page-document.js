@@ -26,6 +26,9 @@ import { counted } from "./page-phrases.js";
 const SVG = "http://www.w3.org/2000/svg";
 // Below this the engine itself is in doubt; such lines are marked.
 const DOUBTFUL = 0.6;
+// So many lines at once come up as new ones. More are what stood in the log already, and thousands of animations at the
+// same time stop a browser for half a minute.
+const MOST_NEW = 12;
 
 export class DocumentView {
   /** Whether the newest line is kept in view. */
@@ -155,22 +158,23 @@ export class DocumentView {
       shown.boxes.replaceChildren();
       shown.drawn = [];
     }
+    const look = page.lines.length - shown.drawn.length > MOST_NEW ? "" : "new";
     for (let at = shown.drawn.length; at < page.lines.length; at += 1) {
       const line = /** @type {Line} */ (page.lines[at]);
-      this.#drawLine(shown, line, { page: page.key, at });
+      this.#drawLine(shown, line, { page: page.key, at }, look);
     }
     shown.drawn = page.lines;
   }
 
-  /** @param {Shown} shown @param {Line} line @param {Place} place */
-  #drawLine(shown, line, place) {
-    const element = make("p", { className: "line new", textContent: line.text, tabIndex: place.at === 0 && shown === this.#sorted()[0] ? 0 : -1 });
+  /** @param {Shown} shown @param {Line} line @param {Place} place @param {"new" | ""} look */
+  #drawLine(shown, line, place, look) {
+    const element = make("p", { className: `line ${look}`, textContent: line.text, tabIndex: place.at === 0 && shown === this.#sorted()[0] ? 0 : -1 });
     if (line.confidence !== null && line.confidence < DOUBTFUL) {
       element.classList.add("doubtful");
       element.title = `The engine is ${Math.round(line.confidence * 100)} % sure of this line`;
     }
     const box = document.createElementNS(SVG, "polygon");
-    box.classList.add("new");
+    box.setAttribute("class", look);
     box.setAttribute("points", (line.box ?? []).map((point) => point.join(",")).join(" "));
     shown.lines.append(element);
     shown.boxes.append(box);

@@ -5,7 +5,9 @@ import { afterEach, beforeEach, test } from "node:test";
 
 import { GatewayClient } from "../client.js";
 import { defineElements } from "../elements.js";
+import { DocumentView } from "../page-document.js";
 import { buildForm } from "../page-form.js";
+import { OcrPages } from "../page-ocr.js";
 import { event, FakeGateway, JOB } from "./fake-gateway.js";
 
 /** @type {FakeGateway} */
@@ -133,4 +135,21 @@ test("a form is drawn from a kind's schema, and what is left alone is not sent",
   assert.equal(form.hasRequired, true);
   const unlabelled = [...box.querySelectorAll("input, select, textarea")].filter((control) => !/** @type {any} */ (control).labels?.length);
   assert.deepEqual(unlabelled, []);
+});
+
+test("a few lines of a page come up as new ones, hundreds at once just stand there", () => {
+  const [documentPane, textPane] = [document.createElement("div"), document.createElement("div")];
+  const view = new DocumentView({ documentPane, textPane, showImage: () => {}, onscroll: () => {} });
+  const pages = new OcrPages();
+  /** @param {number} piece @param {number} count */
+  const take = (piece, count) => {
+    const lines = Array.from({ length: count }, () => ({ text: "x", box: [[0, 0], [9, 0], [9, 5], [0, 5]] }));
+    const page = pages.take(`page-1.lines-${piece}`, { value: { page: 1, width: 10, height: 10, lines } });
+    if (page) view.update(page);
+    return [textPane.querySelectorAll(".line.new").length, documentPane.querySelectorAll("polygon.new").length];
+  };
+
+  assert.deepEqual(take(0, 2), [2, 2]);
+  assert.deepEqual(take(1, 500), [2, 2]);
+  assert.equal(textPane.querySelectorAll(".line").length, 502);
 });

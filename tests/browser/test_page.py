@@ -523,11 +523,11 @@ def test_the_elements_follow_a_job_on_any_page(shown: JobPage) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(180)
 def test_a_log_that_was_trimmed_is_shown_from_its_snapshot(shown: JobPage) -> None:
     """Over 10,000 events: the first are gone, so the page builds on the snapshot and reads the outputs page by page."""
     shown.choose_file(pages=25, lines=450, pause_seconds=0)
-    shown.until("Done", timeout=300_000)
+    shown.until("Done", timeout=120_000)
     job = shown.page.url
 
     shown.page.goto(job)
