@@ -312,7 +312,8 @@ class Jobs(Connection):
         """
         requested = encode_event_tail(EventType.CANCEL_REQUESTED, {"by": by, "reason": reason})
         cancelled = encode_event_tail(EventType.CANCELLED, {"reason": reason, "by": by})
-        answer = await self._run("cancel", self._keys.job(job), (job, by, requested, cancelled))
+        # It may be the job's end, which is as sure as any other.
+        answer = await self._run_durably("cancel", self._keys.job(job), (job, by, requested, cancelled))
         if answer == b"unknown":
             return await self._missing(job)
         record = await self.job(job)

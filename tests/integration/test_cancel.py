@@ -12,7 +12,7 @@ import pytest
 
 from gateway.blobs import Blobs
 from gateway.documents import KindDocument
-from gateway.errors import LeaseLost
+from gateway.errors import LeaseLost, Unavailable
 from gateway.event_text import decode_event
 from gateway.protocol import START, TERMINAL_TYPES, State
 from gateway.store import Lease, Store
@@ -133,3 +133,15 @@ async def test_nothing_is_reported_after_a_cancel_ended_the_job(store: Store) ->
 
     assert begun.outcome == "ended"
     assert (await store.events(record.id, START)).entries == log
+
+
+async def test_a_cancel_that_ends_a_job_waits_for_a_replica_as_any_end_does(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was told that a job is cancelled must not see it run after a failover; this server has no replica."""
+    record = await submit(store, KIND)
+    monkeypatch.setattr("gateway.store.connection.SOCKET_TIMEOUT_SECONDS", 0.6)
+    monkeypatch.setattr(store, "_durability", "replica")
+
+    with pytest.raises(Unavailable, match="on a replica"):
+        await store.cancel(record.id, "me", "changed my mind")
