@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -206,7 +207,7 @@ class Steps:
             # Noted before it is made: an end of the parent that comes in between finds it, or finds none.
             await self._park(child)
             if new is not None:
-                await _patiently(lambda: self._store.submit(child, new, keyed=True))
+                await self._submit(child, new)
             yield
         except asyncio.CancelledError:
             if not self._aside.goes_on_elsewhere():
@@ -216,6 +217,15 @@ class Steps:
             self._tasks.discard(task)
             self._under_way -= 1
             await self._unpark()
+
+    async def _submit(self, child: str, new: NewJob) -> None:
+        text = to_json(new.input)
+        if len(text) > self._context._inline_bytes:
+            # The result of the step before it, for one, which has no bound; a record is read again and again.
+            key = f"jobs/{child}/input"
+            await _patiently(lambda: self._blobs.put(key, text, max_bytes=None))
+            new = replace(new, input={}, input_blob=key)
+        await _patiently(lambda: self._store.submit(child, new, keyed=True))
 
     async def _cancel(self, child: str) -> None:
         """Cancel a child and give it a little time to stop: the parent's end comes after it, if it can."""

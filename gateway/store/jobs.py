@@ -203,7 +203,7 @@ class Jobs(Connection):
             "priority": options.priority,
             "tags": to_json(options.tags),
             "files": to_json(new.files),
-            "input": to_json(new.input),
+            "input": b"" if new.input_blob else to_json(new.input),
             "options": options.model_dump_json(exclude_defaults=True),
             "max_attempts": new.kind.max_attempts,
             "run_timeout_ms": int(run_timeout * 1000),
@@ -215,7 +215,8 @@ class Jobs(Connection):
         }
         if options.grace_seconds is not None:
             fields["disconnect_grace_ms"] = int(options.grace_seconds * 1000)
-        fields |= {name: value for name in ("retry_of", "parent", "root") if (value := getattr(new, name)) is not None}
+        named = ("retry_of", "parent", "root", "input_blob")
+        fields |= {name: value for name in named if (value := getattr(new, name)) is not None}
         if start_deadline_ms := self._start_deadline_ms(new):
             fields["start_deadline_after_ms"] = start_deadline_ms
         if options.start_at is not None:

@@ -50,6 +50,8 @@ class NewJob:
     parent: str | None = None
     root: str | None = None
     """The first job of a chain of retries: what is done again finds there what was done."""
+    input_blob: str | None = None
+    """Where the input is instead, if it is too large for a record."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,6 +170,12 @@ async def breaks_at_first(ctx: Context) -> str:
     return "mended"
 
 
+@processor("passes_much_on")
+async def passes_much_on(ctx: Context) -> int:
+    """Gives a step more than an event holds."""
+    return len(await ctx.run("say", {"text": "much", "value": "x" * 300_000}))
+
+
 @processor("outer")
 async def outer(ctx: Context) -> Any:
     """A pipeline of a pipeline."""
@@ -362,6 +368,19 @@ async def test_no_fan_out_moves_the_bar_past_its_plan_or_stops_it_short(store: S
     assert said == sorted(said)
     assert max(value for value in said if value < 100) <= 50
     assert said[-1] == 100
+
+
+async def test_a_steps_large_input_stands_in_no_record(store: Store, blobs: Blobs) -> None:
+    """It may be the whole result of the step before it, and records are read again and again."""
+    async with working(store, blobs, [passes_much_on, say]):
+        job = await submit(store, passes_much_on)
+        assert (await end_of(store, job)).end_data() == {"result": 300_000}
+
+    [child] = (await store.job(job)).children
+    record = await store.job(child)
+    assert record.input == b""
+    assert record.input_blob is not None
+    assert len(await blobs.get(record.input_blob)) > 300_000
 
 
 async def test_outputs_of_long_names_are_both_kept(store: Store, blobs: Blobs) -> None:
