@@ -37,7 +37,7 @@
  * @property {(subscription: Subscription) => void} [onconnection]
  */
 
-import { answerError, connectionError, upstreamError } from "./errors.js";
+import { answerError, connectionError, GatewayError, upstreamError } from "./errors.js";
 import { submitJob } from "./submitting.js";
 import { Subscription } from "./subscription.js";
 import { authorization, openSse, openWebSocket } from "./transports.js";
@@ -189,11 +189,12 @@ export class GatewayClient {
    *   signal?: AbortSignal}} [options]
    */
   async request(path, { method = "GET", accept = "*/*", headers: more = {}, body, signal } = {}) {
+    const url = this.url(path);
     const headers = { Accept: accept, ...more, ...authorization(await this.#key()) };
     /** @type {Response} */
     let response;
     try {
-      response = await this.#fetch(this.url(path), { method, headers, body, signal, cache: "no-store" });
+      response = await this.#fetch(url, { method, headers, body, signal, cache: "no-store" });
     } catch (error) {
       throw signal?.aborted ? signal.reason : connectionError(error);
     }
@@ -203,9 +204,15 @@ export class GatewayClient {
     throw answerError(response.status, await response.text(), response.headers.get("Retry-After"));
   }
 
-  /** @param {string} path */
+  /**
+   * One of the gateway's own addresses. Throws `GatewayError` for any other: a path may come from an event, that is from
+   * whoever reported it, and the key goes where it leads.
+   * @param {string} path
+   */
   url(path) {
-    return new URL(path, this.base).href;
+    const { origin, href } = new URL(path, this.base);
+    if (origin === new URL(this.base).origin) return href;
+    throw new GatewayError({ code: "foreign_address", detail: `${path} is no address of the gateway's; it was not called.` }, { mayPass: false });
   }
 
   /**

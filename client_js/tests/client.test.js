@@ -156,6 +156,13 @@ test("a gateway that can't be reached is an error that may pass", async () => {
   await assert.rejects(lost.kinds(), { code: "connection_failed", mayPass: true });
 });
 
+test("the key goes to no other server, whatever an event calls an output's address", async () => {
+  for (const path of ["//127.0.0.1:1/x", "/\\127.0.0.1:1/x", "http://127.0.0.1:1/x", "https:/x", "data:text/plain,x"]) {
+    await assert.rejects(client.request(path), { name: "GatewayError", code: "foreign_address" }, path);
+  }
+  assert.equal(gateway.requests.length, 0);
+});
+
 test("the back-off doubles up to its cap, with full jitter, and starts over after a success", () => {
   const backoff = new Backoff({ baseMs: 1000, random: () => 0.5 });
 
