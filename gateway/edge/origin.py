@@ -30,11 +30,7 @@ class Origin:
     """One origin, `http://host:port`."""
 
     def __init__(self, url: str, profile: Profile, clock: Clock) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query:
-            raise ConfigurationError(f"The origin is http://HOST:PORT, without a path, not {url!r}.")
-        self._host, self._port = parts.hostname, parts.port or 80
-        self.netloc = parts.netloc
+        self._host, self._port, self.netloc = _address(url)
         self._profile = profile
         self._clock = clock
         self._idle: list[tuple[float, Wire]] = []
@@ -85,3 +81,17 @@ class Origin:
         for _, wire in self._idle:
             wire.abort()
         self._idle.clear()
+
+
+def _address(url: str) -> tuple[str, int, str]:
+    """An origin's host, its port, and both as a Host header says them. Raises `ConfigurationError`."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", 80 if parts.port is None else parts.port
+        # A name with an empty or too long label can't be looked up.
+        is_one = parts.scheme == "http" and bool(host.encode("idna")) and port > 0 and "@" not in parts.netloc
+    except ValueError:
+        is_one = False
+    if not is_one or parts.path.strip("/") or parts.query:
+        raise ConfigurationError(f"The origin is http://HOST:PORT, without a path, not {url!r}.")
+    return host, port, parts.netloc

@@ -386,7 +386,13 @@ async def test_what_is_left_open_ends_with_the_hop(origin: Origin) -> None:
     assert edge.requests[0].ended == "cancelled"
 
 
-@pytest.mark.parametrize("origin_url", ["https://example.test", "example.test", "http://", "http://a/path"])
+@pytest.mark.parametrize(
+    "origin_url",
+    [
+        *("https://example.test", "example.test", "http://", "http://a/path", "http://a..b", "http://a:99999"),
+        *("http://a:0", "http://[::1", "http://me@a"),
+    ],
+)
 async def test_an_origin_that_is_none_is_refused_at_the_start(origin_url: str) -> None:
     """With what it should be."""
     with pytest.raises(ConfigurationError, match="http://HOST:PORT"):
