@@ -63,6 +63,8 @@ def _values_of(chain: Chain, path: str, host: str) -> dict[str, str]:
         "timeout": blamed.timeout.format(heartbeat=_heartbeat(chain.silence)),
         "heartbeat": _heartbeat(chain.silence),
     }
+    if any(drip.format == "sse" and drip.shape is not Shape.PACED for drip in chain.drips):
+        values["fallback"] = "SSE, which clients fall back to, does not come in time either: mend that first."
     return values | ({"path": path} if path else {}) | ({"host": host} if host else {})
 
 

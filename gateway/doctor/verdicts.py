@@ -82,6 +82,7 @@ def in_cause_order(findings: Iterable[Finding]) -> list[Finding]:
 
 
 _DEFAULTS: Final = {
+    "fallback": "Until then clients fall back to SSE.",
     "host": "the host",
     "path": "the stream's path",
     "seconds": "some",
@@ -382,7 +383,7 @@ VERDICTS: Final[dict[str, Verdict]] = {
     "upgrade_stripped": Verdict(
         Cause.UPGRADE, _D, "WebSocket upgrades are lost on the way",
         "{websocket}",
-        "The gateway saw a plain GET: a hop dropped the `Upgrade` header. Until then clients fall back to SSE.",
+        "The gateway saw a plain GET: a hop dropped the `Upgrade` header. {fallback}",
     ),
     "upgrade_refused": Verdict(
         Cause.UPGRADE, _D, "A hop refuses WebSocket upgrades with {status}",

@@ -152,6 +152,16 @@ def test_the_switch_is_that_of_the_innermost_hop_that_shows() -> None:
     assert told(unknown).change == UNKNOWN.buffering
 
 
+def test_a_lost_upgrade_says_whether_anything_takes_its_place() -> None:
+    """Clients fall back to SSE, where that comes in time."""
+    lost = Socket(outcome="stripped", status=400)
+    alone, both = (diagnose(chain(socket=lost, drips=drips(shape)))[0] for shape in (Shape.PACED, Shape.HELD))
+
+    assert alone.code == both.code == "upgrade_stripped"
+    assert "clients fall back to SSE." in alone.text(alone.verdict.why)
+    assert "mend that first" in both.text(both.verdict.why)
+
+
 def test_an_origin_is_judged_before_all_else() -> None:
     """Down, late, or not it."""
     down = Chain(probe="unreachable", answered=chain().answered)
