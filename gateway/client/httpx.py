@@ -18,7 +18,10 @@ import time
 from collections.abc import Generator
 from typing import Any, Final
 
-import httpx
+try:
+    import httpx
+except ModuleNotFoundError:
+    raise ModuleNotFoundError("gateway.client.httpx needs httpx: pip install 'outlast[httpx]'", name="httpx") from None
 
 from gateway.client.backoff import Backoff
 from gateway.client.download import Download, NoPartError
