@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -20,6 +21,7 @@ class Job:
         self._url = url
         self._token = token
         self._batch = 0
+        self._key = uuid.uuid4().hex
         self._has_outputs = False
         self._over = threading.Event()
         self.stopped = threading.Event()
@@ -56,7 +58,8 @@ class Job:
                 return
 
     def _post(self, what: str, body: dict[str, Any]) -> Any:
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        # The key tells our own adoption, sent again after a lost answer, from that of whoever got the order as well.
+        headers = {"Authorization": f"Bearer {self._token}", "Idempotency-Key": self._key}
         request = urllib.request.Request(f"{self._url}/{what}", json.dumps(body).encode(), headers)
         for tries in range(10):
             try:

@@ -19,6 +19,7 @@ from gateway.handlers.context import BLOBS, SETTINGS, STORE
 from gateway.handlers.documents import job_document
 from gateway.handlers.routes import Answer, Parameter, Route
 from gateway.handlers.strict_json import read_json
+from gateway.handlers.submission import checked_key
 from gateway.handlers.validation import validated
 from gateway.handlers.worker_events import ReportRequest, Retrying, checked_events, problem_of
 from gateway.protocol import INDEX_PATTERN, TERMINAL_TYPES, EventType
@@ -61,7 +62,8 @@ async def adopt(request: web.Request) -> web.Response:
     lease = await _lease(request)
     store = request.app[STORE]
     try:
-        begun, token = await store.adopt(lease, f"http {request.remote or ''}".strip())
+        key = checked_key(request.headers.get("Idempotency-Key"))
+        begun, token = await store.adopt(lease, f"http {request.remote or ''}".strip(), key=key)
     except LeaseLost as error:
         _refuse(error)
     assert begun.record is not None
@@ -203,6 +205,13 @@ def _json(model: BaseModel) -> web.Response:
 
 _TOKEN: Final = Parameter("Authorization", "`Bearer` and the attempt's write token.", place="header")
 
+_ADOPTION_KEY: Final = Parameter(
+    "Idempotency-Key",
+    "The same key again is the same adoption, as after a lost answer. A UUID for each message is a good one.",
+    {"type": "string", "maxLength": 255},
+    "header",
+)
+
 routes: Final = (
     Route(
         "POST",
@@ -211,7 +220,7 @@ routes: Final = (
         "Take a handed-over attempt",
         "A token adopts its attempt once: a message that a queue delivers twice starts no second writer.",
         responses={200: Answer("The attempt is yours.", Adopted)},
-        parameters=(_TOKEN,),
+        parameters=(_TOKEN, _ADOPTION_KEY),
         public=True,
     ),
     Route(

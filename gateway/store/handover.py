@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import secrets
 import time
 from contextlib import suppress
@@ -41,6 +43,10 @@ class Handover(Jobs):
             raise LeaseLost(f"Job {lease.job} is not attempt {lease.attempt}'s any more.")
         return answer[1].decode() or None
 
+    async def _nonce(self, lease: Lease, key: str) -> str:
+        text = f"adopt:{lease.job}:{lease.nonce}:{key}".encode()
+        return hmac.new(await self.secret(), text, hashlib.sha256).hexdigest()[:16]
+
     async def _token(self, lease: Lease) -> str:
         # No attempt lives longer than its job may; how long this one has is the lease's business.
         return encode_token(await self.secret(), lease, int(time.time() + self.job_deadline_seconds))
@@ -49,12 +55,13 @@ class Handover(Jobs):
         """What a token says. Raises `WriteTokenNeeded` for one that is made up or too old."""
         return check_token(await self.secret(), token, time.time())
 
-    async def adopt(self, lease: Lease, worker: str) -> tuple[Begun, str]:
+    async def adopt(self, lease: Lease, worker: str, *, key: str | None = None) -> tuple[Begun, str]:
         """Take a handed-over attempt, with a lease of the usual length, and the token of the new lease.
 
-        Raises `LeaseLost` where another one took it, the time to do so is over, or the job has ended.
+        The same `key` again is the same adoption, whose answer was lost. Raises `LeaseLost` where another one took it,
+        the time to do so is over, or the job has ended.
         """
-        nonce = secrets.token_hex(8)
+        nonce = secrets.token_hex(8) if key is None else await self._nonce(lease, key)
         answer: list[Any] = await self._run(
             "adopt",
             self._keys.job(lease.job),

@@ -111,6 +111,21 @@ async def test_a_report_that_skips_a_number_says_so_and_the_missing_one_mends_it
         assert (await worker.report(("log", {"message": text}), batch=batch)).status == 200
 
 
+async def test_an_adoption_whose_answer_was_lost_is_sent_again(gateway: Gateway) -> None:
+    """Under its key it is the same one; whoever comes with another key is a second writer, and refused."""
+    worker = await handed_over(gateway, text="hello")
+
+    first, again, other = [
+        await worker.ask("POST", "adopt", headers={"Idempotency-Key": key}) for key in ("mine", "mine", "another")
+    ]
+
+    assert (first.status, again.status, other.status, other.json()["code"]) == (200, 200, 409, "lease_lost")
+    assert again.json()["input"] == {"text": "hello"}
+    for answer, batch in ((first, 1), (again, 2)):
+        worker.token = answer.json()["token"]
+        assert (await worker.report(("log", {"message": "mine"}), batch=batch)).status == 200
+
+
 async def test_a_shell_that_counts_nothing_can_report(gateway: Gateway) -> None:
     """Neither an adoption nor batches: the token that was handed over is good as it is."""
     worker = await handed_over(gateway)
