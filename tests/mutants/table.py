@@ -27,11 +27,9 @@ _PARENTS: Final = "tests/integration/test_steps.py::"
 _LEAVING: Final = "tests/integration/test_on_disconnect.py::"
 _HANDOVER: Final = "tests/integration/test_store_handover.py::"
 
+_FENCE: Final = "if record[1] ~= attempt then"
 _PUBLISH_FIRST: Final = """\
-        head = await self._client.hget(self._keys.record(lease.job), "last")
-        lines = [b"%d-1 %b {%b" % (int(head) + i, str(e.type).encode(), e.tail) for i, e in enumerate(events, 1)]
-        await self._client.execute_command("SPUBLISH", self._keys.live(lease.job), b"\\n".join(lines))
-        keys = self._keys.job(lease.job)
+redis.call('SPUBLISH', KEYS[7], int(record[10] + 1) .. '-1 ' .. ARGV[10] .. ' {' .. ARGV[11])
 """
 
 MUTANTS: Final = (
@@ -102,9 +100,9 @@ MUTANTS: Final = (
     # --- the log and its listeners
     Mutant(
         "publish before the log",
-        "store/log.py",
-        "        keys = self._keys.job(lease.job)\n",
-        _PUBLISH_FIRST,
+        "store/lua/append.lua",
+        _FENCE,
+        _PUBLISH_FIRST + _FENCE,
         (_FENCES + "test_a_refused_batch_reaches_no_listener",),
     ),
     Mutant(

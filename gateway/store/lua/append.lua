@@ -5,7 +5,7 @@
 -- Returns: ok, first number, last number, time, canceller | lost | gap
 local job, attempt, nonce, batch = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local record = redis.call('HMGET', KEYS[1], 'attempt', 'state', 'nonce', 'batch', 'answer', 'answer_nonce', 'cancel_by',
-  'word', 'handed')
+  'word', 'handed', 'last', 'last_ms', 'bytes')
 if record[1] ~= attempt then
   return { 'lost' }
 end
@@ -38,12 +38,15 @@ if closing == 'retrying' then
     int(now + tonumber(ARGV[8])))
   redis.call('HINCRBY', KEYS[1], 'failures', ARGV[9])
 end
-local first, last, time = write(job, attempt, events, ARGV[7])
-local answer = { 'ok', int(first), int(last), int(time), record[7] or '' }
-redis.call('HSET', KEYS[1], 'batch', batch, 'answer', cjson.encode(answer), 'answer_nonce', nonce)
-if word then
-  redis.call('HSET', KEYS[1], 'word', word)
-end
+local answer
+local _, last = write(job, attempt, events, ARGV[7], { record[10], record[11], record[12] }, function(from, to, time)
+  answer = { 'ok', int(from), int(to), int(time), record[7] or '' }
+  local changed = { 'batch', batch, 'answer', cjson.encode(answer), 'answer_nonce', nonce }
+  if word then
+    changed[7], changed[8] = 'word', word
+  end
+  return changed
+end)
 if record[9] then
   redis.call('HDEL', KEYS[1], 'handed')
 end

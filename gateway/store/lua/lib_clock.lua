@@ -5,9 +5,9 @@ local function now_ms()
   return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
 end
 
--- Lua's tostring keeps 14 digits; every number that becomes text goes through here.
+-- Lua's tostring keeps 14 digits; every number that becomes text goes through here. (`%.0f` takes twice the time.)
 local function int(number)
-  return string.format('%.0f', number)
+  return string.format('%d', math.floor(number + 0.5))
 end
 
 -- Milliseconds since 1970 as RFC 3339 UTC: the days are turned into a date in eras of 400 years that start in March.

@@ -34,8 +34,10 @@ end
 
 -- Appends events {type, tail, index} to the log and publishes them as one message, a line for each:
 -- `N-T type text`. Returns the first number, the last one, and their time.
-local function write(job, attempt, events, result_blob)
-  local record = redis.call('HMGET', KEYS[1], 'last', 'last_ms', 'bytes')
+-- An append has read the record (last, last_ms, bytes) already, and has more to change in it (`more`: the first number,
+-- the last one and their time -> fields and values): each call of Redis that it saves is a tenth of it.
+local function write(job, attempt, events, result_blob, record, more)
+  record = record or redis.call('HMGET', KEYS[1], 'last', 'last_ms', 'bytes')
   local last = tonumber(record[1] or 0)
   local first = last + 1
   local now = now_ms()
@@ -61,10 +63,15 @@ local function write(job, attempt, events, result_blob)
     bytes = bytes + #text
     lines[i] = id .. ' ' .. event[1] .. ' ' .. text
   end
-  redis.call('HSET', KEYS[1], 'last', int(last), 'last_ms', int(time), 'bytes', int(bytes))
+  local changed = more and more(first, last, time) or {}
+  local n = #changed
+  changed[n + 1], changed[n + 2] = 'last', int(last)
+  changed[n + 3], changed[n + 4] = 'last_ms', int(time)
+  changed[n + 5], changed[n + 6] = 'bytes', int(bytes)
   if leaves then
-    redis.call('HSET', KEYS[1], 'leaves', '1')
+    changed[n + 7], changed[n + 8] = 'leaves', '1'
   end
+  redis.call('HSET', KEYS[1], unpack(changed))
   if closing then
     end_job(closing[1], now, data_of(closing[2]), result_blob or '')
   end
