@@ -97,7 +97,13 @@ class Store(Log, Look, Uploads, Handover, Listeners):
         store.tombstone_seconds = tombstone_seconds
         store._wanted = deque()
         store._wake = asyncio.Event()
-        store._appends = Convoy(load("append"), store._client, store._topology, partial(store._called, "append"))
+        store._appends = Convoy(
+            load("append"),
+            store._topology,
+            store._identity,
+            partial(store._run, "append"),
+            partial(store._called, "append"),
+        )
         store._tasks = []
         try:
             await store._meet()

@@ -1,117 +1,216 @@
 """Appends that travel together: those of one loop turn go to Redis in one write for each master.
 
-A worker with two hundred streams appends thousands of times a second. One by one, each append takes a connection's
-turn, a system call and a wake-up on both sides, which is several times what it costs in company.
+A worker with two hundred streams appends thousands of times a second. By redis-py each append takes a connection of the
+pool, a system call and several turns of the loop, which is several times what it costs in company.
+
+This is the quick way, for when all is well. A call that finds no connection, is answered by an error (the script isn't
+known yet, the slot has moved, the server is no master any more) or gets no answer goes by the ordinary way, which knows
+about all of that. It may then run twice, as any script may.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
-from redis.exceptions import NoScriptError, RedisError
+import hiredis
 
 from gateway.errors import Unavailable
+from gateway.store.clients import SOCKET_TIMEOUT_SECONDS, Identity
 from gateway.store.deployment import Address
 from gateway.store.scripts import Script
 from gateway.store.topology import Topology
+from gateway.store.wire import Wire, kept
 
-# What Redis does in one go; more go in the next write, at the same time.
-_MOST: Final = 64
+T = TypeVar("T")
+
+# So many leave at once; fewer wait for the end of the loop's turn, which is long where there are so many.
+_FULL: Final = 32
+# After these errors of one call the connection is of no use to the next ones either.
+_USELESS: Final = ("READONLY", "LOADING", "MASTERDOWN")
 
 
-class _Traveller(NamedTuple):
+class _Call(NamedTuple):
     keys: Sequence[str]
     args: Sequence[Any]
+    read: Callable[[Any], Any]
     answer: asyncio.Future[Any]
+
+    def end(self, reply: Any) -> None:
+        """Give the caller its answer."""
+        if self.answer.done():
+            return
+        try:
+            self.answer.set_result(self.read(reply))
+        except Exception as error:  # noqa: BLE001 - the caller hears of it; the appends of all others go on
+            self.answer.set_exception(error)
 
 
 class Convoy:
     """Runs one script for many callers. Who calls waits for its own answer, so what waits is one call per caller.
 
     The calls of one master share nothing with those of another: one that hangs holds up its own jobs only.
+    `ordinary` runs the script for one caller, and `called` hears of each call that was answered here.
     """
 
     def __init__(
-        self, script: Script, client: Any, topology: Topology, called: Callable[[Sequence[Any]], None]
+        self,
+        script: Script,
+        topology: Topology,
+        identity: Identity,
+        ordinary: Callable[[Sequence[str], Sequence[Any]], Awaitable[Any]],
+        called: Callable[[Sequence[Any]], None],
     ) -> None:
-        self._script = script
-        self._client = client
-        self._topology = topology
-        self._called = called
-        self._waiting: list[_Traveller] = []
-        self._wake = asyncio.Event()
-        self._closed = False
+        self.script = script
+        self.topology = topology
+        self.identity = identity
+        self.called = called
+        self._ordinary = ordinary
+        self._loop = asyncio.get_running_loop()
+        self._roads: dict[Address, _Road] = {}
+        self._changed = asyncio.Event()
+        topology.on_change.append(self._changed.set)
+        self._tasks: asyncio.TaskGroup | None = None
 
-    async def run(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Run the script in the slot of its keys; its answer. Raises what redis-py does.
+    def start(self, keys: Sequence[str], args: Sequence[Any], read: Callable[[Any], T]) -> asyncio.Future[T]:
+        """Run the script in the slot of its keys; the answer as `read` understands it, once there is one.
 
+        It raises what `read` and the ordinary way do.
         Cancelling it takes back what hasn't been sent; what has may still be done, as with any call.
         """
-        if self._closed:
-            raise _closing()
-        one = _Traveller(keys, args, asyncio.get_running_loop().create_future())
-        self._waiting.append(one)
-        self._wake.set()
-        return await one.answer
+        call = _Call(keys, args, read, self._loop.create_future())
+        address = self.topology.owner(keys[0])
+        road = self._roads.get(address) if address is not None else None
+        if road is None:
+            self.detour(call)
+        else:
+            road.take(call)
+        return call.answer
+
+    def detour(self, call: _Call) -> None:
+        """Send a call by the ordinary way."""
+        if call.answer.done():
+            return
+        if self._tasks is None:
+            call.answer.set_exception(_closing())
+        else:
+            self._tasks.create_task(self._go_round(call), name="store append by the ordinary way")
 
     async def keep_going(self) -> None:
-        """Send what waits, in each turn of the loop; never returns. Owned by the store."""
+        """Own the connections and what is under way; never returns. Owned by the store."""
         try:
-            async with asyncio.TaskGroup() as under_way:
+            async with asyncio.TaskGroup() as self._tasks:
                 while True:
-                    await self._wake.wait()
-                    self._wake.clear()
-                    for company in self._companies():
-                        under_way.create_task(self._send(company), name="store appends")
+                    self._changed.clear()
+                    self._arrange(self._tasks)
+                    await self._changed.wait()
         finally:
-            self._closed = True
-            for one in self._waiting:
-                if not one.answer.done():
-                    one.answer.set_exception(_closing())
+            self._tasks = None
+            for road in self._roads.values():
+                road.give_up()
 
-    def _companies(self) -> list[list[_Traveller]]:
-        waiting, self._waiting = self._waiting, []
-        by_master: dict[Address | None, list[_Traveller]] = {}
-        for one in waiting:
-            if not one.answer.done():
-                by_master.setdefault(self._topology.owner(one.keys[0]), []).append(one)
-        return [some[at : at + _MOST] for some in by_master.values() for at in range(0, len(some), _MOST)]
+    def _arrange(self, tasks: asyncio.TaskGroup) -> None:
+        """One road to each master."""
+        for address in self._roads.keys() - set(self.topology.masters):
+            self._roads.pop(address).stop()
+        for address in self.topology.masters:
+            if address not in self._roads:
+                road = self._roads[address] = _Road(self, address)
+                road.task = tasks.create_task(road.run(), name=f"store sends appends to {address}")
 
-    async def _send(self, company: list[_Traveller]) -> None:
-        answers: list[Any]
+    async def _go_round(self, call: _Call) -> None:
         try:
-            answers = await self._ask(company)
-        except Exception as error:  # noqa: BLE001 - these callers hear of it; the appends of all others go on
-            answers = [error] * len(company)
+            answer = await self._ordinary(call.keys, call.args)
+        except Exception as error:  # noqa: BLE001 - the caller hears of it; the appends of all others go on
+            if not call.answer.done():
+                call.answer.set_exception(error)
         except BaseException:
-            for one in company:
-                one.answer.cancel()
+            call.answer.cancel()
             raise
-        for one, answer in zip(company, answers, strict=True):
-            if not isinstance(answer, Exception):
-                self._called([*one.keys, *one.args])
-            if one.answer.done():
-                continue
-            if isinstance(answer, Exception):
-                one.answer.set_exception(answer)
-            else:
-                one.answer.set_result(answer)
+        else:
+            call.end(answer)
 
-    async def _ask(self, company: list[_Traveller]) -> list[Any]:
-        """The answers, or for each that has none the error."""
-        async with self._client.pipeline(transaction=False) as pipe:
-            for one in company:
-                pipe.execute_command(*self._script.words(one.keys, one.args))
-            answers: list[Any] = await pipe.execute(raise_on_error=False)
-        for i, one in enumerate(company):
-            if isinstance(answers[i], NoScriptError):
-                try:
-                    answers[i] = await self._script.run(self._client, one.keys, one.args)
-                except RedisError as error:
-                    answers[i] = error
-        return answers
+
+class _Road:
+    """The connection to one master, what leaves in this turn of the loop, and what is under way."""
+
+    def __init__(self, convoy: Convoy, address: Address) -> None:
+        self._convoy = convoy
+        self._address = address
+        self._loop = asyncio.get_running_loop()
+        self._wire: Wire | None = None
+        self._leaving: list[_Call] = []
+        self._under_way: deque[_Call] = deque()
+        self._waits_since = 0.0
+        self.task: asyncio.Task[None] | None = None
+
+    def take(self, call: _Call) -> None:
+        self._leaving.append(call)
+        if len(self._leaving) == 1:
+            self._loop.call_soon(self._depart)
+        elif len(self._leaving) >= _FULL:
+            self._depart()
+
+    def stop(self) -> None:
+        """End the connection, since there is no master any more."""
+        if self.task is not None:
+            self.task.cancel()
+
+    def give_up(self) -> None:
+        """Send by the ordinary way what has no answer."""
+        calls = [*self._under_way, *self._leaving]
+        self._under_way.clear()
+        self._leaving = []
+        for call in calls:
+            self._convoy.detour(call)
+
+    async def run(self) -> None:
+        """Keep the connection up; never returns. Owned by the convoy."""
+        convoy = self._convoy
+        async for wire in kept(convoy.topology, convoy.identity, self._address, self._receive, "appends"):
+            self._wire = wire
+            try:
+                await self._stay(wire)
+            finally:
+                self._wire = None
+                wire.abort()
+                self.give_up()
+
+    async def _stay(self, wire: Wire) -> None:
+        """Return when the connection is lost, or the oldest call has waited for too long."""
+        while not wire.lost.done():
+            # Not wait_for: on Python 3.11 it may swallow the cancellation that ends this loop.
+            await asyncio.wait({wire.lost}, timeout=SOCKET_TIMEOUT_SECONDS / 3)
+            if self._under_way and self._loop.time() - max(wire.heard_at, self._waits_since) > SOCKET_TIMEOUT_SECONDS:
+                return
+
+    def _depart(self) -> None:
+        calls, self._leaving = [call for call in self._leaving if not call.answer.done()], []
+        if not calls:
+            return
+        if self._wire is None or self._wire.lost.done():
+            for call in calls:
+                self._convoy.detour(call)
+            return
+        if not self._under_way:
+            self._waits_since = self._loop.time()
+        self._under_way += calls
+        words = self._convoy.script.words
+        self._wire.send_all([words(call.keys, call.args) for call in calls])
+
+    def _receive(self, reply: Any) -> None:
+        if not self._under_way:
+            raise ConnectionError("an answer that nobody waits for")
+        call = self._under_way.popleft()
+        if isinstance(reply, hiredis.ReplyError):
+            self._convoy.detour(call)
+            if str(reply).startswith(_USELESS):
+                raise ConnectionError(str(reply))
+            return
+        self._convoy.called([*call.keys, *call.args])
+        call.end(reply)
 
 
 def _closing() -> Unavailable:

@@ -9,28 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import hiredis
 from redis.crc import key_slot
-from redis.exceptions import RedisError
 
 from gateway.errors import Unavailable
 from gateway.store.clients import Identity
 from gateway.store.deployment import Address
 from gateway.store.scripts import Keys
-from gateway.store.topology import SentinelMaster, Topology
-from gateway.store.wire import Wire
+from gateway.store.topology import Topology
+from gateway.store.wire import Wire, kept
 
 logger = logging.getLogger(__name__)
 
 # A quiet connection is asked for a sign of life; one that gives none is dead, whatever TCP says.
 _PING_SECONDS: Final = 5.0
 _SILENCE_SECONDS: Final = 12.0
-_CONNECT_SECONDS: Final = 3.0
-_MAX_BACKOFF_SECONDS: Final = 1.0
 # A channel that its master sent elsewhere is subscribed to again after this, if nobody has found its new master sooner.
 _HOMELESS_SECONDS: Final = 1.0
 
@@ -216,21 +212,12 @@ class _Reader:
         self._feed.move(self, int(rest.partition(" ")[0]))
 
     async def run(self) -> None:
-        failures = 0
-        while True:
-            try:
-                wire = await self._connect()
-            except (OSError, TimeoutError, RedisError) as error:
-                failures += 1
-                if failures == 1:
-                    logger.warning("live feed: can't connect to %s (%s); trying on", self._address, error)
-                self._feed.topology.want_refresh()
-                await _pause(failures)
-                continue
+        feed = self._feed
+        async for wire in kept(feed.topology, feed.identity, self._address, self.receive, "live feed"):
             self._wire = wire
-            mine = [channel for channel, following in self._feed.followings.items() if following.reader is self]
-            self._feed.connects += 1
-            self._feed.reconnects += bool(mine)
+            mine = [channel for channel, following in feed.followings.items() if following.reader is self]
+            feed.connects += 1
+            feed.reconnects += bool(mine)
             for channel in mine:
                 self.subscribe(channel)
             try:
@@ -238,25 +225,6 @@ class _Reader:
             finally:
                 self._wire = None
                 wire.abort()
-            self._feed.topology.want_refresh()
-            failures = failures + 1 if wire.refused else 0
-            if failures:
-                await _pause(failures)
-
-    async def _connect(self) -> Wire:
-        topology = self._feed.topology
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            wire = await Wire.open(topology.deployment, self._address, self.receive)
-            try:
-                if topology.deployment.topology != "cluster":
-                    await self._feed.identity.check(wire.ask)
-                if isinstance(topology, SentinelMaster) and (await wire.ask("ROLE"))[0] != b"master":
-                    raise ConnectionError("it is no master")
-            except BaseException:
-                wire.abort()
-                raise
-        wire.listen()
-        return wire
 
     async def _stay(self, wire: Wire) -> None:
         clock = asyncio.get_running_loop().time
@@ -269,7 +237,3 @@ class _Reader:
                 return
             if silence > _PING_SECONDS / 2 and not wire.lost.done():
                 wire.send(b"PING")
-
-
-async def _pause(failures: int) -> None:
-    await asyncio.sleep(random.uniform(0.3, 1) * min(_MAX_BACKOFF_SECONDS, 0.02 * 2 ** min(failures, 10)))

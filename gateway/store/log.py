@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from gateway.errors import BadRequest, EventsLost, Gone, LeaseLost, NotFound
@@ -48,7 +49,7 @@ class Log(Connection):
     _wake: asyncio.Event
     _appends: Convoy
 
-    async def append(
+    def append(
         self,
         lease: Lease,
         batch: int | None,
@@ -57,9 +58,10 @@ class Log(Connection):
         fold: bytes | None = None,
         fold_cursor: Cursor | None = None,
         result_blob: str | None = None,
-    ) -> Appended:
+    ) -> Awaitable[Appended]:
         """Write an attempt's next batch in one atomic step: log, state, outputs, publication.
 
+        It leaves at the end of this turn of the loop, whether the answer is awaited yet or not.
         `batch` counts 1, 2, 3, ... in each attempt; sending the same batch again is safe and gets the first answer.
         A writer that doesn't count says None, and what it sends twice is written twice.
         A terminal event, last of the batch, ends the job. `fold` is the state up to `fold_cursor`, as JSON.
@@ -70,7 +72,7 @@ class Log(Connection):
         if fold is not None and fold_cursor is not None:
             folded = (f"{fold_cursor} ".encode() + fold, fold_cursor.number)
         arguments = [*folded, result_blob or "", 0, 0]
-        return await self._write(lease, batch, events, arguments, durably=closing)
+        return self._write(lease, batch, events, arguments, durably=closing)
 
     async def retry(
         self,
@@ -91,7 +93,7 @@ class Log(Connection):
         arguments = ["", 0, "", int(delay_seconds * 1000), int(counts)]
         return await self._write(lease, batch, [*events, closing], arguments)
 
-    async def _write(
+    def _write(
         self,
         lease: Lease,
         batch: int | None,
@@ -99,23 +101,18 @@ class Log(Connection):
         options: list[Any],
         *,
         durably: bool = False,
-    ) -> Appended:
+    ) -> Awaitable[Appended]:
         number = f"?{secrets.token_hex(8)}" if batch is None else batch
         arguments: list[Any] = [lease.job, lease.attempt, lease.nonce, number, *options]
         for event in events:
-            arguments += [event.type, event.tail, event.index]
+            arguments += (event.type, event.tail, event.index)
         keys = self._keys.job(lease.job)
         if durably and self._durability != "redis":
-            answer = await self._run_durably("append", keys, arguments)
-        else:
-            async with translated():
-                answer = await self._appends.run(keys, arguments)
-        if answer[0] == b"ok":
-            first, last, time_ms = (int(part) for part in answer[1:4])
-            return Appended(first, Cursor(last, time_ms), answer[4].decode() or None)
-        if answer[0] == b"gap":
-            raise EventsLost(f"Redis lost events of job {lease.job} that it had acknowledged.")
-        raise LeaseLost(f"Job {lease.job} is not attempt {lease.attempt}'s any more.")
+            return self._write_durably(lease, keys, arguments)
+        return self._appends.start(keys, arguments, partial(_appended, lease))
+
+    async def _write_durably(self, lease: Lease, keys: Sequence[str], arguments: Sequence[Any]) -> Appended:
+        return _appended(lease, await self._run_durably("append", keys, arguments))
 
     async def events(self, job: str, after: Cursor, limit: int = PAGE_EVENTS) -> LogPage:
         """The events after a cursor.
@@ -239,3 +236,12 @@ def _page(after: Cursor, rows: list[tuple[bytes, dict[bytes, bytes]]], head: Cur
     elif head.number > after.number and (not entries or entries[0].number != after.number + 1):
         return LogPage([], head, terminal, "trimmed")
     return LogPage(entries, head, terminal)
+
+
+def _appended(lease: Lease, answer: list[bytes]) -> Appended:
+    """Read the script's answer. Raises `EventsLost` and `LeaseLost`."""
+    if answer[0] == b"ok":
+        return Appended(int(answer[1]), Cursor(int(answer[2]), int(answer[3])), answer[4].decode() or None)
+    if answer[0] == b"gap":
+        raise EventsLost(f"Redis lost events of job {lease.job} that it had acknowledged.")
+    raise LeaseLost(f"Job {lease.job} is not attempt {lease.attempt}'s any more.")

@@ -178,7 +178,8 @@ class Appended(NamedTuple):
     cancel_by: str | None
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, which would take three times as long to make: there is one for each token.
+@dataclass(slots=True)
 class WriterEvent:
     """An event that an attempt wants to append: its type, its tail (`encode_event_tail`), its index if an output."""
 

@@ -1,30 +1,42 @@
-"""A connection to one server for the live feed, read without redis-py: that needs six times the CPU per message."""
+"""A connection to one server for what comes and goes by the thousand: the live feed, and appends.
+
+It is read without redis-py, which needs six times the CPU per message.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import ssl
-from collections.abc import Callable
-from typing import Any, Self, cast
+from collections.abc import AsyncGenerator, Callable, Iterable
+from typing import Any, Final, Self, cast
 
 import hiredis
 from redis.asyncio.connection import DefaultParser
+from redis.exceptions import RedisError
 
+from gateway.store.clients import Identity
 from gateway.store.deployment import Address, Deployment
+from gateway.store.topology import SentinelMaster, Topology
 
 logger = logging.getLogger(__name__)
+
+_CONNECT_SECONDS: Final = 3.0
+_MAX_BACKOFF_SECONDS: Final = 1.0
 
 
 class Wire(asyncio.Protocol):
     """Parses what Redis sends and hands it on; knows nothing of jobs.
 
     First it is asked questions; from `listen` on, all that comes goes to `receive`, which may raise `ConnectionError`.
+    `what` is for the log.
     """
 
-    def __init__(self, receive: Callable[[Any], None]) -> None:
+    def __init__(self, receive: Callable[[Any], None], what: str) -> None:
         loop = asyncio.get_running_loop()
         self._clock = loop.time
+        self._what = what
         self._reader = hiredis.Reader()
         self._live = receive
         self._receive: Callable[[Any], None] = self._answer
@@ -36,13 +48,13 @@ class Wire(asyncio.Protocol):
         """Whether the server said something that ends the connection."""
 
     @classmethod
-    async def open(cls, deployment: Deployment, address: Address, receive: Callable[[Any], None]) -> Self:
+    async def open(cls, deployment: Deployment, address: Address, receive: Callable[[Any], None], what: str) -> Self:
         """Connect and log in.
 
         Raises `OSError` or `redis.RedisError`. Cancelling it leaves no connection behind.
         """
         loop = asyncio.get_running_loop()
-        wire = cls(receive)
+        wire = cls(receive, what)
         try:
             if address.port:
                 context = _tls_context(deployment.options) if deployment.tls else None
@@ -83,6 +95,11 @@ class Wire(asyncio.Protocol):
         assert self._transport is not None
         self._transport.write(hiredis.pack_command(tuple(words)))  # type: ignore[arg-type] # the stub means one word
 
+    def send_all(self, commands: Iterable[tuple[Any, ...]]) -> None:
+        """Send commands in one write, without waiting."""
+        assert self._transport is not None
+        self._transport.write(b"".join([hiredis.pack_command(words) for words in commands]))
+
     def abort(self) -> None:
         """End the connection at once."""
         if self._transport is not None:
@@ -102,7 +119,7 @@ class Wire(asyncio.Protocol):
                 self._receive(reply)
         except (ConnectionError, hiredis.HiredisError) as error:
             # LOADING after a restart, a cluster that is down: start anew, with a pause.
-            logger.warning("live feed: %s; reconnecting", error)
+            logger.warning("%s: %s; reconnecting", self._what, error)
             self.refused = True
             self.abort()
 
@@ -111,6 +128,52 @@ class Wire(asyncio.Protocol):
             self._asked.set_exception(ConnectionError("the server ended the connection"))
         if not self.lost.done():
             self.lost.set_result(None)
+
+
+async def kept(
+    topology: Topology, identity: Identity, address: Address, receive: Callable[[Any], None], what: str
+) -> AsyncGenerator[Wire, None]:
+    """A connection to a master each time one stands, checked and listening; comes back for the next when it is lost.
+
+    Never ends. Who takes a wire ends it, since a generator that waits for its next turn hears of no cancel.
+    """
+    failures = 0
+    while True:
+        try:
+            wire = await _checked(topology, identity, address, receive, what)
+        except (OSError, TimeoutError, RedisError) as error:
+            failures += 1
+            if failures == 1:
+                logger.warning("%s: can't connect to %s (%s); trying on", what, address, error)
+            topology.want_refresh()
+            await _pause(failures)
+            continue
+        yield wire
+        topology.want_refresh()
+        failures = failures + 1 if wire.refused else 0
+        if failures:
+            await _pause(failures)
+
+
+async def _checked(
+    topology: Topology, identity: Identity, address: Address, receive: Callable[[Any], None], what: str
+) -> Wire:
+    async with asyncio.timeout(_CONNECT_SECONDS):
+        wire = await Wire.open(topology.deployment, address, receive, what)
+        try:
+            if topology.deployment.topology != "cluster":
+                await identity.check(wire.ask)
+            if isinstance(topology, SentinelMaster) and (await wire.ask("ROLE"))[0] != b"master":
+                raise ConnectionError("it is no master")
+        except BaseException:
+            wire.abort()
+            raise
+    wire.listen()
+    return wire
+
+
+async def _pause(failures: int) -> None:
+    await asyncio.sleep(random.uniform(0.3, 1) * min(_MAX_BACKOFF_SECONDS, 0.02 * 2 ** min(failures, 10)))
 
 
 def _tls_context(options: Any) -> ssl.SSLContext:

@@ -11,9 +11,9 @@ import asyncio
 import hashlib
 import os
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -104,7 +104,7 @@ class Machine(RuleBasedStateMachine):
         self.made += key is None
         return encode_id(hashlib.sha256(f"{owner}:{key}:{self.made if key is None else ''}".encode()).digest())
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
+    def run(self, work: Awaitable[T]) -> T:
         return self.loop.run_until_complete(work)
 
     @initialize(alone_end=st.lists(st.booleans(), min_size=2, max_size=4))
