@@ -35,6 +35,7 @@ from gateway.event_text import decode_event
 from gateway.protocol import MAX_EVENT_BYTES, Event, EventType
 from gateway.store import Claim, JobRecord, Lease, Store
 from processors.batching import Batches
+from processors.beat import Beat
 from processors.context import Context
 from processors.ending import Ending, after_error, cancelled, released, timed_out
 from processors.errors import ProcessorError, Rejected, said_by
@@ -73,6 +74,7 @@ class Place:
     processes: Processes
     batches: Batches
     places: Places
+    beat: Beat
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class Attempt:
         self._claim = claim
         self._record = record
         self._place = place
-        self._writer = Writer(place.store, lease, record, self._on_cancel_requested)
+        self._writer = Writer(place.store, lease, record, self._on_cancel_requested, place.beat)
         self._context = context_type(
             record,
             self._writer,

@@ -94,6 +94,7 @@ class Context:
         """What has this job's steps done. The runtime's to set, not the processor's."""
         self._current: float | None = None
         self._loop = asyncio.get_running_loop()
+        self._turn = -1
         self._turn_ends = 0.0
         self.sync = SyncContext(self)
         """The same context for code in a thread, as for what `in_thread` runs."""
@@ -342,10 +343,11 @@ class Context:
 
     async def _take_turns(self) -> None:
         # Without this, a function that awaits nothing but reports would keep the loop, and its reports, to itself.
-        now = self._loop.time()
-        if now >= self._turn_ends:
+        turn, now = self._writer.beat.turn(), self._loop.time()
+        if turn != self._turn:
+            self._turn, self._turn_ends = turn, now + _TURN_SECONDS
+        elif now >= self._turn_ends:
             await asyncio.sleep(0)
-            self._turn_ends = self._loop.time() + _TURN_SECONDS
 
 
 class SyncContext:

@@ -30,6 +30,7 @@ from gateway.errors import ConfigurationError, LeaseLost
 from gateway.store import Claim, JobRecord, Store, read_token
 from processors.attempt import Attempt, Place
 from processors.batching import Batches
+from processors.beat import Beat
 from processors.context import Context, SyncContext
 from processors.places import Places
 from processors.process import Processes
@@ -208,7 +209,7 @@ async def _adopted(token: str, settings: Settings | None, interrupt: Callable[[]
         claim = Claim(begun.lease.job, begun.lease.kind, "")
         places = Places({kind.kind: processor}, 1)
         places.take(kind.kind)
-        place = Place(store, blobs, settings.max_inline_bytes, Processes(), Batches(), places)
+        place = Place(store, blobs, settings.max_inline_bytes, Processes(), Batches(), places, Beat())
         attempt = Attempt(processor, claim, begun.lease, begun.record, place, context_type=Report)
         renewal = Renewal(store.renewer(name), store.lease_seconds)
         renewal.start()

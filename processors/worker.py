@@ -26,6 +26,7 @@ from gateway.store import Claim, Store, until_available
 from processors.attempt import Attempt, Place, Stop
 from processors.backoff import Backoff
 from processors.batching import Batches
+from processors.beat import Beat
 from processors.lifespan import Lifespans, called
 from processors.places import Places
 from processors.process import Processes
@@ -70,7 +71,7 @@ class Worker:
         self._batches = Batches()
         self._lifespans = Lifespans()
         self._places = Places(processors, concurrency, hangs=self._batches.hang)
-        self._place = Place(store, blobs, max_inline_bytes, self._processes, self._batches, self._places)
+        self._place = Place(store, blobs, max_inline_bytes, self._processes, self._batches, self._places, Beat())
         self._concurrency = concurrency
         self._stop_grace_seconds = stop_grace_seconds
         self._stopping = asyncio.Event()

@@ -7,6 +7,9 @@
 - What waits is bounded: full means that the author's report waits, so a slow Redis slows the work, not the memory.
 - A batch that got no answer is sent again, the same under the same number, which the script knows for a repeat.
 
+What a stream of tokens does, it does thousands of times a second: gathered text leaves on the beat and its answer is
+noted without a turn of the flusher, which sees to all that is less simple.
+
 All of this belongs to the event loop; code in a thread comes through `SyncContext`.
 """
 
@@ -14,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from gateway.event_text import decode_event, encode_event_tail
 from gateway.protocol import MAX_BATCH_EVENTS, Cursor, Event, EventType
 from gateway.store import Appended, JobRecord, Lease, WriterEvent
 from processors.backoff import Backoff
+from processors.beat import BEAT_SECONDS, Beat
 from processors.folding import Folding, ReadableLog, StoredFold
 from processors.text import clean
 
@@ -36,8 +39,6 @@ MAX_BATCH_BYTES: Final = 256 * 1024
 MAX_WAITING_EVENTS: Final = 256
 MAX_WAITING_BYTES: Final = 1024 * 1024
 DELTA_GATHER_SECONDS: Final = 0.025
-# A part of those: long enough that many streams have something to say, too short to be noticed.
-_BEAT_SECONDS: Final = 0.005
 PROGRESS_PAUSE_SECONDS: Final = 0.1
 # A delta's text: JSON can make 6 bytes of a character, and the event must stay under its limit.
 MAX_DELTA_CHARACTERS: Final = 32 * 1024
@@ -49,7 +50,7 @@ _RESEND_MOST_SECONDS: Final = 1.0
 class Log(ReadableLog, Protocol):
     """What the writer needs of the store."""
 
-    async def append(
+    def append(
         self,
         lease: Lease,
         batch: int,
@@ -58,7 +59,7 @@ class Log(ReadableLog, Protocol):
         fold: bytes | None = None,
         fold_cursor: Cursor | None = None,
         result_blob: str | None = None,
-    ) -> Appended:
+    ) -> Awaitable[Appended]:
         """Append a batch; a terminal event in it ends the job."""
 
     async def retry(
@@ -91,12 +92,27 @@ class _Ending:
     counts: bool = True
 
 
+class _Departed:
+    """A batch that is under way. All of it is chosen once: it must be the same when it is sent again."""
+
+    __slots__ = ("answer", "batch", "ending", "events", "fold", "number")
+
+    def __init__(self, number: int, batch: list[_Waiting], ending: _Ending | None, fold: StoredFold | None) -> None:
+        self.number = number
+        self.batch = batch
+        self.events = [one.event for one in batch]
+        self.ending = ending
+        self.fold = fold
+        self.answer: asyncio.Future[Appended]
+
+
 class Writer:
     """The only way by which an attempt's events come into the log. `run` is its flusher; the attempt owns it."""
 
     def __init__(
-        self, log: Log, lease: Lease, record: JobRecord, on_cancel_requested: Callable[[Event], object]
+        self, log: Log, lease: Lease, record: JobRecord, on_cancel_requested: Callable[[Event], object], beat: Beat
     ) -> None:
+        self.beat = beat
         self._log = log
         self._lease = lease
         self._on_cancel_requested = on_cancel_requested
@@ -110,17 +126,18 @@ class Writer:
         self._gathered: dict[str, list[str]] = {}
         self._gathered_bytes = 0
         self._delta_due = 0.0
-        self._delta_timer: asyncio.TimerHandle | None = None
+        self._awaited_beat = 0
         self._on_the_beat = False
         self._wake = asyncio.Event()
-        self._moved = asyncio.Event()
+        self._rests = False
+        self._departed: _Departed | None = None
+        self._moved: asyncio.Event | None = None
         self._ending: _Ending | None = None
         self._closed = False
         self.drops_late = False
         """Whether what comes after the end is dropped instead of refused: a batch goes on without this job."""
         self._leaves_something = False
         self._batch = 0
-        self._fold: StoredFold | None = None
         self._listening = False
         self._folding = Folding(record)
 
@@ -132,6 +149,7 @@ class Writer:
             return
         self._seal()
         self._push(WriterEvent(type_, tail, index), data)
+        self._wake.set()
         # Lets the flusher start on it also where the function that reports never waits for anything else.
         await asyncio.sleep(0)
 
@@ -145,24 +163,25 @@ class Writer:
         """Add text to a channel; waits while too much waits already."""
         text = clean(text)
         for start in range(0, len(text), MAX_DELTA_CHARACTERS):
-            if not await self._has_room():
+            if (self._closed or self._is_full) and not await self._has_room():
                 return
             piece = text[start : start + MAX_DELTA_CHARACTERS]
             if not self._gathered:
-                beat = _next_beat(max(self._loop.time(), self._delta_due))
-                self._delta_timer = self._loop.call_at(beat, self._on_beat)
+                self._awaited_beat = self.beat.wait(max(self._loop.time(), self._delta_due), self._on_beat)
             self._gathered.setdefault(channel, []).append(piece)
             self._gathered_bytes += len(piece)
             if self._gathered_bytes >= MAX_DELTA_CHARACTERS:
                 self._seal()
+                self._wake.set()
 
     async def flush(self) -> None:
         """Wait until all that was put so far is in the log."""
         self._seal()
+        self._wake.set()
         target = self._accepted
         while self._appended < target and not (self._closed and self.drops_late):
             self._check_open()
-            await self._moved.wait()
+            await self._movement()
 
     # --- for the attempt ----------------------------------------------------------------------------------------
 
@@ -172,6 +191,7 @@ class Writer:
             data = {"level": level, "message": clean(message)}
             self._seal()
             self._push(WriterEvent(EventType.LOG, encode_event_tail(EventType.LOG, data)), data)
+            self._wake.set()
 
     def end(self, type_: EventType, data: Mapping[str, Any], result_blob: str | None = None) -> None:
         """Make this terminal event the last; `run` returns once it is in the log, in one append with what waited."""
@@ -212,16 +232,19 @@ class Writer:
             await self._patiently(lambda: self._folding.load(self._log))
             while True:
                 await self._until_due()
-                if self._listening:
-                    self._listening = False
-                    await self._patiently(self._listen)
-                    continue
-                batch = self._take()
-                ending = self._ending if not self._waiting else None
-                await self._send(batch, ending)
-                if ending is not None:
+                departed, self._departed = self._departed, None
+                if departed is None:
+                    if self._listening:
+                        self._listening = False
+                        await self._patiently(self._listen)
+                        continue
+                    departed = self._depart()
+                await self._arrive(departed)
+                if departed.ending is not None:
                     return
         finally:
+            if self._departed is not None:
+                self._departed.answer.cancel()
             self.close()
 
     async def hand_back(self, problem: dict[str, Any]) -> None:
@@ -240,16 +263,19 @@ class Writer:
             if self._closed and self.drops_late:
                 return False
             self._check_open()
-            if len(self._waiting) < MAX_WAITING_EVENTS and self._waiting_bytes < MAX_WAITING_BYTES:
+            if not self._is_full:
                 return True
-            await self._moved.wait()
+            await self._movement()
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._waiting) >= MAX_WAITING_EVENTS or self._waiting_bytes >= MAX_WAITING_BYTES
 
     def _push(self, event: WriterEvent, data: Mapping[str, Any]) -> None:
         self._waiting.append(_Waiting(event, data))
         self._waiting_bytes += len(event.tail)
         self._accepted += 1
         self._leaves_something |= event.type in (EventType.OUTPUT, EventType.DELTA)
-        self._wake.set()
 
     def _seal(self) -> None:
         """Turn what is held back into events, so that one may come after them."""
@@ -260,14 +286,38 @@ class Writer:
         if self._gathered:
             self._gathered = {}
             self._gathered_bytes = 0
-            self._delta_due = self._loop.time() + DELTA_GATHER_SECONDS - _BEAT_SECONDS
+            self._delta_due = self._loop.time() + DELTA_GATHER_SECONDS - BEAT_SECONDS
+            self._awaited_beat = 0
             self._on_the_beat = False
-            if self._delta_timer is not None:
-                self._delta_timer.cancel()
 
-    def _on_beat(self) -> None:
-        self._on_the_beat = True
-        self._wake.set()
+    def _on_beat(self, number: int) -> None:
+        # Otherwise what waited for this beat has left already.
+        if number == self._awaited_beat:
+            self._on_the_beat = True
+            if self._departed is None:
+                self._leave_on_the_beat()
+
+    def _leave_on_the_beat(self) -> None:
+        """Send what is gathered now, without the flusher if that has nothing else to see to."""
+        if self._rests and self._progress is None and not self._wake.is_set():
+            self._seal()
+            self._departed = departed = self._depart()
+            departed.answer.add_done_callback(self._on_answer)
+        else:
+            self._wake.set()
+
+    def _on_answer(self, answer: asyncio.Future[Appended]) -> None:
+        departed = self._departed
+        if departed is None or departed.answer is not answer:
+            # The flusher has taken it.
+            return
+        if answer.cancelled() or answer.exception() is not None or not self._follows(answer.result()):
+            self._wake.set()
+            return
+        self._departed = None
+        self._note(departed, answer.result())
+        if self._on_the_beat:
+            self._leave_on_the_beat()
 
     def _seal_progress(self) -> None:
         data, self._progress = self._progress, None
@@ -283,20 +333,27 @@ class Writer:
     # --- the flusher --------------------------------------------------------------------------------------------
 
     async def _until_due(self) -> None:
-        """Wait until there is something to send: an event, or progress or deltas whose time has come."""
+        """Wait until there is something to send: an event, or progress or deltas whose time has come.
+
+        Or until there is something to see to of a batch that left without the flusher.
+        """
         while True:
-            if self._on_the_beat:
+            if self._on_the_beat and self._departed is None:
                 self._seal()
             elif self._progress is not None and self._loop.time() >= self._progress_due:
                 self._seal_progress()
             if self._waiting or self._ending is not None or self._listening:
                 return
+            if self._departed is not None and self._departed.answer.done():
+                return
             self._wake.clear()
             # What is gathered has a timer already.
             timer = None if self._progress is None else self._loop.call_at(self._progress_due, self._wake.set)
+            self._rests = True
             try:
                 await self._wake.wait()
             finally:
+                self._rests = False
                 if timer is not None:
                     timer.cancel()
 
@@ -310,36 +367,51 @@ class Writer:
             batch.append(self._waiting.popleft())
         return batch
 
-    async def _send(self, batch: list[_Waiting], ending: _Ending | None) -> None:
+    def _depart(self) -> _Departed:
+        """Send what waits, or as much of it as one batch may have."""
+        batch = self._take()
+        ending = self._ending if not self._waiting else None
         self._batch += 1
-        # Chosen once: the same batch must be the same when it is sent again.
-        self._fold = self._folding.take_if_due()
-        events = [one.event for one in batch]
-        answer = await self._patiently(lambda: self._append(events, ending))
-        if ending is None:
-            await self._keep_folding(batch, answer)
-        self._waiting_bytes -= sum(len(event.tail) for event in events)
-        self._appended += len(events)
-        self._move()
+        departed = _Departed(self._batch, batch, ending, self._folding.take_if_due())
+        departed.answer = asyncio.ensure_future(self._append(departed))
+        return departed
 
-    async def _keep_folding(self, batch: list[_Waiting], answer: Appended) -> None:
-        if answer.first != self._folding.cursor.number + 1:
+    async def _arrive(self, departed: _Departed) -> None:
+        """Wait for a batch's answer, and send it again while there is none."""
+        answer = await self._patiently(lambda: self._append(departed), departed.answer)
+        if departed.ending is None and not self._follows(answer):
             # Somebody else has written in between.
             await self._patiently(lambda: self._listen(answer.first - 1))
-        for number, one in enumerate(batch, answer.first):
-            cursor = Cursor(number, answer.last.time_ms)
-            self._folding.add(cursor, one.event.type, one.data, size=len(one.event.tail))
+        self._note(departed, answer)
 
-    async def _append(self, events: list[WriterEvent], ending: _Ending | None) -> Appended:
+    def _follows(self, answer: Appended) -> bool:
+        return answer.first == self._folding.cursor.number + 1
+
+    def _note(self, departed: _Departed, answer: Appended) -> None:
+        """A batch is in the log."""
+        for number, one in enumerate(departed.batch, answer.first):
+            size = len(one.event.tail)
+            self._waiting_bytes -= size
+            if departed.ending is None:
+                self._folding.add(Cursor(number, answer.last.time_ms), one.event.type, one.data, size=size)
+        self._appended += len(departed.batch)
+        self._move()
+
+    def _append(self, departed: _Departed) -> Awaitable[Appended]:
+        ending, fold = departed.ending, departed.fold
         if ending is not None and ending.problem is not None:
-            return await self._log.retry(
-                self._lease, self._batch, events, ending.problem, ending.delay_seconds, counts=ending.counts
+            return self._log.retry(
+                self._lease,
+                departed.number,
+                departed.events,
+                ending.problem,
+                ending.delay_seconds,
+                counts=ending.counts,
             )
-        fold = self._fold
-        return await self._log.append(
+        return self._log.append(
             self._lease,
-            self._batch,
-            events,
+            departed.number,
+            departed.events,
             fold=fold.text if fold else None,
             fold_cursor=fold.cursor if fold else None,
             result_blob=ending.result_blob if ending else None,
@@ -356,21 +428,28 @@ class Writer:
             if event.type == EventType.CANCEL_REQUESTED:
                 self._on_cancel_requested(event)
 
-    async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Do one step with the store, again and again while Redis is away: each step is safe to repeat."""
+    async def _patiently(self, step: Callable[[], Awaitable[T]], begun: Awaitable[T] | None = None) -> T:
+        """Do one step with the store, again and again while Redis is away: each step is safe to repeat.
+
+        `begun` is the first try, where it is under way already.
+        """
         backoff = Backoff(_RESEND_FIRST_SECONDS, _RESEND_MOST_SECONDS)
         while True:
             try:
-                return await step()
+                return await (step() if begun is None else begun)
             except Unavailable as error:
+                begun = None
                 logger.warning("job %s: not written yet, trying on: %s", self._lease.job, error.detail)
                 await asyncio.sleep(backoff.next())
 
+    async def _movement(self) -> None:
+        """Wait for room, or for a batch to be in the log."""
+        if self._moved is None:
+            self._moved = asyncio.Event()
+        await self._moved.wait()
+
     def _move(self) -> None:
         """Wake those who wait for room or for a flush."""
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
-
-
-def _next_beat(time: float) -> float:
-    return math.ceil(time / _BEAT_SECONDS) * _BEAT_SECONDS
+        moved, self._moved = self._moved, None
+        if moved is not None:
+            moved.set()

@@ -14,6 +14,7 @@ from gateway.errors import EventsLost, LeaseLost, Unavailable
 from gateway.event_text import decode_event, encode_event_tail
 from gateway.protocol import MAX_BATCH_EVENTS, Cursor, Event, EventType, State
 from gateway.store import Appended, JobRecord, Lease, LogEntry, LogPage, WriterEvent
+from processors.beat import Beat
 from processors.writer import (
     DELTA_GATHER_SECONDS,
     MAX_BATCH_BYTES,
@@ -139,7 +140,7 @@ class Bench:
     def __init__(self) -> None:
         self.log = ScriptedLog()
         self.requests: list[Event] = []
-        self.writer = Writer(self.log, Lease(JOB, "echo", 1, "n"), record(), self.requests.append)
+        self.writer = Writer(self.log, Lease(JOB, "echo", 1, "n"), record(), self.requests.append, Beat())
         self.running = asyncio.create_task(self.writer.run())
 
     async def output(self, index: int, text: str = "x") -> None:
