@@ -48,7 +48,9 @@ _MAX_REASON_BODY: Final = 16 * 1024
 
 
 class JobList(BaseModel):
-    """A page of jobs, newest first. `cursor` asks for the next page; null at the end."""
+    """A page of jobs, newest first. `cursor` asks for the next page, also where this one is short or empty; null at
+    the end.
+    """
 
     jobs: list[JobDocument]
     cursor: str | None

@@ -99,8 +99,7 @@ async def _representations(request: web.Request, record: JobRecord) -> list[Even
     if choose(accept, [JSON]) == 0 and _quality(accept, JSON) >= 1:
         # Nothing can be wanted more than JSON is, so nothing needs to be looked up.
         return []
-    events = [decode_event(text) for text in await request.app[STORE].outputs(record.id)]
-    return [event for event in events if str(event.data.get("index", "")).startswith(_RESULT_PREFIX)]
+    return [decode_event(text) for text in await request.app[STORE].outputs(record.id, _RESULT_PREFIX)]
 
 
 async def list_outputs(request: web.Request) -> web.Response:

@@ -31,6 +31,8 @@ _DEAD_RETENTION_SECONDS: Final = 14 * DAY_SECONDS
 # Recent jobs kept per owner.
 _MAX_LISTED: Final = 10_000
 _READ_JOBS: Final = 200
+# Read for one page at most. A filter that nothing passes would go through all of them, each with its input.
+_MOST_READ: Final = 1000
 
 
 def encode_id(digest: bytes) -> str:
@@ -274,10 +276,15 @@ class Jobs(Connection):
         cursor: str | None = None,
         limit: int = 50,
     ) -> tuple[list[JobRecord], str | None]:
-        """An owner's recent jobs, newest first, and the cursor of the next page, if there is one."""
+        """An owner's recent jobs, newest first, and the cursor of the next page, if there is one.
+
+        A page may have fewer than `limit`, or none, and there be more: what few jobs pass a filter are looked for on
+        several pages.
+        """
         key = self._keys.owner(owner)
         highest = f"({int(cursor)}" if cursor and cursor.isascii() and cursor.isdigit() else "+inf"
         found: list[JobRecord] = []
+        read = 0
         while True:
             async with translated():
                 rows = await self._client.zrevrangebyscore(
@@ -286,8 +293,8 @@ class Jobs(Connection):
                 if len(rows) == _READ_JOBS:
                     # The next read begins below this millisecond: what else is of it belongs to this one.
                     last = await self._client.zrangebyscore(key, rows[-1][1], rows[-1][1], withscores=True)
-                    read = {job for job, _ in rows}
-                    rows += [row for row in last if row[0] not in read]
+                    known = {job for job, _ in rows}
+                    rows += [row for row in last if row[0] not in known]
             if not rows:
                 return found, None
             records = await self.read_jobs([job.decode() for job, _ in rows])
@@ -304,6 +311,9 @@ class Jobs(Connection):
                 if len(found) >= limit and found[-1].created_ms != int(created):
                     return found, str(found[-1].created_ms)
                 found.append(record)
+            read += len(rows)
+            if read >= _MOST_READ:
+                return found, str(int(rows[-1][1]))
             highest = f"({int(rows[-1][1])}"
 
     async def cancel(self, job: str, by: str, reason: str) -> JobRecord:

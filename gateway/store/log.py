@@ -196,11 +196,18 @@ class Log(Connection):
         cursor, _, text = stored.partition(b" ")
         return Cursor.parse(cursor.decode()), text
 
-    async def outputs(self, job: str) -> list[bytes]:
-        """The texts of the newest output event of each index, in the order of their numbers."""
+    async def outputs(self, job: str, prefix: str = "") -> list[bytes]:
+        """The texts of the newest output event of each index, in the order of their numbers.
+
+        `prefix`: only of indexes that begin so, without reading the others.
+        """
+        key = self._keys.job(job)[2]
         async with translated():
-            stored: list[bytes] = await self._client.hvals(self._keys.job(job)[2])
-        return sorted(stored, key=_number_of)
+            if not prefix:
+                return sorted(await self._client.hvals(key), key=_number_of)
+            names = [name for name in await self._client.hkeys(key) if name.startswith(prefix.encode())]
+            stored = await self._client.hmget(key, names) if names else []
+        return sorted((text for text in stored if text is not None), key=_number_of)
 
     async def output(self, job: str, index: str) -> bytes | None:
         """The text of the newest output event of an index."""

@@ -167,6 +167,26 @@ async def test_jobs_are_listed_newest_first_in_pages_and_filtered(store: Store) 
     assert (await store.jobs("me", kind="other"))[0] == []
 
 
+async def test_a_filter_that_nothing_passes_reads_a_bounded_number_of_jobs(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page is empty, and its cursor goes on: one request must not read ten thousand jobs and their inputs."""
+    monkeypatch.setattr("gateway.store.jobs._READ_JOBS", 2)
+    monkeypatch.setattr("gateway.store.jobs._MOST_READ", 4)
+    oldest = (await submit(store, KIND, options=JobOptions(tags=["rare"]))).id
+    for _ in range(9):
+        await asyncio.sleep(0.002)  # Jobs of one millisecond are read together.
+        await submit(store, KIND)
+
+    pages: list[list[str]] = []
+    cursor = None
+    while not pages or cursor is not None:
+        records, cursor = await store.jobs("me", tag="rare", cursor=cursor)
+        pages.append([record.id for record in records])
+
+    assert pages == [[], [], [oldest]]
+
+
 async def test_names_that_users_choose_stay_inside_their_key(store: Store) -> None:
     """An owner full of separators owns exactly their own jobs."""
     evil = "a}:b{|*\n"
