@@ -35,7 +35,7 @@ from gateway.handlers.streams import (
 )
 from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import checked_key
-from gateway.handlers.uploads import Received
+from gateway.handlers.uploads import Received, body_chunks
 from gateway.handlers.validation import validated
 from gateway.protocol import START, State
 from gateway.requests import JobRequest
@@ -278,7 +278,7 @@ def _json(model: BaseModel, *, status: int = 200) -> web.Response:
 async def _small_json(request: web.Request) -> Any:
     """An optional small JSON body; an empty object where there is none."""
     body = bytearray()
-    while chunk := await request.content.readany():
+    async for chunk in body_chunks(request, request.app[SETTINGS].max_upload_bytes):
         body += chunk
         if len(body) > _MAX_REASON_BODY:
             raise TooLarge(f"The body of a cancel has at most {_MAX_REASON_BODY} bytes.")

@@ -20,6 +20,7 @@ from gateway.handlers.documents import job_document
 from gateway.handlers.routes import Answer, Parameter, Route
 from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import checked_key
+from gateway.handlers.uploads import body_chunks
 from gateway.handlers.validation import validated
 from gateway.handlers.worker_events import ReportRequest, Retrying, checked_events, problem_of
 from gateway.protocol import INDEX_PATTERN, TERMINAL_TYPES, EventType
@@ -108,7 +109,7 @@ async def put_output(request: web.Request) -> web.Response:
         # Asked before the bytes come and when they are there: only the attempt that has the job may leave files of it,
         # and a slow request of one that has ended must not replace what its log tells of.
         await store.renew(lease)
-        body = request.content.iter_chunked(64 * 1024)
+        body = body_chunks(request, limit)
         size, _ = await blobs.put(key, body, max_bytes=limit, still_wanted=lambda: store.renew(lease))
     except LeaseLost as error:
         _refuse(error)
@@ -135,7 +136,7 @@ async def _lease(request: web.Request) -> Lease:
 
 async def _body(request: web.Request) -> Any:
     body = bytearray()
-    async for chunk in request.content.iter_any():
+    async for chunk in body_chunks(request, request.app[SETTINGS].max_upload_bytes):
         body += chunk
         if len(body) > _MAX_BODY:
             raise TooLarge(f"A report has at most {_MAX_BODY} bytes; send its events in several.")

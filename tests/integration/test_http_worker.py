@@ -262,3 +262,21 @@ async def test_a_token_is_good_for_its_own_job_only(gateway: Gateway) -> None:
         problem = refused.json()
         assert (refused.status, problem["code"]) == (401, "write_token")
         assert problem["title"] == "The attempt's write token is needed"
+
+
+@pytest.mark.parametrize("path", ["PUT {}/outputs/scan", "POST {}/events"])
+async def test_a_worker_that_waits_to_be_asked_for_its_bytes_is_asked(gateway: Gateway, path: str) -> None:
+    """`Expect: 100-continue`, which many clients send before a large body; unasked, some would wait for ever."""
+    worker = await handed_over(gateway)
+    method, _, place = path.format(f"/v1/worker/jobs/{worker.job}").partition(" ")
+    head = f"{method} {place} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: 100-continue\r\n"
+
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port)
+    writer.write(f"{head}Authorization: Bearer {worker.token}\r\nContent-Length: 2\r\n\r\n".encode())
+    asked = await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"{}")
+    taken = await reader.read()
+    writer.transport.abort()
+
+    assert asked == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert taken.startswith(b"HTTP/1.1 200 ")
