@@ -223,9 +223,11 @@ def _measured(chain: Chain) -> str:
             socket = chain.socket.outcome.replace("_", " ") if chain.socket else "not measured"
             return f"{who}; {paced} of {len(chain.drips)} streams in time, WebSocket: {socket}"
         case "off":
-            silent = (
-                f"; no byte of the address itself within {chain.silent_seconds:.0f} s" if chain.silent_seconds else ""
-            )
+            silent = ""
+            if chain.silent_seconds:
+                silent = f"; no byte of the address itself within {chain.silent_seconds:.0f} s"
+            elif chain.late_seconds:
+                silent = f"; the first byte of the address itself after {chain.late_seconds:.0f} s"
             return f"{who}; status {chain.answered.status}, no probe routes there{silent}"
         case "refused":
             return f"{who}; the probe token was refused"

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.doctor.drip import Shape
 from gateway.doctor.exchange import Ended
 
+# The least patient hops wait for 29 and 30 s.
+_LATE_SECONDS = 25.0
+
 
 class _Measured(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -105,6 +108,13 @@ class Chain(_Measured):
     upload: str = Field("", description="What went wrong with an upload, small or (`--deep`) slow; empty: nothing.")
     refused_bytes: int | None = Field(None, description="The smallest body that was refused before the gateway.")
     silence: Silence | None = Field(None, description="Idle limits.")
+
+    @property
+    def late_seconds(self) -> float | None:
+        """How long the address itself was silent before it answered, if that is longer than some hops wait."""
+        own = self.own
+        seconds = own.head_seconds if own else None
+        return seconds if seconds is not None and seconds >= _LATE_SECONDS else None
 
     @property
     def silent_seconds(self) -> float | None:

@@ -5,9 +5,11 @@ Every text in it has been through `redact`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -112,6 +114,17 @@ def report_schema() -> dict[str, Any]:
     return Report.model_json_schema(mode="serialization")
 
 
+def route_file(report: Report) -> str:
+    """The file that a change speaks of which puts Outlast before a slow route, for this route; else empty."""
+    if report.verdict is None or "--routes FILE" not in report.verdict.change:
+        return ""
+    path = urlsplit(report.target).path if report.target else ""
+    path = path if path not in {"", "/"} else "/the/slow/route"
+    # What JSON says of a text, TOML reads.
+    own, theirs = json.dumps(path), json.dumps(f"http://127.0.0.1:8000{path}")
+    return f"[[route]]\npath = {own}\nupstream = {theirs}    # the slow server itself\n"
+
+
 # --- for the team -----------------------------------------------------------------------------------------------------
 
 
@@ -133,7 +146,10 @@ def incident(report: Report) -> str:
     lines += [f"- {step.name}: {step.text}" for step in report.steps]
     if report.verdict:
         lines += ["", "## Evidence", "", *(f"- {line}" for line in report.verdict.evidence)]
-        lines += ["", "## The change", "", report.verdict.change, "", f"Why: {report.verdict.why}"]
+        lines += ["", "## The change", "", report.verdict.change, ""]
+        if file := route_file(report):
+            lines += ["```toml", *file.splitlines(), "```", ""]
+        lines += [f"Why: {report.verdict.why}"]
     if report.differences:
         lines += ["", "## Compared", "", "| what | works | here |", "|---|---|---|"]
         lines += [f"| {row.what} | {_cell(row.before)} | {_cell(row.after)} |" for row in report.differences]

@@ -14,7 +14,7 @@ from rich.text import Text
 from gateway.doctor.compare import Difference
 from gateway.doctor.drip import Shape
 from gateway.doctor.measured import Chain
-from gateway.doctor.report import Outcome, Report, Step, Told
+from gateway.doctor.report import Outcome, Report, Step, Told, route_file
 
 _STEP_WIDTH: Final = 9
 _STYLES: Final = {
@@ -22,6 +22,7 @@ _STYLES: Final = {
     Outcome.FIXED: ("green", "Fixed"),
     Outcome.UNDECIDED: ("yellow", "Undecided"),
 }
+_COPY: Final = "with the request that fails in its place; in a browser: developer tools, Network, Copy as cURL"
 # The columns of the matrix: their heads, and what they hold.
 _COLUMNS: Final = {"takes identity": ("identity", "1.1"), "takes gzip": ("gzip", "1.1"), "HTTP/2": ("gzip", "2")}
 
@@ -54,6 +55,10 @@ class Terminal:
             self._console.print(Padding(_differences(report.differences), (0, 0, 1, _STEP_WIDTH + 1)))
         if report.verdict is not None:
             self._console.print(_verdict(report, report.verdict))
+            if file := route_file(report):
+                # Outside of the frame, so that it can be copied.
+                self._console.print(Text("FILE", style="cyan"))
+                self._console.print(Text(file.rstrip()), soft_wrap=True)
         else:
             style, text = _STYLES[report.outcome]
             if report.outcome is Outcome.UNDECIDED:
@@ -81,6 +86,8 @@ def _verdict(report: Report, verdict: Told) -> RenderableType:
     rows.add_row("why", Text(verdict.why))
     if report.verify:
         rows.add_row("verify", Text(report.verify, style="green"))
+        if "curl ..." in report.verify:
+            rows.add_row("", Text(_COPY, style="dim"))
     head = Text(verdict.title, style="bold red")
     if report.outcome is Outcome.NOT_FIXED:
         head = Text("Not fixed: ", style="bold red") + head
@@ -137,6 +144,12 @@ def _undecided(report: Report) -> tuple[str, str]:
             f"no byte came within {seconds:.0f} s.",
             "That is what an edge answers with a 524 when it has waited long enough: --deep waits for 140 s and says"
             " who ends it, and --origin URL asks the origin itself.",
+        )
+    if late := report.chain.late_seconds:
+        return (
+            f"the answer came, after {late:.0f} s of silence.",
+            "That is an error wherever a hop waits for less: Heroku and API Gateway 30 s, nginx and ALB 60 s,"
+            " Cloudflare 125 s. `outlast up --routes FILE` before it sends a byte every 15 s.",
         )
     ask = (
         f"The failing {report.method} was not sent, since it may start paid work: --rerun sends it once."

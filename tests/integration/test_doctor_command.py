@@ -278,6 +278,8 @@ async def test_a_text_alone_is_enough(run: Callable[..., Any]) -> None:
     assert told[0] == Exit.FAILED
     assert "edge_read_timeout" in told[1]
     assert "9a1b2c3d4e5f6071 at FRA" in told[1]
+    assert "outlast doctor 'curl ...' --rerun" in told[1]
+    assert "Copy as cURL" in told[1]
     assert vague[0] == Exit.UNDECIDED
     assert "Give the address" in vague[1]
 

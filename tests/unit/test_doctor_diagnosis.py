@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from pydantic import ValidationError
+from rich.console import Console
 
 from gateway.doctor.compare import compare, explaining
 from gateway.doctor.diagnosis import diagnose, origin_finding
@@ -14,9 +17,11 @@ from gateway.doctor.drip import Shape
 from gateway.doctor.exchange import Ended
 from gateway.doctor.hops import HOPS, UNKNOWN, hop, hops_of_answer, hops_of_request
 from gateway.doctor.measured import Answered, Chain, Drip, Silence, Socket
-from gateway.doctor.report import Outcome, Report, Step, incident, load_report, report_schema, told
+from gateway.doctor.report import Outcome, Report, Step, incident, load_report, report_schema, route_file, told
+from gateway.doctor.terminal import Terminal
 from gateway.doctor.verdicts import VERDICTS, Cause, Finding
 from gateway.errors import InvalidInput
+from gateway.slow_routes import load_routes
 
 METHODS: tuple[Literal["GET", "POST"], ...] = ("GET", "POST")
 FORMATS: tuple[Literal["sse", "ndjson", "json", "text"], ...] = ("sse", "ndjson", "json", "text")
@@ -250,6 +255,11 @@ def test_a_limit_that_moved_by_a_second_did_not_move() -> None:
 # --- in words ---------------------------------------------------------------------------------------------------------
 
 
+def answered(**facts: Any) -> Answered:
+    """How the address itself was answered."""
+    return Answered(**{"url": "https://a.example/x", "method": "GET", "ended": Ended.WHOLE, "status": 200} | facts)
+
+
 def report(**more: Any) -> Report:
     """A report of a fault."""
     finding = Finding("all_held", ("GET sse identity: held, token=Zx9secretZx9",), {"path": "/x"})
@@ -291,6 +301,41 @@ def test_an_incident_has_the_evidence_the_change_and_the_proof() -> None:
     assert "outlast doctor https://a.example/x" in page
     assert "Zx9secret" not in page
     assert "does not fail any more" in incident(report(outcome=Outcome.FIXED, verdict=None, verify=""))
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (answered(head_seconds=0.2), "Undecided: nothing wrong was seen from outside."),
+        (answered(head_seconds=40.0), "Undecided: the answer came, after 40 s of silence."),
+        (answered(status=None, ended=Ended.PATIENCE, ended_seconds=12.0), "Undecided: no byte came within 12 s."),
+    ],
+)
+def test_an_undecided_run_begins_with_its_reason(own: Answered, said: str) -> None:
+    """What is an error behind one hop and none behind another is said with its figure."""
+    console = Console(record=True, width=80, file=io.StringIO())
+    unsure = chain().model_copy(update={"probe": "off", "own": own})
+    Terminal(console).report(report(verdict=None, outcome=Outcome.UNDECIDED, verify="", chain=unsure, differences=()))
+
+    assert said in console.export_text()
+
+
+@pytest.mark.parametrize(("target", "path"), [("https://a.example/api/x?q=1", "/api/x"), ("", "/the/slow/route")])
+def test_a_change_that_speaks_of_a_route_file_shows_one_that_can_be_used(
+    tmp_path: Path, target: str, path: str
+) -> None:
+    """In the terminal and in the page for the team; other changes need none."""
+    timed_out = report(verdict=told(Finding("edge_read_timeout")), target=target)
+    file = tmp_path / "routes.toml"
+    file.write_text(route_file(timed_out))
+    console = Console(record=True, width=80, file=io.StringIO())
+    Terminal(console).report(timed_out)
+
+    [route] = load_routes(file)
+    assert (route.path, route.upstream) == (path, f"http://127.0.0.1:8000{path}")
+    assert file.read_text() in console.export_text()
+    assert f"```toml\n{file.read_text()}```" in incident(timed_out)
+    assert route_file(report()) == ""
 
 
 def test_the_schema_describes_every_field() -> None:
