@@ -13,7 +13,7 @@ from gateway.protocol import START, State
 from gateway.store import Lease, Store, read_token
 from gateway.store.write_token import check_token, encode_token
 from tests.faults import wait_until
-from tests.jobs import begin, event, hand_over, submit
+from tests.jobs import begin, end, event, hand_over, submit
 
 KIND = KindDocument(kind="echo")
 
@@ -79,6 +79,23 @@ async def test_a_dead_adopters_job_is_taken_over_after_the_usual_lease(store: St
 
     with pytest.raises(LeaseLost):
         await store.append(begun.lease, 1, [event("log", {"message": "too late"})])
+
+
+async def test_a_handed_over_job_counts_under_its_kinds_cap_until_it_ends(store: Store) -> None:
+    """On its way, and wherever it is done."""
+    kind = KIND.model_copy(update={"max_running": 1})
+    await store.register_kind(kind)
+    for _ in range(2):
+        await submit(store, kind)
+    lease, _ = await hand_over(store, "echo")
+
+    assert await store.claim("echo", "worker", 1) == []
+    adopted = (await store.adopt(lease, "task"))[0].lease
+    assert adopted is not None
+    assert await store.claim("echo", "worker", 1) == []
+
+    await end(store, adopted, batch=1)
+    assert len(await store.claim("echo", "worker", 1)) == 1
 
 
 async def test_a_job_cancelled_on_its_way_ends_at_once_and_frees_its_place(store: Store) -> None:
