@@ -6,6 +6,7 @@
  * @typedef {import("./protocol.js").JobDocument} JobDocument
  */
 
+import { Backoff, pause } from "./backoff.js";
 import { GatewayClient } from "./client.js";
 import { defineElements } from "./elements.js";
 import { GatewayError } from "./errors.js";
@@ -159,6 +160,7 @@ function choose(name) {
   const chosen = kinds.get(name);
   if (!chosen) return;
   kind = chosen;
+  by("compose").hidden = false;
   for (const input of by("kinds").querySelectorAll("input")) input.checked = input.value === name;
   by("kind-description").textContent = kind.description;
   by("no-worker").hidden = kind.workers !== 0;
@@ -344,15 +346,32 @@ async function loadKinds() {
   const named = inAddress("kind");
   const found = offered(known, named);
   const first = found.find(({ kind }) => kind === named) ?? found[0];
-  if (!first) throw new Error("No kind of work is known yet: start a worker, then reload this page.");
+  if (!first) throw new Error("No kind of work is known yet; start a worker. This page will notice.");
   kinds = new Map(known.map((one) => [one.kind, one]));
   showKinds(found);
   choose(first.kind);
 }
 
+/** What is missing now may come: the gateway, or its first worker. @param {unknown} error */
+async function loadKindsLater(error) {
+  const backoff = new Backoff();
+  for (;;) {
+    showTrouble(error);
+    const retryAfterMs = error instanceof GatewayError ? error.retryAfterMs : null;
+    if (error instanceof GatewayError && !error.mayPass) return;
+    await pause(backoff.nextMs(retryAfterMs));
+    try {
+      await loadKinds();
+      return showTrouble(null);
+    } catch (again) {
+      error = again;
+    }
+  }
+}
+
 defineElements();
 listen();
-const loading = loadKinds().catch(showTrouble);
+const loading = loadKinds().catch((error) => void loadKindsLater(error));
 // A job that the address names goes on without them; only the note that nobody serves its kind comes later.
 if (inAddress("job") === null) await loading;
 route();

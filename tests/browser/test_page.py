@@ -334,6 +334,20 @@ def test_a_kind_without_a_worker_is_said_before_and_after_the_submit(new_page: N
     expect(page.locator("#no-worker")).to_be_visible()
 
 
+def test_a_gateway_that_is_away_at_the_start_is_waited_for(new_page: NewPage, product: Product) -> None:
+    """The page says so, offers no form that would do nothing, and fills in when the gateway answers."""
+    page = new_page()
+    page.route("**/v1/kinds", lambda route: route.abort())
+
+    page.goto(product.url)
+    expect(page.locator("#trouble")).to_contain_text("The connection to the gateway failed")
+    expect(page.locator("#compose")).to_be_hidden()
+    page.unroute("**/v1/kinds")
+
+    expect(page.locator("#drop")).to_be_visible(timeout=40_000)
+    expect(page.locator("#trouble")).to_be_hidden()
+
+
 def test_a_job_in_the_address_is_shown_before_the_kinds_are_known(new_page: NewPage, product: Product) -> None:
     """A reload in the middle of an answer waits for nothing else; that nobody serves the job is said afterwards."""
     start_at = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
