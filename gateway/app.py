@@ -7,7 +7,7 @@ import gc
 import logging
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from functools import wraps
 from typing import Any, Final, TypeVar
@@ -54,7 +54,7 @@ from gateway.hub import Hub
 from gateway.limits import Door, StreamLimit, door_guard
 from gateway.metrics import Registry
 from gateway.openapi import docs_page, openapi_document
-from gateway.slow_routes import load_routes
+from gateway.slow_routes import SlowRoute, load_routes
 from gateway.static import client_files
 from gateway.store import Store, until_available
 from gateway.upstreams import Upstreams
@@ -141,23 +141,28 @@ def make_app(settings: Settings, store: Store, blobs: Blobs, hub: Hub) -> web.Ap
         write_stall_seconds=settings.write_stall_seconds,
         metrics=metrics,
     )
-    for route in ROUTES:
-        if route.held:
-            app.router.add_route(route.method, route.path, _held(route.handler), expect_handler=expect_later)
-        elif route.method == "GET":
-            app.router.add_get(route.path, route.handler, expect_handler=expect_later)
-        else:
-            app.router.add_route(route.method, route.path, route.handler, expect_handler=expect_later)
-    for slow, handler in handlers:
-        path = slow.path[:-1] + "{tail:.*}" if slow.path.endswith("*") else slow.path
-        for method in slow.methods:
-            app.router.add_route(method, path, handler, expect_handler=expect_later)
+    _add_routes(app.router, handlers)
     app.on_response_prepare.append(finish_headers)
     app.on_response_prepare.append(cross_origin_headers(allowed))
     app.on_response_prepare.append(tus.tus_headers)
     app.on_response_prepare.append(_say_goodbye)
     app.cleanup_ctx.append(_clocks)
     return app
+
+
+def _add_routes(router: web.UrlDispatcher, slow: Iterable[tuple[SlowRoute, Handler]]) -> None:
+    """Our own routes come first: what the file with slow routes says can't take their place."""
+    for route in ROUTES:
+        if route.held:
+            router.add_route(route.method, route.path, _held(route.handler), expect_handler=expect_later)
+        elif route.method == "GET":
+            router.add_get(route.path, route.handler, expect_handler=expect_later)
+        else:
+            router.add_route(route.method, route.path, route.handler, expect_handler=expect_later)
+    for named, handler in slow:
+        path = named.path[:-1] + "{tail:.*}" if named.path.endswith("*") else named.path
+        for method in named.methods:
+            router.add_route(method, path, handler, expect_handler=expect_later)
 
 
 def make_hub(settings: Settings, store: Store, metrics: Registry) -> Hub:

@@ -148,7 +148,7 @@ def processor(
             )
         if max_batch and style not in (Style.ASYNC, Style.THREAD):
             raise ConfigurationError(f"The processor of {kind!r} does batches: it can be no generator and no process.")
-        input_adapter, result_adapter = _adapters(kind, function, style, local_names, batch=bool(max_batch))
+        input_adapter, result_adapter = _adapters(kind, function, local_names, batch=bool(max_batch))
         document = KindDocument(
             kind=kind,
             description=description if description is not None else _first_line(function),
@@ -247,7 +247,7 @@ def _style(kind: str, function: Callable[..., Any], run_in: str, memory_bytes: i
 
 
 def _adapters(
-    kind: str, function: Callable[..., Any], style: Style, local_names: Mapping[str, Any], *, batch: bool
+    kind: str, function: Callable[..., Any], local_names: Mapping[str, Any], *, batch: bool
 ) -> tuple[TypeAdapter[Any] | None, TypeAdapter[Any] | None]:
     """The adapters of the input and of the result, from the function's annotations."""
     parameters = list(inspect.signature(function).parameters.values())

@@ -150,10 +150,10 @@ async def _origin_is_good(walk: _Walk) -> bool:
     if not inquiry.origin:
         return True
     target = _target(walk, _own_url(walk, inquiry.origin))
-    walk.origin, first = await measure_origin(target, walk.pace)
+    walk.origin, _ = await measure_origin(target, walk.pace)
     host = urlsplit(inquiry.origin).netloc
     finding = origin_finding(walk.origin, host=host) or (
-        None if walk.origin.probe == "ready" else await _passive_origin(walk, target, first, host)
+        None if walk.origin.probe == "ready" else await _passive_origin(walk, target, host)
     )
     if finding is None:
         walk.step("origin", f"{host}: {_acquitted(walk, walk.origin)}")
@@ -170,7 +170,7 @@ def _acquitted(walk: _Walk, origin: Chain) -> str:
     return "it answers in time; the origin is not it" if method in _SAFE else f"it answers; no {method} was sent to it"
 
 
-async def _passive_origin(walk: _Walk, target: Target, first: Exchange, host: str) -> Finding | None:
+async def _passive_origin(walk: _Walk, target: Target, host: str) -> Finding | None:
     """Without probe routes: whether the origin's own route says anything at all in time."""
     if walk.inquiry.captured.method not in _SAFE:
         return None

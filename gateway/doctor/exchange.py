@@ -134,7 +134,6 @@ async def exchange(
     result.ended_seconds = clock() - began
     if connection is None:
         return result
-    reader, writer = connection
     result.connected_seconds = result.ended_seconds
     response: Response | Http2Response = Response(method)
     if http2:
@@ -143,16 +142,10 @@ async def exchange(
     else:
         length = len(body) if announce_bytes is None else announce_bytes
         head = _request_head(method, url, _request_headers(method, url, dict(headers or {}), length))
+    reader, writer = connection
     sending = asyncio.create_task(_send(writer, head, body, bytes_per_second), name="doctor's request")
     try:
-        async with asyncio.timeout(patience_seconds):
-            await _receive(result, response, reader, writer, began)
-    except TimeoutError:
-        result.ended = Ended.PATIENCE
-    except OSError as error:
-        result.ended, result.detail = Ended.CUT, error.strerror or type(error).__name__
-    except Garbled as error:
-        result.ended, result.detail = Ended.GARBLED, str(error)
+        await _take_answer(result, response, reader, writer, began=began, patience_seconds=patience_seconds)
     finally:
         result.ended_seconds = clock() - began
         if sending.done() and (sent := sending.result()) is not None:
@@ -163,6 +156,27 @@ async def exchange(
         with suppress(OSError):
             await writer.wait_closed()
     return result
+
+
+async def _take_answer(
+    result: Exchange,
+    response: Response | Http2Response,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    *,
+    began: float,
+    patience_seconds: float,
+) -> None:
+    """Take an answer until it ends, and note how it did."""
+    try:
+        async with asyncio.timeout(patience_seconds):
+            await _receive(result, response, reader, writer, began)
+    except TimeoutError:
+        result.ended = Ended.PATIENCE
+    except OSError as error:
+        result.ended, result.detail = Ended.CUT, error.strerror or type(error).__name__
+    except Garbled as error:
+        result.ended, result.detail = Ended.GARBLED, str(error)
 
 
 async def _connect(

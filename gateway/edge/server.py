@@ -188,7 +188,7 @@ class Connection:
             async with self._hop.clock.limit(self._hop.profile.timers.client_idle_seconds):
                 while (parts := split_head(buffer)) is None:
                     if len(buffer) > rules.max_head_bytes + rules.max_url_bytes:
-                        await self._refuse(self._hop.profile.errors.head_too_large)
+                        self._refuse(self._hop.profile.errors.head_too_large)
                         return None
                     data = await self._wire.read()
                     if not data:
@@ -200,7 +200,7 @@ class Connection:
         self._wire.unread(parts[1])
         head = parse_request(parts[0])
         if len(parts[0]) > rules.max_head_bytes and len(head.target) <= rules.max_url_bytes:
-            await self._refuse(self._hop.profile.errors.head_too_large)
+            self._refuse(self._hop.profile.errors.head_too_large)
             return None
         return head
 
@@ -228,7 +228,7 @@ class Connection:
         self._wire.write(admin.answer(self._hop, partial(self._edge.restart, spare=self), head, text))
         return head.keeps_alive and body.complete
 
-    async def _refuse(self, status: int) -> None:
+    def _refuse(self, status: int) -> None:
         """Answer a head that is too large to be looked at."""
         occasion = pages.Occasion(
             status, status, "head_too_large", "", "", self._ray(), "", datetime.now(UTC), 0, self._hop.marked

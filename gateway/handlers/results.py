@@ -89,8 +89,7 @@ async def read_result(request: web.Request) -> web.StreamResponse:
     else:
         data = to_json(end.get("result"))
         content = Content(JSON, _tag(data), "result.json", data=data)
-    response = await serve(request, content)
-    return response
+    return await serve(request, content)
 
 
 async def _representations(request: web.Request, record: JobRecord) -> list[Event]:

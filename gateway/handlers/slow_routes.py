@@ -220,7 +220,7 @@ async def _hold(request: web.Request, route: SlowRoute, submitted: Submitted) ->
                 raise
             return await held.answer(error.status, _once(to_json({"error": error.problem()} | _address(record))))
         if held.begun and not (200 <= response.status < 300 and response.is_json):
-            return await held.answer(200, _once(await _wrapped(request, record, response)))
+            return await held.answer(200, _once(_wrapped(record, response)))
         size = None if request.method == "HEAD" or response.status in _NO_BODY else response.size
         status, headers = response.head
         return await held.answer(status, response.pieces(request), size, headers)
@@ -234,7 +234,7 @@ def _address(record: JobRecord) -> dict[str, str]:
     return {"job": record.id, "response_url": f"/v1/jobs/{record.id}/response"}
 
 
-async def _wrapped(request: web.Request, record: JobRecord, response: Response) -> bytes:
+def _wrapped(record: JobRecord, response: Response) -> bytes:
     """An answer that can't be given as it is any more, since the head says 200 and JSON."""
     said = f"The upstream answered {response.status}"
     if not response.is_json:
