@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic_core import to_json
 
+from gateway.errors import encodable
 from gateway.protocol import format_time
 
 
@@ -19,10 +20,11 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "process": record.process,
-            "message": record.getMessage(),
+            # A request's path stands in it, whatever its bytes were.
+            "message": encodable(record.getMessage()),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = encodable(self.formatException(record.exc_info))
         return to_json(line, fallback=str).decode()
 
 

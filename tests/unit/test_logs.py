@@ -38,3 +38,10 @@ def test_a_traceback_is_a_field() -> None:
 
     assert "\n" not in text
     assert "ValueError: wrong" in json.loads(text)["exception"]
+
+
+def test_bytes_that_are_no_utf_8_do_not_lose_a_record() -> None:
+    """A request's path is logged as it came, and no JSON can hold the lone surrogates that aiohttp makes of it."""
+    text = JsonFormatter().format(_record("GET %s 404", "/caf\u00e9\udcff"))
+
+    assert json.loads(text)["message"] == "GET /caf\u00e9? 404"
