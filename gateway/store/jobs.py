@@ -30,9 +30,11 @@ LONGEST_LOOK_MS: Final = 300_000
 _DEAD_RETENTION_SECONDS: Final = 14 * DAY_SECONDS
 # Recent jobs kept per owner.
 _MAX_LISTED: Final = 10_000
-_READ_JOBS: Final = 200
+_READ_JOBS: Final = 50
 # Read for one page at most. A filter that nothing passes would go through all of them, each with its input.
 _MOST_READ: Final = 1000
+# Of results on one page: it is sent as a whole, and waits in memory for a client that reads slowly.
+_PAGE_BYTES: Final = 2 * 1024 * 1024
 
 
 def encode_id(digest: bytes) -> str:
@@ -278,13 +280,13 @@ class Jobs(Connection):
     ) -> tuple[list[JobRecord], str | None]:
         """An owner's recent jobs, newest first, and the cursor of the next page, if there is one.
 
-        A page may have fewer than `limit`, or none, and there be more: what few jobs pass a filter are looked for on
-        several pages.
+        A page may have fewer than `limit`, or none, and there be more: large results, and the few jobs that pass a
+        filter, are spread over several.
         """
         key = self._keys.owner(owner)
         highest = f"({int(cursor)}" if cursor and cursor.isascii() and cursor.isdigit() else "+inf"
         found: list[JobRecord] = []
-        read = 0
+        read = size = 0
         while True:
             async with translated():
                 rows = await self._client.zrevrangebyscore(
@@ -308,9 +310,11 @@ class Jobs(Connection):
                 if tag and tag not in record.tags:
                     continue
                 # Jobs of the same millisecond stay on one page: the cursor is that millisecond.
-                if len(found) >= limit and found[-1].created_ms != int(created):
+                full = len(found) >= limit or size >= _PAGE_BYTES
+                if full and found[-1].created_ms != int(created):
                     return found, str(found[-1].created_ms)
                 found.append(record)
+                size += len(record.end or b"")
             read += len(rows)
             if read >= _MOST_READ:
                 return found, str(int(rows[-1][1]))

@@ -187,6 +187,24 @@ async def test_a_filter_that_nothing_passes_reads_a_bounded_number_of_jobs(
     assert pages == [[], [], [oldest]]
 
 
+async def test_large_results_are_spread_over_pages(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is sent as a whole, so it has a size, whatever number was asked for."""
+    monkeypatch.setattr("gateway.store.jobs._PAGE_BYTES", 1000)
+    made = []
+    for _ in range(5):
+        made.append((await submit(store, KIND)).id)
+        await end(store, await begin(store, "echo"), batch=1, data={"result": "x" * 600})
+        await asyncio.sleep(0.002)  # Jobs of one millisecond share a page.
+
+    pages: list[list[str]] = []
+    cursor = None
+    while not pages or cursor is not None:
+        records, cursor = await store.jobs("me", limit=200, cursor=cursor)
+        pages.append([record.id for record in records])
+
+    assert pages == [made[:2:-1], made[2:0:-1], made[:1]]
+
+
 async def test_names_that_users_choose_stay_inside_their_key(store: Store) -> None:
     """An owner full of separators owns exactly their own jobs."""
     evil = "a}:b{|*\n"
