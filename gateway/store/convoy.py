@@ -100,16 +100,18 @@ class Convoy:
 
     async def keep_going(self) -> None:
         """Own the connections and what is under way; never returns. Owned by the store."""
-        try:
-            async with asyncio.TaskGroup() as self._tasks:
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            try:
                 while True:
                     self._changed.clear()
-                    self._arrange(self._tasks)
+                    self._arrange(tasks)
                     await self._changed.wait()
-        finally:
-            self._tasks = None
-            for road in self._roads.values():
-                road.give_up()
+            finally:
+                # From now on nothing goes round: what is given up is told so.
+                self._tasks = None
+                for road in self._roads.values():
+                    road.give_up()
 
     def _arrange(self, tasks: asyncio.TaskGroup) -> None:
         """One road to each master."""

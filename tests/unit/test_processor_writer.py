@@ -400,6 +400,59 @@ async def test_a_batch_without_an_answer_is_sent_again_under_its_number(caplog: 
         assert "still away" in caplog.text
 
 
+async def test_text_that_left_on_the_beat_is_sent_again_like_any_other_batch() -> None:
+    """It leaves without the flusher, which sees to what goes wrong with it; what is said meanwhile comes after it."""
+    async with at_work() as bench:
+        bench.log.failures = [Unavailable("away")]
+        await bench.writer.delta("text", "a")
+        await wait_until(lambda: bench.log.sent)
+        await bench.writer.delta("text", "b")
+        await wait_until(lambda: len(bench.log.appended) == 2)
+
+        assert bench.log.sent == [1, 1, 2]
+        assert [data["text"] for _, data in bench.log.appended] == ["a", "b"]
+
+
+async def test_text_that_is_said_while_text_is_under_way_leaves_with_its_answer() -> None:
+    """Without anything else that would wake the flusher."""
+    async with at_work() as bench:
+        bench.log.gate.clear()
+        await bench.writer.delta("text", "a")
+        await wait_until(lambda: bench.log.sent)
+        await bench.writer.delta("text", "b")
+        await asyncio.sleep(2 * DELTA_GATHER_SECONDS)
+        bench.log.gate.set()
+        await wait_until(lambda: len(bench.log.appended) == 2)
+
+        assert [data["text"] for _, data in bench.log.appended] == ["a", "b"]
+        await bench.end()
+        assert bench.log.sent == [1, 2, 3]
+
+
+async def test_an_end_waits_for_the_text_that_left_on_the_beat() -> None:
+    """Or its number would be taken twice."""
+    async with at_work() as bench:
+        bench.log.gate.clear()
+        await bench.writer.delta("text", "a")
+        await wait_until(lambda: bench.log.sent)
+        bench.writer.end(EventType.SUCCEEDED, {"result": None})
+        bench.log.gate.set()
+        await bench.running
+
+        assert [type_ for type_, _ in bench.log.appended] == ["delta", "succeeded"]
+        assert bench.log.sent == [1, 2]
+
+
+@pytest.mark.parametrize("error", [LeaseLost("lost"), EventsLost("gap")])
+async def test_text_that_left_on_the_beat_ends_the_writer_of_a_lost_lease(error: Exception) -> None:
+    """Nobody puts anything that would find it out later."""
+    async with at_work() as bench:
+        bench.log.failures = [error]
+        await bench.writer.delta("text", "a")
+        with pytest.raises(type(error)):
+            await bench.running
+
+
 @pytest.mark.parametrize("error", [LeaseLost("lost"), EventsLost("gap")])
 async def test_a_lost_lease_ends_the_writer_at_once(error: Exception) -> None:
     """Nothing more may be written, and nobody may wait for it."""
@@ -441,6 +494,19 @@ async def test_a_cancel_request_between_two_batches_is_heard() -> None:
         await wait_until(lambda: bench.requests)
 
         assert bench.requests[0].data == {"by": "me", "reason": "enough"}
+
+
+async def test_a_cancel_request_before_text_that_left_on_the_beat_is_heard() -> None:
+    """Its answer's number tells of it, as that of any other batch."""
+    async with at_work() as bench:
+        await bench.output(0)
+        await wait_until(lambda: bench.log.appended)
+        bench.log.cancel_requested()
+        await bench.writer.delta("text", "a")
+        await wait_until(lambda: bench.requests)
+        await bench.end()
+
+        assert [type_ for type_, _ in bench.log.appended] == ["output", "delta", "succeeded"]
 
 
 async def test_a_silent_attempt_hears_of_a_cancel_request_when_told_to_listen() -> None:
