@@ -9,12 +9,12 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from gateway.doctor.curl import is_curl, parse_curl
+from gateway.doctor.finding import Finding
 from gateway.doctor.har import is_har, worst_of
 from gateway.doctor.observation import Observation
 from gateway.doctor.redact import redact, redact_url
 from gateway.doctor.signatures import recognize
 from gateway.doctor.texts import judge_text
-from gateway.doctor.verdicts import Finding
 from gateway.errors import InvalidInput
 
 Source = Literal["url", "curl", "har", "text"]

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from gateway.doctor.drip import Shape
+from gateway.doctor.finding import Finding, in_cause_order
 from gateway.doctor.hops import Hop, hop
 from gateway.doctor.measured import Chain, Drip, Silence, Socket
 from gateway.doctor.signatures import heartbeat_for
-from gateway.doctor.verdicts import Finding, in_cause_order
 
 # How the parts of the matrix are told apart.
 _SLOW: frozenset[Shape] = frozenset({Shape.HELD, Shape.BATCHED, Shape.BEHIND, Shape.FIRST_HELD, Shape.UNEVEN})

@@ -14,6 +14,7 @@ from gateway.doctor.capture import Captured, secrets_of
 from gateway.doctor.compare import Difference, compare, explaining
 from gateway.doctor.diagnosis import diagnose, origin_finding
 from gateway.doctor.exchange import Ended, Exchange, exchange
+from gateway.doctor.finding import Finding, in_cause_order
 from gateway.doctor.measured import Chain
 from gateway.doctor.observation import observed
 from gateway.doctor.probes import Pace, Probes, Target, answered, measure, measure_origin
@@ -21,7 +22,6 @@ from gateway.doctor.redact import redact, redact_url
 from gateway.doctor.report import Outcome, Report, Step, told
 from gateway.doctor.rerun import seconds_to_repeat, still_wrong
 from gateway.doctor.signatures import recognize
-from gateway.doctor.verdicts import Finding, in_cause_order
 
 # The longest that each part takes on a line that answers; what is slower is itself a finding.
 ORIGIN_SECONDS = 10.0

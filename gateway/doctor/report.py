@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.doctor.compare import Difference
+from gateway.doctor.finding import Finding
 from gateway.doctor.measured import Chain
 from gateway.doctor.redact import redact
-from gateway.doctor.verdicts import Finding
 from gateway.errors import InvalidInput
 
 

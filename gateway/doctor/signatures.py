@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from gateway.doctor.exchange import Ended
+from gateway.doctor.finding import Finding
 from gateway.doctor.hops import HOPS, hops_of_answer
 from gateway.doctor.observation import Observation
-from gateway.doctor.verdicts import Finding
 
 _CODE_LINE: Final = re.compile(r"error code:? *(\d{3,4})\b", re.IGNORECASE)
 _TITLE: Final = re.compile(r"<title>([^<|]{0,200}?)\|? *(\d{3})?: ?[^<]*</title>", re.IGNORECASE)

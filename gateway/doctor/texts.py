@@ -12,9 +12,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from gateway.doctor.exchange import Ended
+from gateway.doctor.finding import Finding
 from gateway.doctor.observation import MOST_BODY_CHARACTERS, Observation
 from gateway.doctor.signatures import recognize
-from gateway.doctor.verdicts import Finding
 
 _HEAD: Final = re.compile(
     r"^(?:< ?)?HTTP/\d(?:\.\d)? (\d{3})[^\r\n]*\r?\n((?:(?:< ?)?[\w-]+:[^\r\n]*\r?\n)*)", re.MULTILINE

@@ -6,8 +6,6 @@ buffering. Of several findings the first in this order is the one to act on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Final, NamedTuple
 
@@ -53,58 +51,6 @@ class Verdict(NamedTuple):
     """Worth knowing and nothing to act on: a chain with notes only is healthy."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A verdict that was reached, with what was seen and what its texts need."""
-
-    code: str
-    evidence: tuple[str, ...] = ()
-    values: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def verdict(self) -> Verdict:
-        """The row of the table."""
-        return VERDICTS[self.code]
-
-    def text(self, template: str) -> str:
-        """One of the verdict's texts, with the finding's values in it."""
-        return template.format_map(_Filled(_DEFAULTS | dict(self.values)))
-
-
-class _Filled(dict[str, str]):
-    def __missing__(self, key: str) -> str:
-        return "?"
-
-
-def in_cause_order(findings: Iterable[Finding]) -> list[Finding]:
-    """The finding to act on first; notes last."""
-    return sorted(findings, key=lambda finding: (finding.verdict.note, finding.verdict.cause))
-
-
-_DEFAULTS: Final = {
-    "fallback": "Until then clients fall back to SSE.",
-    "host": "the host",
-    "path": "the stream's path",
-    "seconds": "some",
-    "heartbeat": "15",
-    "hop": "the proxy",
-    "owner": "the provider",
-    "limit": "a few MB",
-    "buffering": "Turn off response buffering for the stream's path in the proxy.",
-    "websocket": "Let the proxy pass `Upgrade` and `Connection` on.",
-    "timeout": "Set OUTLAST_HEARTBEAT_SECONDS={heartbeat}.",
-    "body": "Raise the proxy's limit for request bodies.",
-    "headers": "headers",
-    "statuses": "errors",
-    "status": "another status",
-    "cells": "some of them",
-    "size": "so many",
-    "visits": "several",
-    "what": "a measurement",
-    "before": "one thing",
-    "after": "another",
-    "detail": "something is lost",
-}
 _HELD: Final = (
     "Put Outlast before the slow route: name it in a file and start `outlast up --routes FILE`; client and server stay"
     " as they are."

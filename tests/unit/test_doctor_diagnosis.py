@@ -15,11 +15,12 @@ from gateway.doctor.compare import compare, explaining
 from gateway.doctor.diagnosis import diagnose, origin_finding
 from gateway.doctor.drip import Shape
 from gateway.doctor.exchange import Ended
+from gateway.doctor.finding import Finding
 from gateway.doctor.hops import HOPS, UNKNOWN, hop, hops_of_answer, hops_of_request
 from gateway.doctor.measured import Answered, Chain, Drip, Silence, Socket
 from gateway.doctor.report import Outcome, Report, Step, incident, load_report, report_schema, route_file, told
 from gateway.doctor.terminal import Terminal
-from gateway.doctor.verdicts import VERDICTS, Cause, Finding
+from gateway.doctor.verdicts import VERDICTS, Cause
 from gateway.errors import InvalidInput
 from gateway.slow_routes import load_routes
 

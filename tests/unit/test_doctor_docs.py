@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 from gateway.cli import Exit, build_parser
+from gateway.doctor.finding import Finding
 from gateway.doctor.report import Outcome, Report, told
-from gateway.doctor.verdicts import VERDICTS, Finding
+from gateway.doctor.verdicts import VERDICTS
 from gateway.handlers import probe
 
 PAGE = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")

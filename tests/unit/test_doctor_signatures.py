@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from gateway.doctor.exchange import Ended
+from gateway.doctor.finding import Finding, in_cause_order
 from gateway.doctor.observation import Observation
 from gateway.doctor.signatures import heartbeat_for, ray_and_colo, recognize
 from gateway.doctor.texts import judge_text
-from gateway.doctor.verdicts import VERDICTS, Cause, Finding, in_cause_order
+from gateway.doctor.verdicts import VERDICTS, Cause
 
 EDGE = (("Server", "cloudflare"), ("CF-RAY", "9a1b2c3d4e5f6071-FRA"))
 
