@@ -27,7 +27,7 @@ from gateway.handlers.streams import requested_seconds
 from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import checked_key
 from gateway.handlers.uploads import Received
-from gateway.hub import Frame, Listener, Place, Subscription, websocket_frame
+from gateway.hub import CONGESTED_BYTES, Frame, Listener, Place, Subscription, websocket_frame
 from gateway.protocol import CLOSE_CODES, START, CloseCode, Cursor
 from gateway.requests import (
     CLIENT_FRAME,
@@ -124,6 +124,9 @@ class Session:
                 self._listener.close(CloseCode.BAD_FRAME)
                 return
             self._asked = True
+            if self._listener.waiting_bytes > CONGESTED_BYTES:
+                # Who doesn't read its answers asks for no more of them.
+                await self._hub.pulse.wait_for_room(self._listener)
             try:
                 raw = read_json(message.data.encode(), "The frame")
             except BadRequest:

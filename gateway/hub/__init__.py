@@ -18,14 +18,14 @@ from typing import Any, Final
 
 from gateway.errors import Unavailable
 from gateway.hub.frame import Frame, websocket_frame
-from gateway.hub.listener import Listener, Place, Pulse
+from gateway.hub.listener import CONGESTED_BYTES, Listener, Place, Pulse
 from gateway.hub.subscription import Subscription
 from gateway.hub.watch import Watch
 from gateway.metrics import Metrics
 from gateway.protocol import CloseCode, Cursor, State
 from gateway.store import MARK_SECONDS, JobRecord, Store
 
-__all__ = ["Frame", "Hub", "Listener", "Place", "Pulse", "Subscription", "Watch", "websocket_frame"]
+__all__ = ["CONGESTED_BYTES", "Frame", "Hub", "Listener", "Place", "Pulse", "Subscription", "Watch", "websocket_frame"]
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from pydantic_core import from_json, to_json
 
 from gateway.documents import KindDocument
 from gateway.handlers.context import HUB
+from gateway.hub import CONGESTED_BYTES
 from gateway.protocol import CLOSE_CODES, CloseCode, should_come_back
 from gateway.requests import MAX_FRAME_BYTES
 from gateway.store import JobRecord, Store
@@ -301,3 +302,65 @@ async def test_a_plain_request_is_told_what_this_address_speaks(gateway: Gateway
     """Somebody opens it in a browser's tab."""
     answer = await gateway.get("/v1/ws")
     assert (answer.status, answer.json()["code"]) == (400, "websocket_expected")
+
+
+# --- clients that want too much -------------------------------------------------------------------------------------
+
+
+async def test_a_socket_hears_so_many_jobs_and_no_more(
+    socket: Socket, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one is refused, those that are heard are kept, and one that is given up makes room."""
+    monkeypatch.setattr("gateway.websocket.MAX_SUBSCRIPTIONS", 2)
+    jobs = [(await job(store)).id for _ in range(3)]
+    for each in jobs[:2]:
+        await socket.send(op="subscribe", job=each)
+        await socket.until("queued")
+
+    await socket.send(op="subscribe", ref="third", job=jobs[2])
+    refused = await socket.receive()
+    await socket.send(op="unsubscribe", job=jobs[0])
+    await socket.receive()
+    await socket.send(op="subscribe", ref="again", job=jobs[2])
+
+    assert (refused["ref"], refused["problem"]["code"]) == ("third", "too_many_subscriptions")
+    assert (await socket.receive())["op"] == "subscribed"
+
+
+async def test_a_socket_that_asks_for_nothing_is_closed(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets are counted, and this one is of no use to anybody."""
+    monkeypatch.setattr("gateway.websocket._FIRST_FRAME_SECONDS", 0.2)
+    async with gateway.session.ws_connect(f"{gateway.url}/v1/ws") as opened:
+        assert await Socket(opened).closed() == CLOSE_CODES[CloseCode.IDLE]
+
+
+async def test_compression_is_declined(gateway: Gateway) -> None:
+    """It costs a hundred kilobytes for each socket."""
+    async with gateway.session.ws_connect(f"{gateway.url}/v1/ws", compress=15) as opened:
+        assert opened.compress == 0
+
+
+async def test_a_client_that_asks_on_and_never_reads_is_bounded_and_closed(store: Store, tmp_path: Path) -> None:
+    """Its frames are left unread when its answers are; nothing piles up here."""
+    request = b'{"op":"dance","ref":"%b"}' % (b"r" * 64)
+    frame = b"\x81" + bytes([0x80 | len(request)]) + b"\0\0\0\0" + request
+    most = 0
+    async with gateway_for(store, tmp_path / "blobs", write_stall_seconds=1) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port, limit=1024)
+        writer.write(
+            b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        [listener] = gateway.app[HUB].listeners
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not listener.closed.done():
+                if writer.transport.get_write_buffer_size() == 0:
+                    writer.write(frame * 500)
+                most = max(most, listener.waiting_bytes)
+                await asyncio.sleep(0)
+        writer.transport.abort()
+
+        assert listener.closed.result() is CloseCode.SLOW
+    assert CONGESTED_BYTES < most < 2 * CONGESTED_BYTES
