@@ -118,11 +118,12 @@ class _Silence:
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._waits_since: float | None = None
+        self._had = 0
         self._timer = self._loop.call_later(seconds, self._look)
 
     async def next(self) -> bytes:
         """What has come, or what comes next; empty at the end. Raises `UpstreamError` for a silence."""
-        self._waits_since = self._loop.time()
+        self._waits_since, self._had = self._loop.time(), self._body.total_bytes
         try:
             return await self._body.readany()
         finally:
@@ -134,8 +135,10 @@ class _Silence:
 
     def _look(self) -> None:
         now = self._loop.time()
-        # While somebody takes long over what has come, it is not the upstream that is silent.
-        since = now if self._waits_since is None else self._waits_since
+        # While somebody takes long over what has come, or this whole process stood still, the upstream was not silent.
+        since = now
+        if self._waits_since is not None and self._body.total_bytes == self._had:
+            since = self._waits_since
         if now - since >= self._seconds:
             self._body.set_exception(_silent(self._seconds))
         else:

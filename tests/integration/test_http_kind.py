@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.base_protocol import BaseProtocol
 
 from gateway.blobs import Blobs
 from gateway.event_text import decode_event
@@ -346,6 +348,25 @@ async def test_an_answer_that_falls_silent_is_given_up(calls: Calls, app: SlowAp
     assert (await wait_until(given_up))[0] == "upstream_silent"
     app.go.set()
     assert (await calls.end(repeated)).state == "succeeded"
+
+
+async def test_a_process_that_stood_still_blames_no_upstream_for_it() -> None:
+    """A machine that slept finds what came meanwhile and the timer that is over at the same moment."""
+    loop = asyncio.get_running_loop()
+    protocol = BaseProtocol(loop)
+    protocol.connection_made(asyncio.Transport())
+    body = aiohttp.StreamReader(protocol, 1024, loop=loop)
+    silence = upstream._Silence(body, 0.05)
+    waiting = asyncio.create_task(silence.next())
+    await asyncio.sleep(0)
+
+    loop.call_later(0.02, body.feed_data, b"what came")
+    loop.call_soon(time.sleep, 0.1)
+
+    assert await waiting == b"what came"
+    body.feed_eof()
+    assert await silence.next() == b""
+    silence.end()
 
 
 async def test_an_upstream_that_is_down_is_told_from_one_that_does_not_answer(

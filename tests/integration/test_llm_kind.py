@@ -347,9 +347,9 @@ async def test_after_the_first_token_a_failure_keeps_what_was_said(
 
 
 @pytest.fixture
-def impatient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that gives up a silent upstream soon."""
-    monkeypatch.setenv("OUTLAST_UPSTREAM_IDLE_SECONDS", getattr(request, "param", "0.3"))
+    monkeypatch.setenv("OUTLAST_UPSTREAM_IDLE_SECONDS", "1")
 
 
 @pytest.mark.usefixtures("impatient")
@@ -384,7 +384,6 @@ async def test_a_server_that_is_silent_from_the_start_is_asked_again(
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("impatient", ["1"], indirect=True)
 async def test_a_slow_model_that_speaks_now_and_then_is_heard_out(asking: Asking, source: TokenSource) -> None:
     """What is limited is each silence, not the whole."""
     source.pause_seconds = 0.3
