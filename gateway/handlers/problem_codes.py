@@ -145,6 +145,9 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "Nest it less deeply, or send less at once.",
     ),
     "too_many_files": Meaning("413", "A form has too many files or parts.", "Send several jobs, or an archive."),
+    "log_full": Meaning(
+        "413", "A worker elsewhere has reported 64 MiB of events.", "PUT what is large as an output, and end the job."
+    ),
     "too_many_parts": Meaning("413", "An upload came in too many pieces.", "Begin again, with larger ones."),
     "unsupported_type": Meaning(
         "415", "The body's content type is not read by this kind.", "The detail names those that are."

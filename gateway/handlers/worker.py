@@ -22,13 +22,15 @@ from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import checked_key
 from gateway.handlers.uploads import body_chunks
 from gateway.handlers.validation import validated
-from gateway.handlers.worker_events import ReportRequest, Retrying, checked_events, problem_of
+from gateway.handlers.worker_events import CLOSING, ReportRequest, Retrying, checked_events, problem_of
 from gateway.protocol import INDEX_PATTERN, TERMINAL_TYPES, EventType
 from gateway.store import Appended, JobRecord, Lease, Store, WriterEvent
 
 _INDEX: Final = re.compile(INDEX_PATTERN, re.ASCII)
 # 64 events of 256 KiB are more than anybody gathers; a larger report is sent in two.
 _MAX_BODY: Final = 1024 * 1024
+# A worker of ours folds its log and has it trimmed at 4 MiB. One elsewhere doesn't, and must not fill Redis.
+_MAX_LOG_BYTES: Final = 64 * 1024 * 1024
 
 
 class Adopted(BaseModel):
@@ -83,6 +85,12 @@ async def report(request: web.Request) -> web.Response:
         if not asked.events:
             cancel_by = await store.renew(lease)
             return _json(Reported(cancel_requested_by=cancel_by, lease_seconds=store.lease_seconds))
+        if asked.events[-1].type not in CLOSING and await store.log_bytes(lease.job) > _MAX_LOG_BYTES:
+            raise TooLarge(
+                f"The job's log has {_MAX_LOG_BYTES} bytes, and takes nothing more but an end. PUT what is large as an"
+                " output.",
+                code="log_full",
+            )
         appended = await _append(store, lease, asked.batch, events, retrying)
     except (LeaseLost, EventsLost) as error:
         _refuse(error)

@@ -93,7 +93,7 @@ _MODELS: Final[Mapping[str, type[BaseModel]]] = {
     EventType.CANCELLED: _Cancelled,
     EventType.RETRYING: Retrying,
 }
-_CLOSING: Final = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED, EventType.RETRYING})
+CLOSING: Final = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED, EventType.RETRYING})
 
 
 class ReportedEvent(BaseModel):
@@ -128,7 +128,7 @@ def checked_events(job: str, request: ReportRequest) -> tuple[list[WriterEvent],
     retrying = None
     for number, reported in enumerate(request.events):
         place = f"events.{number}"
-        if reported.type in _CLOSING and number + 1 < len(request.events):
+        if reported.type in CLOSING and number + 1 < len(request.events):
             raise _invalid(f"{place}.type", f"{reported.type} ends the attempt, so it must be the last")
         data = _checked(reported, place)
         if isinstance(data, Retrying):

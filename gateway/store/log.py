@@ -187,6 +187,12 @@ class Log(Connection):
             rows = await pipe.execute()
         return [None if last is None else Cursor(int(last), int(last_ms)) for last, last_ms in rows]
 
+    async def log_bytes(self, job: str) -> int:
+        """How large a job's log is: what was written, less what was trimmed."""
+        async with translated():
+            written, trimmed = await self._client.hmget(self._keys.record(job), "bytes", "trimmed_bytes")
+        return int(written or 0) - int(trimmed or 0)
+
     async def fold(self, job: str) -> tuple[Cursor, bytes] | None:
         """The newest stored fold, as the JSON of a snapshot's data, and its cursor; None where none was stored."""
         async with translated():

@@ -252,6 +252,21 @@ async def test_a_wrong_report_names_the_field_and_writes_nothing(
     assert len(await log_of(gateway.store, worker.job)) == 2
 
 
+async def test_a_log_that_is_full_takes_only_its_end(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody folds and trims it: a worker that reports for ever would fill Redis for all."""
+    monkeypatch.setattr("gateway.handlers.worker._MAX_LOG_BYTES", 2000)
+    worker = await handed_over(gateway)
+
+    answers = [await worker.report(("log", {"message": "x" * 500})) for _ in range(5)]
+    renewed = await worker.report()
+    ended = await worker.report(("succeeded", {"result": 1}))
+
+    assert [answer.status for answer in answers] == [200, 200, 200, 413, 413]
+    assert answers[-1].json()["code"] == "log_full"
+    assert (renewed.status, ended.status) == (200, 200)
+    assert (await gateway.store.job(worker.job)).state is State.SUCCEEDED
+
+
 async def test_a_token_is_good_for_its_own_job_only(gateway: Gateway) -> None:
     """And an API key is none."""
     one, other = await handed_over(gateway), await handed_over(gateway)
