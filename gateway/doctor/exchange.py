@@ -287,19 +287,22 @@ def _request_head(method: str, url: str, headers: list[tuple[str, str]]) -> byte
 
 async def _send(writer: asyncio.StreamWriter, head: bytes, body: bytes, bytes_per_second: float | None) -> float | None:
     """Send a request; returns when it was out, None where the peer wanted no more of it."""
+    clock = asyncio.get_running_loop().time
     try:
         writer.write(head)
+        began = clock()
         for start in range(0, len(body), _UPLOAD_BYTES):
             piece = body[start : start + _UPLOAD_BYTES]
             writer.write(piece)
             await writer.drain()
             if bytes_per_second is not None:
-                await asyncio.sleep(len(piece) / bytes_per_second)
+                # By the clock: pauses that are each a little late would add up to another rate.
+                await asyncio.sleep(began + (start + len(piece)) / bytes_per_second - clock())
         await writer.drain()
     except OSError:
         # Who answers before the body is over, such as with 413, may close: the answer says why.
         return None
-    return asyncio.get_running_loop().time()
+    return clock()
 
 
 async def _receive(

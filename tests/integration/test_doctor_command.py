@@ -218,8 +218,8 @@ async def test_a_slow_upload_that_is_given_up_is_told(gateway: Gateway) -> None:
         return page("408 Request Timeout", "too slow") if head.startswith(b"POST /_probe/upload") else head
 
     async with Edge(direct(), gateway.url) as patient, Meddler(gateway.url, on_request=refuse) as hasty:
-        good = await Probes(Target(patient.url, token=TOKEN), Pace(0.01)).slow_upload()
-        bad = await Probes(Target(hasty.url, token=TOKEN), Pace(0.01)).slow_upload()
+        targets = (Target(hop.url, token=TOKEN) for hop in (patient, hasty))
+        good, bad = await asyncio.gather(*(Probes(target, Pace(0.05)).slow_upload() for target in targets))
 
     assert good == ""
     assert bad.startswith("5000000 bytes were sent slowly, and 408 came back after")
