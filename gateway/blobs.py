@@ -78,7 +78,8 @@ class Blobs:
                 if parts.netloc not in {"", "localhost"}:
                     raise ValueError("a file URL has three slashes: file:///folder")
                 folder = Path(unquote(parts.path))
-                folder.mkdir(parents=True, exist_ok=True)
+                # What people send is nobody else's on this machine; a folder that is there keeps its mode, for groups.
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 return cls(LocalStore(folder, automatic_cleanup=True), folder)
             return cls(from_url(url))
         except (BaseError, ValueError, OSError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import stat
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -39,6 +40,17 @@ async def pieces(*sizes: int) -> AsyncIterator[bytes]:
     """A body that arrives in chunks of these sizes."""
     for size in sizes:
         yield os.urandom(1) * size
+
+
+def test_a_new_folder_is_its_owners_alone_and_one_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+    """Scans and invoices lie in it; who shares it with a group makes it beforehand."""
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o750)
+
+    for folder in (shared, tmp_path / "new"):
+        Blobs.open(folder.as_uri())
+
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (shared, tmp_path / "new")] == [0o750, 0o700]
 
 
 async def test_what_is_put_can_be_read(blobs: Blobs) -> None:
