@@ -96,3 +96,6 @@ def test_after_what_does_not_fit_it_begins_anew() -> None:
 
     assert download.headers == {}
     assert download.add(200, {"ETag": '"b"'}, b"abc")
+    with pytest.raises(NoPartError):
+        # A hole: the fourth byte is missing.
+        download.add(206, {"ETag": '"b"', "Content-Range": "bytes 4-9/10"}, b"456789")
