@@ -20,39 +20,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from pydantic import ValidationError
-from pydantic_core import from_json, to_json
-
 from gateway.blobs import Blobs
 from gateway.errors import EventsLost, LeaseLost, Unavailable
 from gateway.event_text import decode_event
-from gateway.protocol import MAX_EVENT_BYTES, Event, EventType
+from gateway.protocol import Event, EventType
 from gateway.store import Claim, JobRecord, Lease, Store
 from processors.batching import Batches
 from processors.beat import Beat
+from processors.call import Call, Result
 from processors.context import Context
 from processors.ending import Ending, after_error, cancelled, released, timed_out
-from processors.errors import ProcessorError, Rejected, said_by
+from processors.errors import ProcessorError, Rejected
 from processors.places import Places
 from processors.process import Processes
 from processors.processor import Processor, Style
 from processors.steps import Steps
 from processors.tasks import cancel_all, contained
-from processors.thread import run_in_thread
 from processors.writer import Writer
 
 logger = logging.getLogger(__name__)
 
 # An attempt that is over sooner needs neither its entry in the kind's slot nor its live channel.
 _SETTLE_SECONDS: Final = 0.05
-# Of a result event besides the result.
-_ENVELOPE_BYTES: Final = 1024
 
 
 class Stop(Enum):
@@ -75,14 +69,6 @@ class Place:
     batches: Batches
     places: Places
     beat: Beat
-
-
-@dataclass(frozen=True, slots=True)
-class _Result:
-    """What a processor returned, as it goes into `succeeded`."""
-
-    data: dict[str, Any]
-    blob: str | None
 
 
 class Attempt:
@@ -120,10 +106,19 @@ class Attempt:
             self._context, self._writer, place.store, place.blobs, lease=lease, record=record, aside=self
         )
         self._context.steps = self._steps
+        self._call = Call(
+            processor,
+            record,
+            self._context,
+            blobs=place.blobs,
+            max_inline_bytes=place.max_inline_bytes,
+            processes=place.processes,
+            batches=place.batches,
+        )
         self._stop: Stop | None = None
         self._stopping = asyncio.Event()
         self._cancel: dict[str, Any] = {}
-        self._function: asyncio.Task[_Result] | None = None
+        self._function: asyncio.Task[Result] | None = None
         self._following = False
         self._handed_over = False
         self._aside = False
@@ -213,7 +208,7 @@ class Attempt:
     async def run(self) -> None:
         """Run the function and end the attempt. Cancelling it leaves the job to its lease's end."""
         name = f"{self.lease.kind} {self.lease.job}"
-        self._function = function = asyncio.create_task(self._call(), name=name)
+        self._function = function = asyncio.create_task(self._call_function(), name=name)
         writing = asyncio.create_task(self._writer.run(), name=f"{name} writer")
         joining = asyncio.create_task(self._join(), name=f"{name} joins")
         try:
@@ -237,7 +232,7 @@ class Attempt:
             self._context.kill_children()
             await self._context.workspace.remove()
 
-    async def _watch(self, function: asyncio.Task[_Result], writing: asyncio.Task[None]) -> None:
+    async def _watch(self, function: asyncio.Task[Result], writing: asyncio.Task[None]) -> None:
         """Wait until the function has ended, or has had all the time there is."""
         timer = asyncio.get_running_loop().call_later(self._run_timeout_seconds, self.stop, Stop.TIMED_OUT)
         stopping = asyncio.create_task(self._stopping.wait())
@@ -269,7 +264,7 @@ class Attempt:
         self._writer.log("warning", message)
         self._interrupt(again=True)
 
-    async def _end(self, function: asyncio.Task[_Result], writing: asyncio.Task[None]) -> Ending | None:
+    async def _end(self, function: asyncio.Task[Result], writing: asyncio.Task[None]) -> Ending | None:
         """Write how the attempt ended; None if that isn't ours to say."""
         returned = function.done() and not function.cancelled() and function.exception() is None
         # A cancel that was told to this attempt, instead of ending the job at once, is asked of whoever uses the token.
@@ -320,7 +315,7 @@ class Attempt:
             return None
         return ending
 
-    def _decide(self, function: asyncio.Task[_Result]) -> Ending:
+    def _decide(self, function: asyncio.Task[Result]) -> Ending:
         """How the attempt ended, from why it was stopped and what the function did."""
         result, error = _outcome(function)
         self._report(error)
@@ -359,81 +354,12 @@ class Attempt:
 
     # --- the function -------------------------------------------------------------------------------------------
 
-    async def _call(self) -> _Result:
+    async def _call_function(self) -> Result:
         with contained():
-            return await self._do()
-
-    async def _do(self) -> _Result:
-        """Read the input, run the function, encode its result."""
-        arguments = await self._read_arguments()
-        if self._record.options.input_url is not None:
-            # Its HTTP client takes a quarter of a second to import, and few workers ever need it.
-            from processors.fetching import fetch_input  # noqa: PLC0415
-
-            url, types = self._record.options.input_url, self.processor.document.content_types
-            self._context.add_file(await fetch_input(url, self.lease.job, self._place.blobs, types))
-        try:
-            return await self._encode(await self._result_of(arguments))
-        finally:
-            await self._steps.close()
-
-    async def _result_of(self, arguments: tuple[Any, ...]) -> Any:
-        """Run the function in its own style."""
-        context, function = self._context, self.processor.function
-        name = f"{self.lease.kind} {self.lease.job}"
-        result: Any = None
-        if self.processor.max_batch:
-            return await self._place.batches.run(self.processor, context, arguments)
-        match self.processor.style:
-            case Style.ASYNC:
-                result = await function(context, *arguments)
-            case Style.THREAD:
-                result = await run_in_thread(function, context.sync, *arguments, name=name)
-                if inspect.isawaitable(result):
-                    raise TypeError(f"{self.processor} is no async function, but returned something to await")
-            case Style.PROCESS:
-                result = await self._place.processes.run(self.processor, context, arguments)
-            case Style.ASYNC_GENERATOR:
-                index = 0
-                async with contextlib.aclosing(function(context, *arguments)) as values:
-                    async for value in values:
-                        await context.output(index, **_as_output(value))
-                        index += 1
-            case Style.THREAD_GENERATOR:
-                await run_in_thread(self._drain, arguments, name=name)
-        return result
-
-    def _drain(self, arguments: tuple[Any, ...]) -> None:
-        """Run a plain generator to its end, in a thread."""
-        with contextlib.closing(self.processor.function(self._context.sync, *arguments)) as values:
-            for index, value in enumerate(values):
-                self._context.sync.output(index, **_as_output(value))
-
-    async def _read_arguments(self) -> tuple[Any, ...]:
-        adapter = self.processor.input_adapter
-        if adapter is None:
-            return ()
-        text = self._record.input
-        if not text and self._record.input_blob is not None:
-            text = await self._place.blobs.get(self._record.input_blob)
-        try:
-            return (adapter.validate_json(text or b"{}"),)
-        except ValidationError as error:
-            # The gateway has checked the schema; this is what only the model itself knows.
-            raise Rejected("The input is not valid; see errors.", errors=said_by(error)) from None
-
-    async def _encode(self, result: Any) -> _Result:
-        adapter = self.processor.result_adapter
-        if adapter is None:
-            text = to_json(result, inf_nan_mode="null")
-        else:
-            text = adapter.dump_json(adapter.validate_python(result))
-        partial = {"partial": True} if self._context.partial else {}
-        if len(text) <= min(self._place.max_inline_bytes, MAX_EVENT_BYTES - _ENVELOPE_BYTES):
-            return _Result({"result": from_json(text)} | partial, None)
-        key = f"jobs/{self.lease.job}/result-{self.lease.attempt}"
-        await self._place.blobs.put(key, text, max_bytes=None)
-        return _Result({"result_url": f"/v1/jobs/{self.lease.job}/result"} | partial, key)
+            try:
+                return await self._call.run()
+            finally:
+                await self._steps.close()
 
     async def _hand_over(self, seconds: float) -> str:
         token = await self._place.store.hand_over(self.lease, seconds, self._record.worker or "")
@@ -477,7 +403,7 @@ class Attempt:
             )
 
 
-def _outcome(function: asyncio.Task[_Result]) -> tuple[_Result | None, BaseException | None]:
+def _outcome(function: asyncio.Task[Result]) -> tuple[Result | None, BaseException | None]:
     """What the function returned or raised; neither if it still runs."""
     if not function.done():
         return None, None
@@ -485,8 +411,3 @@ def _outcome(function: asyncio.Task[_Result]) -> tuple[_Result | None, BaseExcep
         return None, asyncio.CancelledError()
     error = function.exception()
     return (None, error) if error is not None else (function.result(), None)
-
-
-def _as_output(value: Any) -> dict[str, Any]:
-    """What a generator yielded, as arguments of `output`."""
-    return {"data": value} if isinstance(value, bytes) else {"value": value}
