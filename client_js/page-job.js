@@ -447,7 +447,7 @@ export class JobView {
   }
 
   async #copy() {
-    const text = this.#pages.text() || by("text").innerText;
+    const text = this.#pages.text() || this.mirror?.fold.text.text || by("text").innerText;
     try {
       await navigator.clipboard.writeText(text);
     } catch {
@@ -466,7 +466,8 @@ export class JobView {
     const word = STATE_WORDS[fold.state ?? ""] ?? "Ended";
     if (fold.terminal) {
       this.#log(word);
-      this.#announce(`${word}: ${this.#title}, ${counted(this.#pages.lineCount, "line")}`);
+      const lines = this.#pages.lineCount ? `, ${counted(this.#pages.lineCount, "line")}` : "";
+      this.#announce(`${word}: ${this.#title}${lines}`);
     }
     if (fold.state === "succeeded") this.#offerDownloads(mirror);
     this.#changedSoon();

@@ -87,7 +87,9 @@ def _add_gateway_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_store_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--redis", metavar="URL", help="a running Redis: redis://..., redis+cluster://..., ...")
+    parser.add_argument(
+        "--redis", metavar="URL", help="a Redis that runs, such as redis://host:6379/0 (OUTLAST_REDIS_URL)"
+    )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder for data (default: .outlast)")
 
 

@@ -96,6 +96,7 @@ def test_a_text_that_is_written_word_by_word_fills_in(shown: JobPage) -> None:
     shown.until("Done")
     expect(text).to_contain_text("tale 59")
     expect(text).to_contain_text('{ "words": 60 }')
+    expect(shown.page.locator("#announce")).to_have_text("Done: story job")
     # The window has followed the text to its end.
     assert shown.page.evaluate("scrollY > 0")
 
