@@ -32,13 +32,18 @@ renew() {
   done
 }
 stop() { report cancelled '{"reason": "stopped by a signal"}'; exit; }
+# The job ends now, and not when the lease is over; "retrying" in its place has the job done again.
+fail() {
+  report failed '{"problem": {"code": "render_failed", "detail": "A frame after '$frame' can not be rendered."}}'
+  exit 1
+}
 
 batch=0 frame=0
 trap stop TERM
 renew & trap "kill $!" EXIT
 
 while [ $frame -lt $FRAMES ]; do
-  sleep $SECONDS_EACH & wait $!  # as if it were hard work; a signal ends the wait
+  sleep $SECONDS_EACH & wait $! || fail  # as if it were hard work; a signal ends the wait
   frame=$((frame + 1))
   report progress '{"current": '$frame', "total": '$FRAMES', "unit": "frames"}' || exit
 done

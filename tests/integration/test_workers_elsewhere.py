@@ -181,6 +181,18 @@ async def test_a_killed_programs_job_is_handed_to_a_new_one(gateway: Gateway) ->
     assert [data["problem"]["code"] for type_, data in log if type_ == "retrying"] == ["worker_lost"]
 
 
+async def test_a_program_whose_work_breaks_says_so_at_once(gateway: Gateway) -> None:
+    """The job fails with the program's own code; nobody waits for the lease's end."""
+    impossible = {"frames": 2, "seconds_each": -1}
+    async with worker_for(gateway):
+        job = (await submit(gateway.store, KINDS["render"].document, input_=impossible)).id
+
+        record = await ended(gateway.store, job)
+
+    assert (record.state, record.attempt) == (State.FAILED, 1)
+    assert record.end_data()["problem"]["code"] == "render_failed"
+
+
 async def test_a_service_elsewhere_does_the_job_and_reports_back(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
