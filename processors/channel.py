@@ -13,6 +13,8 @@ from typing import Any, Final
 
 # A message holds a result or an output as it is in memory; one that is larger than this is a file, not a message.
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
+# With this code a child ends that has no memory left to hear its worker.
+DEAF_EXIT: Final = 12
 _LENGTH_BYTES: Final = 4
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
 
-from processors.channel import Channel
+from processors.channel import DEAF_EXIT, Channel
 from processors.children import Children
 from processors.context import Context, SyncContext
 from processors.errors import ProcessorError, Rejected, Retry
@@ -185,7 +185,7 @@ class _Child:
     async def _serve(self) -> None:
         channel = await Channel.over(self._end)
         owned: set[asyncio.Task[None]] = {asyncio.create_task(self._tell_when_ready(channel))}
-        while (message := await channel.receive()) is not None:
+        while (message := await _heard(channel)) is not None:
             match message:
                 case ("run", about, arguments):
                     self._cancelled = threading.Event()
@@ -211,6 +211,14 @@ class _Child:
     async def _tell_when_ready(self, channel: Channel) -> None:
         await asyncio.wrap_future(self.ready)
         await channel.send("ready")
+
+
+async def _heard(channel: Channel) -> tuple[Any, ...] | None:
+    try:
+        return await channel.receive()
+    except MemoryError:
+        # The function has taken it, or asked for more than there is. At once: an orderly end would need some, too.
+        os._exit(DEAF_EXIT)
 
 
 async def _report(remote: RemoteContext, job: _Job) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final
 
-from processors.channel import Channel
+from processors.channel import DEAF_EXIT, Channel
 from processors.context import Context
 from processors.errors import ProcessorError
 from processors.lifeline import Lifeline, need_process_groups
@@ -230,7 +230,11 @@ class _Child:
         except Exception as error:  # noqa: BLE001 - raised in the child, where it was asked for
             answer = "raise", number, _travelling(error)
         with contextlib.suppress(ConnectionError):
-            await self._send(*answer)
+            try:
+                await self._send(*answer)
+            except ValueError as error:
+                # Too large for a message: without any answer the function would wait for ever.
+                await self._send("raise", number, error)
 
     async def _send(self, *message: Any) -> None:
         async with self._sending:
@@ -247,6 +251,8 @@ class _Child:
         if code == -signal.SIGKILL and _ended_for_memory() > self._ended_before:
             detail = "The system ended the process that did the work, since it had no memory left to give."
             return ProcessorError("out_of_memory", detail)
+        if code == DEAF_EXIT:
+            return self._out_of_memory()
         how = f"by signal {_name(-code)}" if code < 0 else f"with exit code {code}"
         return ProcessorError("process_died", f"The process that did the work ended {how}.")
 

@@ -47,6 +47,15 @@ def read(ctx: SyncContext) -> dict[str, Any]:
     return {"text": ctx.files[0].read().decode(), "path": ctx.files[0].path().read_text(), "pid": found}
 
 
+def read_by_path(ctx: SyncContext) -> dict[str, Any]:
+    """Read a file whole, which is too large for that."""
+    try:
+        ctx.files[0].read()
+    except ValueError as error:
+        return {"read": [type(error).__name__, ctx.files[0].path().stat().st_size]}
+    return {}
+
+
 def reject(_: SyncContext) -> None:
     """Say no."""
     raise Rejected("There is nothing in it.", "nothing_there")
@@ -155,6 +164,7 @@ WAYS: dict[str, Callable[[SyncContext], Any]] = {
     "well": lambda _: None,
     "partly": lambda _: None,
     "read": read,
+    "read by path": read_by_path,
     "reject": reject,
     "reject oddly": reject_oddly,
     "fail a step": fail_a_step,
@@ -186,8 +196,15 @@ async def fails_as_a_step(ctx: Context) -> None:
 
 @processor("little_memory", run_in="process", memory_bytes=1024 * 1024 * 1024, max_attempts=1)
 def little_memory(ctx: SyncContext, work: Work) -> int:
-    """Take so much memory."""
-    return len(bytearray(work.amount))
+    """Take so much memory, or all that there is and then a file."""
+    if work.how == "take":
+        return len(bytearray(work.amount))
+    hoard: list[bytearray] = []
+    try:
+        while True:
+            hoard.append(bytearray(work.amount))
+    except MemoryError:
+        return len(ctx.files[0].read())
 
 
 @processor("yields_in_process", run_in="process")

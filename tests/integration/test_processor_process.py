@@ -147,6 +147,32 @@ async def test_memory_has_its_limit(worker: Worker, store: Store, kind: str) -> 
     assert (await end_of(store, await submit(store, kind, how="take", amount=10))).state is State.SUCCEEDED
 
 
+@pytest.mark.parametrize("kind", ["little_memory"])
+async def test_a_child_without_memory_to_hear_with_says_so(
+    worker: Worker, store: Store, blobs: Blobs, kind: str
+) -> None:
+    """The function has taken all, and then asks for a file; it is not called a crash."""
+    await blobs.put("jobs/x/files/0", b"x" * (32 << 20), max_bytes=None)
+    file = StoredFile("a.txt", "text/plain", 32 << 20, "jobs/x/files/0")
+
+    problem = (await end_of(store, await submit(store, kind, files=(file,), how="hoard", amount=8 << 20))).end_data()
+
+    assert problem["problem"]["cause"] == "out_of_memory"
+
+
+async def test_what_is_too_large_for_a_message_is_an_error_and_no_silence(
+    worker: Worker, store: Store, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function that asked for a file hears that it has to read it by its path, and goes on."""
+    monkeypatch.setattr("processors.channel.MAX_MESSAGE_BYTES", 100_000)
+    await blobs.put("jobs/x/files/0", b"x" * 200_000, max_bytes=None)
+    file = StoredFile("a.txt", "text/plain", 200_000, "jobs/x/files/0")
+
+    job = await submit(store, "in_process", files=(file,), how="read by path")
+
+    assert (await end_of(store, job)).end_data()["result"]["read"] == ["ValueError", 200_000]
+
+
 @pytest.mark.parametrize("code", ["process_died", "out_of_memory"])
 async def test_who_killed_a_child_is_told_apart(
     worker: Worker, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
