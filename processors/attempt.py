@@ -59,8 +59,8 @@ class Stop(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where attempts run: what they need of their worker."""
+class Tools:
+    """What attempts need of their worker."""
 
     store: Store
     blobs: Blobs
@@ -80,7 +80,7 @@ class Attempt:
         claim: Claim,
         lease: Lease,
         record: JobRecord,
-        place: Place,
+        tools: Tools,
         *,
         context_type: type[Context] = Context,
     ) -> None:
@@ -92,28 +92,28 @@ class Attempt:
         """Set once nothing of it is left to write; its function may still run."""
         self._claim = claim
         self._record = record
-        self._place = place
-        self._writer = Writer(place.store, lease, record, self._on_cancel_requested, place.beat)
+        self._tools = tools
+        self._writer = Writer(tools.store, lease, record, self._on_cancel_requested, tools.beat)
         self._context = context_type(
             record,
             self._writer,
-            store=place.store,
-            blobs=place.blobs,
-            max_inline_bytes=place.max_inline_bytes,
+            store=tools.store,
+            blobs=tools.blobs,
+            max_inline_bytes=tools.max_inline_bytes,
             hand_over=self._hand_over,
         )
         self._steps = Steps(
-            self._context, self._writer, place.store, place.blobs, lease=lease, record=record, aside=self
+            self._context, self._writer, tools.store, tools.blobs, lease=lease, record=record, aside=self
         )
         self._context.steps = self._steps
         self._call = Call(
             processor,
             record,
             self._context,
-            blobs=place.blobs,
-            max_inline_bytes=place.max_inline_bytes,
-            processes=place.processes,
-            batches=place.batches,
+            blobs=tools.blobs,
+            max_inline_bytes=tools.max_inline_bytes,
+            processes=tools.processes,
+            batches=tools.batches,
         )
         self._stop: Stop | None = None
         self._stopping = asyncio.Event()
@@ -184,16 +184,16 @@ class Attempt:
         """Lend its place in the worker to others; nothing happens where they have it already."""
         if not self._aside:
             self._aside = True
-            self._place.places.step_aside(self.lease.kind)
+            self._tools.places.step_aside(self.lease.kind)
 
     async def come_back(self) -> None:
         """Wait for a place. Once it is stopped it waits for none."""
         if self._aside:
             self._aside = False
             if self.is_stopping():
-                self._place.places.come_back_at_once(self.lease.kind)
+                self._tools.places.come_back_at_once(self.lease.kind)
             else:
-                await self._place.places.come_back(self.lease.kind)
+                await self._tools.places.come_back(self.lease.kind)
 
     def is_stopping(self) -> bool:
         """Whether it has only its ending left to say."""
@@ -228,7 +228,7 @@ class Attempt:
             self._unfollow()
             await cancel_all(function, writing, joining)
             if self._aside:
-                self._place.places.come_back_at_once(self.lease.kind)
+                self._tools.places.come_back_at_once(self.lease.kind)
             self._context.kill_children()
             await self._context.workspace.remove()
 
@@ -362,7 +362,7 @@ class Attempt:
                 await self._steps.close()
 
     async def _hand_over(self, seconds: float) -> str:
-        token = await self._place.store.hand_over(self.lease, seconds, self._record.worker or "")
+        token = await self._tools.store.hand_over(self.lease, seconds, self._record.worker or "")
         if token is None:
             # Asked for its end before that was heard here: there is nothing to pass on.
             self._writer.listen()
@@ -382,23 +382,23 @@ class Attempt:
         if not self._aside:
             with contextlib.suppress(Unavailable):
                 grace = self._record.options.grace_seconds
-                await self._place.store.hold(self._claim, self.lease, grace_seconds=grace)
+                await self._tools.store.hold(self._claim, self.lease, grace_seconds=grace)
         with contextlib.suppress(Unavailable):
             self._following = True
-            await self._place.store.feed.follow(self.lease.job, self)
+            await self._tools.store.feed.follow(self.lease.job, self)
         # What was asked before the channel was open.
         self._writer.listen()
 
     def _unfollow(self) -> None:
         if self._following:
             self._following = False
-            self._place.store.feed.unfollow(self.lease.job, self)
+            self._tools.store.feed.unfollow(self.lease.job, self)
 
     async def _leave(self, ending: Ending) -> None:
         ran = asyncio.get_running_loop().time() - self._begun if ending.counts else 0
         # If it fails, the job's due entry is there still, and a look puts the job where it belongs.
         with contextlib.suppress(Unavailable):
-            await self._place.store.leave(
+            await self._tools.store.leave(
                 self.lease, self._record, retry_after_seconds=ending.delay_seconds, ran_seconds=ran
             )
 

@@ -28,7 +28,7 @@ from gateway.config import Settings, load_settings
 from gateway.documents import KindDocument
 from gateway.errors import ConfigurationError, LeaseLost
 from gateway.store import Claim, JobRecord, Store, read_token
-from processors.attempt import Attempt, Place
+from processors.attempt import Attempt, Tools
 from processors.batching import Batches
 from processors.beat import Beat
 from processors.context import Context, SyncContext
@@ -209,8 +209,8 @@ async def _adopted(token: str, settings: Settings | None, interrupt: Callable[[]
         claim = Claim(begun.lease.job, begun.lease.kind, "")
         places = Places({kind.kind: processor}, 1)
         places.take(kind.kind)
-        place = Place(store, blobs, settings.max_inline_bytes, Processes(), Batches(), places, Beat())
-        attempt = Attempt(processor, claim, begun.lease, begun.record, place, context_type=Report)
+        tools = Tools(store, blobs, settings.max_inline_bytes, Processes(), Batches(), places, Beat())
+        attempt = Attempt(processor, claim, begun.lease, begun.record, tools, context_type=Report)
         renewal = Renewal(store.renewer(name), store.lease_seconds)
         renewal.start()
         renewal.add(attempt)

@@ -23,7 +23,7 @@ from gateway.blobs import Blobs
 from gateway.config import Settings
 from gateway.errors import ConfigurationError, Unavailable
 from gateway.store import Claim, Store, until_available
-from processors.attempt import Attempt, Place, Stop
+from processors.attempt import Attempt, Stop, Tools
 from processors.backoff import Backoff
 from processors.batching import Batches
 from processors.beat import Beat
@@ -71,7 +71,7 @@ class Worker:
         self._batches = Batches()
         self._lifespans = Lifespans()
         self._places = Places(processors, concurrency, hangs=self._batches.hang)
-        self._place = Place(store, blobs, max_inline_bytes, self._processes, self._batches, self._places, Beat())
+        self._tools = Tools(store, blobs, max_inline_bytes, self._processes, self._batches, self._places, Beat())
         self._concurrency = concurrency
         self._stop_grace_seconds = stop_grace_seconds
         self._stopping = asyncio.Event()
@@ -321,7 +321,7 @@ class Worker:
         if begun.lease is None or begun.record is None:
             logger.debug("job %s is not begun: %s", claim.job, begun.outcome)
             return
-        attempt = Attempt(self._processors[claim.kind], claim, begun.lease, begun.record, self._place)
+        attempt = Attempt(self._processors[claim.kind], claim, begun.lease, begun.record, self._tools)
         self._attempts.add(attempt)
         self._renewal.add(attempt)
         if self._handing_back:
