@@ -347,7 +347,8 @@ async def depths(store: Store, **wanted: tuple[int, int]) -> bool:
 
 
 async def waits_to_go_on(store: Store, job: str) -> bool:
-    """Whether a parent has asked for a place, and there was none."""
+    """Whether a parent has asked for a place, and there was none; at once wrong if it has gone on."""
+    assert "parent" not in CALLS
     score = await store._client.zscore(store._keys.kind("one_at_a_time")[2], job)
     return score is not None and score < 0
 
