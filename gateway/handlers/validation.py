@@ -28,6 +28,8 @@ _IN_LOOP_BYTES: Final = 4096
 _IN_LOOP_RULES: Final = 300
 # An input of the greatest size that is one list of digits takes two thirds of this, and some seconds of a core.
 _MOST_RULES: Final = 200_000
+# They take the interpreter in turns with the loop: more of them at once would only keep everybody's streams waiting.
+_THREADS: Final = 2
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -47,6 +49,8 @@ class Validators:
 
         self._formats.checks("upstream-url", raises=Refused)(is_allowed)
         self._compiled: dict[str, tuple[dict[str, Any], Validator]] = {}
+        self._threads = asyncio.Semaphore(_THREADS)
+        self._threads = asyncio.Semaphore(_THREADS)
 
     async def check(self, kind: KindDocument, value: Any, *, urls: bool = True) -> None:
         """Raises `InvalidInput`, naming every wrong field and why; `urls`: whether its URLs must be listed."""
@@ -54,7 +58,7 @@ class Validators:
         if not urls:
             validator = validator.evolve(format_checker=None)
         try:
-            errors = await _checked(validator, value)
+            errors = await self._errors(validator, value)
         except TooComplex:
             raise InvalidInput(
                 f"The input takes too long to check: its parts fit too many alternatives of the kind {kind.kind}'s"
@@ -66,6 +70,16 @@ class Validators:
             # What is wrong with nothing but an address has a code of its own.
             code = errors[0].get("code") if len(errors) == 1 else None
             raise InvalidInput(_detail(errors, f"the kind {kind.kind}"), errors=errors, code=code)
+
+    async def _errors(self, validator: Validator, value: Any) -> list[dict[str, str]]:
+        """What is wrong with a value. Raises `TooComplex`."""
+        if len(to_json(value)) <= _IN_LOOP_BYTES:
+            try:
+                return _schema_errors(validator, value, _IN_LOOP_RULES)
+            except TooComplex:
+                pass
+        async with self._threads:
+            return await asyncio.to_thread(_schema_errors, validator, value, _MOST_RULES)
 
     def check_url(self, field: str, url: str) -> None:
         """Raises `InvalidInput` for a URL that may not be called."""
@@ -84,16 +98,6 @@ class Validators:
         validator = cls(kind.input_schema, registry=Registry(), format_checker=self._formats)
         self._compiled[kind.kind] = (kind.input_schema, validator)
         return validator
-
-
-async def _checked(validator: Validator, value: Any) -> list[dict[str, str]]:
-    """What is wrong with a value. Raises `TooComplex`."""
-    if len(to_json(value)) <= _IN_LOOP_BYTES:
-        try:
-            return _schema_errors(validator, value, _IN_LOOP_RULES)
-        except TooComplex:
-            pass
-    return await asyncio.to_thread(_schema_errors, validator, value, _MOST_RULES)
 
 
 def _schema_errors(validator: Validator, value: Any, most_rules: int) -> list[dict[str, str]]:

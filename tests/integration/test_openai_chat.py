@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
+from pydantic_core import to_json
 
+from gateway.documents import KindDocument
+from gateway.handlers.context import HUB
 from gateway.store import Store
 from tests.faults import wait_until
 from tests.llm_jobs import ASK, llm_worker
@@ -214,6 +218,26 @@ async def test_a_stream_that_fails_raises_after_its_text(client: openai.AsyncOpe
     with pytest.raises(openai.APIError) as caught:
         await read()
     assert (heard, caught.value.code) == ("The answer", "llm_broke_off")
+
+
+@pytest.mark.parametrize(("path", "field"), [("chat/completions", "messages"), ("responses", "input")])
+async def test_a_held_request_keeps_nothing_of_its_body(store: Store, tmp_path: Path, path: str, field: str) -> None:
+    """It may wait for an hour, and what it brought may be tens of megabytes."""
+    mark = f"a text of {field} that stands nowhere else"
+    parts = [{"type": "text", "text": mark}]
+    body = to_json({"model": "m", field: [{"role": "user", "content": parts}]})
+    await store.register_kind(KindDocument(kind="llm", files="optional"))
+    async with gateway_for(store, tmp_path / "data") as gateway:
+        asking = asyncio.create_task(gateway.post(f"/openai/v1/{path}", data=body))
+        await wait_until(lambda: gateway.app[HUB].listeners)
+
+        gc.collect()
+        # This list is the test's own; a dictionary of texts alone would not be among what is collected.
+        kept = [one for one in gc.get_objects() if type(one) is list and one == parts and one is not parts]
+
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    assert kept == []
 
 
 async def test_without_a_worker_the_door_says_what_to_start(store: Store, tmp_path: Path) -> None:

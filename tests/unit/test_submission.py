@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -172,6 +173,25 @@ def test_a_schema_that_contains_itself_twice_costs_no_power_of_the_depth(monkeyp
         asyncio.run(Validators(Upstreams()).check(KindDocument(kind="k", input_schema=schema), {"tree": tree}))
 
     assert refused.value.code == "input_too_complex"
+
+
+async def test_few_large_inputs_are_checked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait for their turn, and the event loop doesn't wait for all of them."""
+    inside, most, two_are_in = 0, 0, threading.Barrier(2)
+
+    def check(*_: object) -> list[dict[str, str]]:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        two_are_in.wait(10)
+        inside -= 1
+        return []
+
+    monkeypatch.setattr("gateway.handlers.validation._schema_errors", check)
+    validators, large = Validators(Upstreams()), {"a": "x" * 5000}
+    await asyncio.gather(*(validators.check(KindDocument(kind="k"), large) for _ in range(6)))
+
+    assert most == 2
 
 
 def test_an_unknown_option_is_named_with_the_known_ones() -> None:

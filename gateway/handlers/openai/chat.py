@@ -45,6 +45,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     check_messages(body)
     submitted = await ask(request, body)
     model = str(body.get("model", ""))
+    # Images are tens of megabytes, and the answer may take an hour.
+    del body
     if not streams:
         return await held_result(request, submitted, _completion)
     response = await begin_stream(request, submitted)

@@ -44,6 +44,8 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     if len(to_json(kept)) > _MAX_KEPT_BYTES:
         kept = {name: value for name, value in kept.items() if name not in {"instructions", "tools", "text"}}
     submitted = await ask(request, asked, kept)
+    # Images are tens of megabytes, and the answer may take an hour.
+    del body, asked, kept
     if streams:
         return await _stream(request, submitted, -1)
     if background:
