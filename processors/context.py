@@ -308,6 +308,10 @@ class Context:
 
         It gets SIGTERM when the attempt is to stop, and SIGKILL at the end of the block or of the attempt; so does
         what it starts in turn. The options are those of `asyncio.create_subprocess_exec`.
+
+        Raises:
+            FileNotFoundError: There is no such program.
+            ConfigurationError: The system has no process groups: it is Windows.
         """
         return self._children.start(*command, **options)
 

@@ -122,7 +122,7 @@ def processor(
             in a thread; an async one is awaited. A generator goes on behind its `yield` when the worker stops. With
             `run_in="process"` it is called once in each child process, whose end is a kill: no generator then.
         run_in: `process` runs a plain function in a child process, which is killed where it must stop: for code that
-            keeps the interpreter to itself, leaks, crashes, or ignores its cancel.
+            keeps the interpreter to itself, leaks, crashes, or ignores its cancel. A worker on Windows refuses it.
         memory_bytes: Most address space of such a child; 0 is no limit. Beyond it the attempt fails with
             `out_of_memory`.
         max_batch: The function does up to so many jobs in one call, `(contexts, inputs)`, and returns a list with a
