@@ -7,6 +7,8 @@
  *   `SyntaxError` for bad JSON
  */
 
+import { GatewayError } from "./errors.js";
+
 // A kind names what matters most first; what comes after these is folded away, unless it is needed.
 const FIRST_FIELDS = 3;
 
@@ -29,9 +31,13 @@ export function buildForm(container, schema) {
     container.append(more);
   }
   return {
-    /** What was filled in; what is empty is left out, so that the kind's own default holds. @returns {Record<string, unknown>} */
+    /**
+     * What was filled in; what is empty is left out, so that the kind's own default holds. Throws a `GatewayError` that
+     * names the field where one holds no JSON and should.
+     * @returns {Record<string, unknown>}
+     */
     read() {
-      const values = fields.map(({ name, read }) => /** @type {const} */ ([name, read()]));
+      const values = fields.map((field) => /** @type {const} */ ([field.name, readField(field)]));
       return Object.fromEntries(values.filter(([, value]) => value !== undefined));
     },
     /** Show which fields are wrong, and lead to the first. @param {string[]} names such as `dpi`, or `list.0.dpi` for a part */
@@ -46,6 +52,17 @@ export function buildForm(container, schema) {
     },
     hasRequired: required.size > 0,
   };
+}
+
+/** @param {Field} field */
+function readField({ name, read }) {
+  try {
+    return read();
+  } catch (error) {
+    if (!(error instanceof SyntaxError)) throw error;
+    const message = "this is no valid JSON";
+    throw new GatewayError({ code: "invalid_input", detail: `${name}: ${message}.`, errors: [{ field: name, message }] }, { cause: error });
+  }
 }
 
 /**

@@ -229,7 +229,7 @@ async function submit() {
     go(job.id, job);
   } catch (error) {
     show("start");
-    showProblem(error instanceof SyntaxError ? new Error("One of the fields holds no valid JSON.") : error);
+    showProblem(error);
   } finally {
     files = [];
     showFiles();

@@ -67,7 +67,7 @@ test("a question is a chat, and a whole chat can be given as JSON", () => {
   assert.deepEqual(read(" "), {});
   assert.deepEqual(read("Why?"), { messages: [{ role: "user", content: "Why?" }] });
   assert.deepEqual(read('[{"role": "system", "content": "Be brief."}]'), { messages: [{ role: "system", content: "Be brief." }] });
-  assert.throws(() => read("[nothing"), SyntaxError);
+  assert.throws(() => read("[nothing"), { message: "messages: this is no valid JSON.", code: "invalid_input" });
 });
 
 test("a wrong field is marked and led to, wherever it is folded away, until the next try", () => {

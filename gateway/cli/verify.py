@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _DEFAULT_URL: Final = "http://127.0.0.1:8080"
 _MARKS: Final = {"holds": ("✓", "green"), "fails": ("✗", "red"), "not_tested": ("–", "dim")}
 _EPILOG: Final = """\
-It submits about ten short jobs of the kind `probe` (which `outlast up` serves), and some that start in an hour and are
+It submits about six short jobs of the kind `probe` (which `outlast up` serves), and some that start in an hour and are
 cancelled before. It takes a little longer than --run-quiet and --silence together. What can't be seen from outside,
 such as the death of a worker, is listed as not tested: docs/guarantees.md names the tests for it.
 
