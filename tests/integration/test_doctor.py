@@ -363,18 +363,27 @@ async def test_a_gateway_without_probes_is_undecided(store: Store, tmp_path: Pat
     assert (report.outcome, codes(report)) == (Outcome.UNDECIDED, ("", []))
 
 
-@pytest.mark.parametrize("free", [0, 2, 12])
-async def test_where_other_doctors_measure_it_says_so_and_blames_nobody(gateway: Gateway, free: int) -> None:
+async def test_where_other_doctors_measure_it_says_so_and_blames_nobody(gateway: Gateway) -> None:
     """The gateway's 429 is no hop that eats streams, sockets or errors, from whichever probe on it comes."""
-    with ExitStack() as stack:
-        for _ in range(MOST_AT_ONCE - free):
-            stack.enter_context(gateway.app[PROBES].places.place("probe"))
-        report = await ask(gateway.url)
+    for free in (0, 2, 12):
+        with ExitStack() as stack:
+            for _ in range(MOST_AT_ONCE - free):
+                stack.enter_context(gateway.app[PROBES].places.place("probe"))
+            report = await ask(gateway.url)
 
-    assert (report.outcome, codes(report)) == (Outcome.UNDECIDED, ("", []))
-    printed = on_screen(report)
-    assert "Run it again in half a minute." in printed
-    assert f"next  outlast doctor {gateway.url}/\n" in printed
+        assert (report.outcome, codes(report)) == (Outcome.UNDECIDED, ("", [])), free
+        printed = on_screen(report)
+        assert "Run it again in half a minute." in printed
+        assert f"next  outlast doctor {gateway.url}/\n" in printed
+
+
+async def test_a_place_that_is_gone_between_two_handshakes_is_no_closed_socket() -> None:
+    """The first was let in, the second hears 429."""
+    async with _Talker(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n") as full:
+        probes = Probes(Target(full.url, {}, TOKEN), Pace(SCALE))
+        await probes._talk(0)
+
+    assert probes.crowded
 
 
 async def test_a_wrong_token_is_told(gateway: Gateway) -> None:
