@@ -271,14 +271,16 @@ def test_a_worker_that_is_frozen_shows_as_silent_while_the_stream_stays_open(sho
 
 
 def test_switching_the_transport_in_the_middle_keeps_the_place(shown: JobPage) -> None:
-    """From SSE to WebSocket and back."""
-    shown.choose_file(pages=2, lines=20, pause_seconds=0.1)
+    """From SSE to WebSocket and back, in a job that is long enough for any machine."""
+    shown.choose_file(pages=9, lines=50, pause_seconds=0.1)
     shown.until_lines(2)
 
     shown.use("WebSocket")
     shown.until_lines(8)
     shown.use("SSE")
-    shown.until("Done")
+    shown.until_lines(14)
+    shown.page.get_by_role("button", name="Cancel").click()
+    shown.until("Cancelled")
 
     assert shown.tally() == {"events received": shown.logged_events(), "missed": 0, "repeated": 0, "reconnects": 2}
 
