@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeVar
 
 import hiredis
+from redis.exceptions import RedisError
 
-from gateway.errors import Unavailable
+from gateway.errors import ConfigurationError, Unavailable
 from gateway.store.clients import SOCKET_TIMEOUT_SECONDS, Identity
 from gateway.store.deployment import Address
 from gateway.store.scripts import Script
@@ -28,6 +30,9 @@ T = TypeVar("T")
 
 # So many leave at once; fewer wait for the end of the loop's turn, which is long where there are so many.
 _FULL: Final = 32
+# Where a master can be replaced: who answers so late may have been, and not know it yet. What is asked every second
+# elsewhere is asked before anything more is sent there.
+_LATE_SECONDS: Final = 1.0
 # After these errors of one call the connection is of no use to the next ones either.
 _USELESS: Final = ("READONLY", "LOADING", "MASTERDOWN")
 
@@ -123,6 +128,9 @@ class Convoy:
                 road.task = tasks.create_task(road.run(), name=f"store sends appends to {address}")
 
     async def _go_round(self, call: _Call) -> None:
+        # Whoever goes round may have met a server that is no master any more. This is one question for all of them.
+        with suppress(RedisError, OSError, ConfigurationError):
+            await self.topology.refresh()
         try:
             answer = await self._ordinary(call.keys, call.args)
         except Exception as error:  # noqa: BLE001 - the caller hears of it; the appends of all others go on
@@ -183,10 +191,12 @@ class _Road:
     async def _stay(self, wire: Wire) -> None:
         """Return when the connection is lost, or the oldest call has waited for too long."""
         while not wire.lost.done():
-            # Not wait_for: on Python 3.11 it may swallow the cancellation that ends this loop.
-            await asyncio.wait({wire.lost}, timeout=SOCKET_TIMEOUT_SECONDS / 3)
-            if self._under_way and self._loop.time() - max(wire.heard_at, self._waits_since) > SOCKET_TIMEOUT_SECONDS:
+            since = self._waits_since if self._under_way else self._loop.time()
+            left = since + SOCKET_TIMEOUT_SECONDS - self._loop.time()
+            if left <= 0:
                 return
+            # Not wait_for: on Python 3.11 it may swallow the cancellation that ends this loop.
+            await asyncio.wait({wire.lost}, timeout=left)
 
     def _depart(self) -> None:
         calls, self._leaving = [call for call in self._leaving if not call.answer.done()], []
@@ -206,6 +216,11 @@ class _Road:
         if not self._under_way:
             raise ConnectionError("an answer that nobody waits for")
         call = self._under_way.popleft()
+        now = self._loop.time()
+        if now - self._waits_since > _LATE_SECONDS and self._convoy.topology.period_seconds is not None:
+            self._convoy.detour(call)
+            raise ConnectionError("it answers late, and may be no master any more")
+        self._waits_since = now
         if isinstance(reply, hiredis.ReplyError):
             self._convoy.detour(call)
             if str(reply).startswith(_USELESS):

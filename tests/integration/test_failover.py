@@ -63,8 +63,9 @@ class Listening(Collector):
 class Load:
     """Jobs that are submitted, worked on and listened to, all the time."""
 
-    def __init__(self, store: Store, hub: Hub) -> None:
-        self.store = store
+    def __init__(self, stores: list[Store], hub: Hub) -> None:
+        self.stores = stores
+        self.store = stores[0]
         self._hub = hub
         self.accepted: dict[str, Listening] = {}
         self.refused = 0
@@ -134,7 +135,7 @@ async def load(url: str, prefix: str, blobs: Blobs, *, durability: Durability = 
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
             await asyncio.gather(*(worker.ready.wait() for worker in workers))
-        under = Load(stores[0], hub)
+        under = Load(stores, hub)
         submitting = asyncio.create_task(under.submit_on())
         tasks.append(submitting)
         yield under
@@ -202,9 +203,15 @@ async def test_a_sentinel_master_that_hangs_is_left(own_sentinel: SentinelTrio, 
         old.stop()
         try:
             await wait_until(lambda: _is_new(own_sentinel, old), what="a new master")
+            # Until they have heard of it, nothing tells them that the old one isn't the master any more.
+            await wait_until(lambda: all(_knows_another(store, old) for store in under.stores))
         finally:
             old.go_on()
         await under.busy(8)
+
+
+def _knows_another(store: Store, old: RedisProcess) -> bool:
+    return old.port not in {address.port for address in store._topology.masters}
 
 
 async def _is_new(trio: SentinelTrio, old: RedisProcess) -> bool:
@@ -226,7 +233,7 @@ async def test_a_killed_cluster_master_loses_no_accepted_job(
         await under.busy(8)
 
         await wait_until(lambda: under.store.feed.connected)
-        assert old.port not in {address.port for address in under.store._topology.masters}
+        assert _knows_another(under.store, old)
 
 
 async def test_a_planned_failover_of_a_cluster_master_is_hardly_noticed(
