@@ -265,9 +265,6 @@ async def main(given: argparse.Namespace) -> None:
                 )
                 for rate in (*given.rate, 0.0):
                     # All ways at one pace before the next pace: what else the machine does then meets all of them.
-                    if given.only:
-                        await ways[2].measure(given, rate)
-                        continue
                     _, theirs, ours = [await way.measure(given, rate) for way in ways]
                     whole = theirs["relay"] / sum(ours.values())
                     print(
@@ -286,7 +283,6 @@ if __name__ == "__main__":
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--deltas", type=int, default=500)
     parser.add_argument("--rate", type=float, nargs="*", default=[10.0])
-    parser.add_argument("--only", action="store_true")
     parser.add_argument("--upstream", help=argparse.SUPPRESS)
     parser.add_argument("--peer", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
