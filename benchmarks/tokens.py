@@ -8,10 +8,10 @@ The peer is FastAPI with sse-starlette and httpx, passing the chunks on as they 
 and can't resume. Ours is a gateway process, a worker process and Valkey. CPU time is that of each process, per token on
 a client's socket.
 
-Paced, each stream has `rate` tokens a second, beginning at a moment of its own: how late a token is, once all streams
-have begun. At full speed the model server writes a whole answer into the buffers of its connection as soon as it is
-asked. A token's delay is then the length of that queue, and less for whoever asks late; so there what counts is the CPU
-time, and when half of the tokens, and the last one, have come.
+All streams begin together: the model server waits until all have asked. Paced, each has `rate` tokens a second, in step
+with no other. At full speed the model server writes as fast as it can into the buffers of its connections, faster than
+all others on the same cores can be; a token is then late by the length of that queue, and what counts is the CPU time,
+and when half of the tokens, and the last one, have come.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ async def main(given: argparse.Namespace) -> None:
                     whole = theirs["relay"] / sum(ours.values())
                     print(
                         f"  CPU time, relay / gateway: {theirs['relay'] / ours['gateway']:.1f},"
-                        f" relay / (gateway and worker): {whole:.1f}"
+                        f" relay / (gateway, worker and Valkey): {whole:.1f}"
                     )
             finally:
                 for process in processes:
