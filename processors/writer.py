@@ -318,6 +318,9 @@ class Writer:
         self._note(departed, answer.result())
         if self._on_the_beat:
             self._leave_on_the_beat()
+        elif self._waiting:
+            # More than one batch holds.
+            self._wake.set()
 
     def _seal_progress(self) -> None:
         data, self._progress = self._progress, None

@@ -429,6 +429,16 @@ async def test_text_that_is_said_while_text_is_under_way_leaves_with_its_answer(
         assert bench.log.sent == [1, 2, 3]
 
 
+async def test_all_channels_leave_on_a_beat_also_those_beyond_one_batch() -> None:
+    """Nothing else would wake the flusher for the rest."""
+    async with at_work() as bench:
+        for channel in range(MAX_BATCH_EVENTS + 1):
+            await bench.writer.delta(str(channel), "a")
+        await wait_until(lambda: len(bench.log.appended) == MAX_BATCH_EVENTS + 1)
+
+        assert bench.log.sent == [1, 2]
+
+
 async def test_an_end_waits_for_the_text_that_left_on_the_beat() -> None:
     """Or its number would be taken twice."""
     async with at_work() as bench:
