@@ -152,7 +152,8 @@ async def test_a_cursor_of_another_job_gets_only_its_own_jobs_events(gateway: Ga
     ended = await end(store, lease, batch=2)
     other = two if lease.job == one.id else one
     await store.cancel(other.id, "local", "")
-    foreign = Cursor(2, (ended.last.time_ms or 0) + 1)
+    # Before the other job had an event 2.
+    foreign = Cursor(2, (ended.last.time_ms or 0) - 1)
 
     found, _ = await messages(gateway, f"/v1/jobs/{other.id}/events", **{"Last-Event-ID": str(foreign)})
 
