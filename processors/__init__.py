@@ -21,8 +21,9 @@ from gateway.errors import LeaseLost
 from processors.context import Context, SyncContext
 from processors.errors import ProcessorError, Rejected, Retry, StepFailed
 from processors.files import InputFile, SyncInputFile
-from processors.pipeline import Done, pipeline, step
+from processors.pipeline import pipeline, step
 from processors.processor import Processor, load_processors, processor
+from processors.row import Done
 
 if TYPE_CHECKING:
     from processors.reporter import AsyncReporter, Reporter

@@ -1,6 +1,6 @@
 """Pipelines: a kind that is made of other kinds, one step after another.
 
-    invoice = pipeline("invoice", step("ocr") >> step("llm", input=ask_for_fields) >> step(check), files="required")
+    invoice = pipeline("invoice", ocr >> step("llm", input=ask_for_fields) >> check, files="required")
 
 is short for an async processor that calls `ctx.run` for each step; what needs more than a row is written as one.
 """
@@ -8,10 +8,9 @@ is short for an async processor that calls `ctx.run` for each step; what needs m
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,46 +18,11 @@ from gateway.errors import ConfigurationError
 from processors.context import Context
 from processors.errors import ProcessorError, Rejected, said_by
 from processors.processor import Processor, processor
+from processors.row import Done, Row, Step
 from processors.text import check_step_name
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-class Done(NamedTuple):
-    """What a step's input can be made of: the pipeline's own input, and the results so far."""
-
-    input: Any
-    results: Mapping[str, Any]
-    """The result of each step by its name."""
-    previous: Any
-    """The result of the step before this one; None for the first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step of a pipeline; `a >> b` puts one after another."""
-
-    kind: str
-    name: str
-    weight: float
-    input: Callable[[Done], Any] | None
-    each: Callable[[Done], Iterable[Any]] | None
-    limit: int
-    files: bool | None
-
-    def __rshift__(self, following: Step | Steps) -> Steps:
-        return Steps((self,)) >> following
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """Steps in their order."""
-
-    steps: tuple[Step, ...]
-
-    def __rshift__(self, following: Step | Steps) -> Steps:
-        return Steps((*self.steps, *(following.steps if isinstance(following, Steps) else (following,))))
 
 
 def step(
@@ -96,7 +60,7 @@ def step(
 
 def pipeline(
     kind: str,
-    steps: Step | Steps,
+    steps: Row,
     *,
     input: Any = dict[str, Any],
     result: Any = Any,
@@ -105,10 +69,13 @@ def pipeline(
 ) -> Processor:
     """Make a kind of a row of steps: one job to a client, whose result is that of the last step.
 
+    `steps` is `a >> b >> c`, where each is a `step` or a processor; with names alone, `step("a") >> step("b")`.
     `input` and `result` are the types that a processor's annotations would name; `options` are those of `processor`.
     """
-    row = steps.steps if isinstance(steps, Steps) else (steps,)
+    row = steps.steps
     names = [one.name for one in row]
+    for name in names:
+        check_step_name(name)
     if len(set(names)) < len(names):
         raise ConfigurationError(f"The pipeline {kind!r} has two steps of one name; give one of them another.")
     promised: TypeAdapter[Any] = TypeAdapter(result)

@@ -22,6 +22,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from gateway.documents import KindDocument
 from gateway.errors import ConfigurationError
 from gateway.protocol import DAY_SECONDS, KIND_PATTERN
+from processors.row import Row, Step, Steps
 
 _KIND: Final = re.compile(KIND_PATTERN, re.ASCII)
 
@@ -66,6 +67,14 @@ class Processor:
     def module(self) -> str:
         """The module that it is found in by its name."""
         return self.function.__module__
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Itself as the one step of a row, named as its kind."""
+        return (Step(self.kind, self.kind),)
+
+    def __rshift__(self, following: Row) -> Steps:
+        return Steps((*self.steps, *following.steps))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)

@@ -150,8 +150,20 @@ SUM = pipeline(
     >> step("double", "last", input=add_up),
     result=int,
 )
+
+
+@processor("add_one")
+async def add_one(_: Context, input: dict[str, int]) -> dict[str, int]:
+    """What the next step takes as it is."""
+    return {"number": input["number"] + 1}
+
+
+PLAIN = pipeline("plain", add_one >> double, result=int)
 CAPPED = (one_at_a_time, gated, of_itself)
-KINDS = {one.kind: one for one in (double, endless, twice_double, half_planned, from_a_thread, waits_for_ever, SUM)}
+KINDS = {
+    one.kind: one
+    for one in (double, endless, twice_double, half_planned, from_a_thread, waits_for_ever, SUM, PLAIN, add_one)
+}
 
 
 @pytest.fixture(autouse=True)
@@ -406,6 +418,16 @@ async def test_a_pipeline_hands_results_on(store: Store, blobs: Blobs) -> None:
     assert sorted(CALLS) == [0, 1, 2, 2, 3, 16]
     assert SUM.document.description == "first >> each >> last."
     assert SUM.document.result_schema == {"type": "integer"}
+
+
+async def test_processors_stand_in_a_row_as_they_are(store: Store, blobs: Blobs) -> None:
+    """A step that is nothing but its kind needs no more words."""
+    async with working(store, blobs):
+        record = await end_of(store, await submit(store, PLAIN, number=2))
+
+    assert record.end_data() == {"result": 6}
+    assert PLAIN.document.description == "add_one >> double."
+    assert [one.name for one in (step("a") >> add_one >> double).steps] == ["a", "add_one", "double"]
 
 
 def test_a_pipeline_with_two_steps_of_one_name_is_refused() -> None:
