@@ -10,6 +10,7 @@ import redis.asyncio as redis
 from gateway.store import Store
 from gateway.store.clients import open_server
 from gateway.store.deployment import Deployment
+from gateway.store.wire import Wire
 from tests.faults import PATIENCE_SECONDS, wait_until
 
 
@@ -47,3 +48,20 @@ def test_a_connection_that_was_lost_under_uvloop_is_an_outage_and_no_defect(valk
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(ask_over_a_lost_connection())
+
+
+def test_a_command_on_a_feed_that_is_ending_goes_nowhere(valkey: str) -> None:
+    """A listener comes or goes in the moment between the loss of the connection and its being noticed: no defect."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def send_on_an_ending_connection() -> None:
+        deployment = Deployment.parse(valkey)
+        wire = await Wire.open(deployment, deployment.seeds[0], lambda _: None, "test")
+        wire.abort()
+        await wire.lost
+        wire.send(b"PING")
+        wire.send_all([("PING",)])
+
+    for factory in (uvloop.new_event_loop, asyncio.new_event_loop):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(send_on_an_ending_connection())
