@@ -48,5 +48,6 @@ def _test(tree: Path, tests: list[str], said: Path) -> None:
 
     # What the tests of the table don't need and costs a second or two to import.
     left_out = [word for plugin in _LEFT_OUT for word in ("-p", f"no:{plugin}")]
-    options = ["-q", "-x", *left_out, f"--timeout={_TEST_SECONDS}"]
+    # In the folder that they share otherwise, trials side by side remove each other's.
+    options = ["-q", "-x", *left_out, f"--timeout={_TEST_SECONDS}", f"--basetemp={tree / 'tmp'}"]
     sys.exit(_FIRST_CODE + int(pytest.main([*options, *tests])))
