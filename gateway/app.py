@@ -6,9 +6,8 @@ import asyncio
 import gc
 import logging
 import random
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import wraps
 from typing import Any, Final, TypeVar
 
@@ -54,6 +53,7 @@ from gateway.hub import Hub
 from gateway.limits import Door, StreamLimit, door_guard
 from gateway.metrics import Registry
 from gateway.openapi import docs_page, openapi_document
+from gateway.signals import on_stop_signals
 from gateway.slow_routes import SlowRoute, load_routes
 from gateway.static import client_files
 from gateway.store import Store, until_available
@@ -334,14 +334,7 @@ class _Signals:
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
         self._stopped_at = 0.0
-        self._listen()
-
-    def _listen(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # Not on Windows, where a signal ends the process as it always does.
-            with suppress(NotImplementedError):
-                loop.add_signal_handler(number, self._came)
+        on_stop_signals(self._came)
 
     def _came(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -12,7 +12,6 @@ import gc
 import logging
 import os
 import secrets
-import signal
 import socket
 from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping
@@ -22,6 +21,7 @@ from typing import Any, Final
 from gateway.blobs import Blobs
 from gateway.config import Settings
 from gateway.errors import ConfigurationError, Unavailable
+from gateway.signals import on_stop_signals
 from gateway.store import Claim, Store, until_available
 from processors.attempt import Attempt, Stop, Tools
 from processors.backoff import Backoff
@@ -393,11 +393,7 @@ async def _serve(settings: Settings, processors: Mapping[str, Processor]) -> int
             stop_grace_seconds=settings.stop_grace_seconds,
             max_inline_bytes=settings.max_inline_bytes,
         )
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # Not on Windows, where a signal ends the process as it always does.
-            with suppress(NotImplementedError):
-                loop.add_signal_handler(number, worker.stop)
+        on_stop_signals(worker.stop)
         # What the imports made stays for ever: a full collection that walks it would hold up every attempt for it.
         gc.collect()
         gc.freeze()

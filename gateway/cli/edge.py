@@ -43,18 +43,14 @@ def _edge(args: argparse.Namespace) -> int:
 
 async def _serve(args: argparse.Namespace) -> int:
     import asyncio
-    import signal
-    from contextlib import suppress
 
     from gateway.edge import chain, load_profile
+    from gateway.signals import on_stop_signals
 
     names = args.chain.split(",") if args.chain else [args.profile]
     profiles = [load_profile(name.strip()) for name in names]
     stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Not on Windows, where a signal ends the process as it always does.
-        with suppress(NotImplementedError):
-            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    on_stop_signals(stopped.set)
     options = {"time_scale": args.time_scale, "seed": args.seed, "marked": not args.unmarked}
     async with chain(profiles, args.origin, host=args.host, port=args.port, **options) as hops:
         for hop in hops:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from gateway.child import Child
 from gateway.errors import ConfigurationError
+from gateway.signals import on_stop_signals
 
 # For a worker that is told to stop: longer than a function may take to obey.
 _STOP_SECONDS: Final = 30.0
@@ -42,9 +42,7 @@ def run_reloading(arguments: Sequence[str]) -> int:
 async def _keep_new(command: Sequence[str], watch: Any) -> int:
     console = Console(stderr=True, highlight=False)
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    on_stop_signals(stop.set)
     environment = os.environ | {"OUTLAST_STOP_GRACE_SECONDS": "0"}
     child = await Child.start(*command, environment=environment)
     telling = asyncio.create_task(_tell_of_end(child, console), name="tells of the worker's end")

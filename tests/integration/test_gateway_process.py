@@ -105,7 +105,7 @@ async def test_a_gateway_with_another_folder_refuses_to_start(
 def run_gateway_without_signals(settings: Settings) -> int:
     """`run_gateway` in a thread, where signals can't be handled."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gateway.app._Signals._listen", lambda self: None)
+        patch.setattr("gateway.app.on_stop_signals", lambda call: None)
         return run_gateway(settings)
 
 
