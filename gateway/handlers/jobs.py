@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 from pydantic import BaseModel, Field
 
 from gateway.documents import JobDocument
-from gateway.errors import BadRequest, Conflict, Gone, NotFound, TooLarge
+from gateway.errors import BadRequest, Conflict, Gone, NotFound
 from gateway.handlers.context import (
     BLOBS,
     HUB,
@@ -33,9 +33,8 @@ from gateway.handlers.streams import (
     requested_seconds,
     stream,
 )
-from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import checked_key
-from gateway.handlers.uploads import Received, body_chunks
+from gateway.handlers.uploads import Received, small_json
 from gateway.handlers.validation import validated
 from gateway.protocol import START, State
 from gateway.requests import JobRequest
@@ -45,6 +44,7 @@ from gateway.store import JobRecord, Submitted
 _ASK_AGAIN_SECONDS: Final = "2"
 _MAX_LISTED: Final = 200
 _MAX_REASON_BODY: Final = 16 * 1024
+_LONG_REASON: Final = f"The body of a cancel has at most {_MAX_REASON_BODY} bytes."
 
 
 class JobList(BaseModel):
@@ -196,7 +196,7 @@ async def cancel_job(request: web.Request) -> web.Response:
     """`POST /v1/jobs/{job}/cancel`."""
     wait = preferred_wait(request, default=DEFAULT_WAIT_SECONDS, most=MAX_WAIT_SECONDS)
     record = await owned_job(request)
-    asked = validated(CancelRequest, await _small_json(request))
+    asked = validated(CancelRequest, await small_json(request, _MAX_REASON_BODY, _LONG_REASON))
     record = await request.app[STORE].cancel(record.id, principal(request), asked.reason)
     headers = {}
     if wait is not None:
@@ -273,16 +273,6 @@ def _json(model: BaseModel, *, status: int = 200) -> web.Response:
         content_type="application/json",
         headers={"Cache-Control": "no-store"},
     )
-
-
-async def _small_json(request: web.Request) -> Any:
-    """An optional small JSON body; an empty object where there is none."""
-    body = bytearray()
-    async for chunk in body_chunks(request, request.app[SETTINGS].max_upload_bytes):
-        body += chunk
-        if len(body) > _MAX_REASON_BODY:
-            raise TooLarge(f"The body of a cancel has at most {_MAX_REASON_BODY} bytes.")
-    return read_json(body, "The body") if body.strip() else {}
 
 
 # --- routes -----------------------------------------------------------------------------------------------------------

@@ -315,6 +315,19 @@ async def body_chunks(request: web.Request, limit: int) -> AsyncGenerator[bytes,
         yield chunk
 
 
+async def small_json(request: web.Request, most: int, complaint: str) -> Any:
+    """An optional small JSON body; an empty object where there is none.
+
+    Raises `TooLarge` with the complaint for more than `most` bytes, and what `read_json` does.
+    """
+    body = bytearray()
+    async for chunk in body_chunks(request, request.app[SETTINGS].max_upload_bytes):
+        body += chunk
+        if len(body) > most:
+            raise TooLarge(complaint)
+    return read_json(body, "The body") if body.strip() else {}
+
+
 @contextmanager
 def _multipart_errors() -> Iterator[None]:
     """What aiohttp's reader raises for a boundary that is missing, a header that is none, a body that breaks off."""

@@ -50,7 +50,6 @@ class Validators:
         self._formats.checks("upstream-url", raises=Refused)(is_allowed)
         self._compiled: dict[str, tuple[dict[str, Any], Validator]] = {}
         self._threads = asyncio.Semaphore(_THREADS)
-        self._threads = asyncio.Semaphore(_THREADS)
 
     async def check(self, kind: KindDocument, value: Any, *, urls: bool = True) -> None:
         """Raises `InvalidInput`, naming every wrong field and why; `urls`: whether its URLs must be listed."""

@@ -18,9 +18,8 @@ from gateway.event_text import encode_event_tail
 from gateway.handlers.context import BLOBS, SETTINGS, STORE
 from gateway.handlers.documents import job_document
 from gateway.handlers.routes import Answer, Parameter, Route
-from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import checked_key
-from gateway.handlers.uploads import body_chunks
+from gateway.handlers.uploads import body_chunks, small_json
 from gateway.handlers.validation import validated
 from gateway.handlers.worker_events import CLOSING, ReportRequest, Retrying, checked_events, problem_of
 from gateway.protocol import INDEX_PATTERN, TERMINAL_TYPES, EventType
@@ -29,6 +28,7 @@ from gateway.store import Appended, JobRecord, Lease, Store, WriterEvent
 _INDEX: Final = re.compile(INDEX_PATTERN, re.ASCII)
 # 64 events of 256 KiB are more than anybody gathers; a larger report is sent in two.
 _MAX_BODY: Final = 1024 * 1024
+_LONG_REPORT: Final = f"A report has at most {_MAX_BODY} bytes; send its events in several."
 # A worker of ours folds its log and has it trimmed at 4 MiB. One elsewhere doesn't, and must not fill Redis.
 _MAX_LOG_BYTES: Final = 64 * 1024 * 1024
 
@@ -78,7 +78,7 @@ async def adopt(request: web.Request) -> web.Response:
 async def report(request: web.Request) -> web.Response:
     """`POST /v1/worker/jobs/{job}/events`."""
     lease = await _lease(request)
-    asked = validated(ReportRequest, await _body(request))
+    asked = validated(ReportRequest, await small_json(request, _MAX_BODY, _LONG_REPORT))
     events, retrying = checked_events(lease.job, asked)
     store = request.app[STORE]
     try:
@@ -140,15 +140,6 @@ async def _lease(request: web.Request) -> Lease:
     if said.lease.job != request.match_info["job"]:
         raise NotFound("The write token is another job's.", code="job_not_found")
     return said.lease
-
-
-async def _body(request: web.Request) -> Any:
-    body = bytearray()
-    async for chunk in body_chunks(request, request.app[SETTINGS].max_upload_bytes):
-        body += chunk
-        if len(body) > _MAX_BODY:
-            raise TooLarge(f"A report has at most {_MAX_BODY} bytes; send its events in several.")
-    return read_json(body, "The body") if body.strip() else {}
 
 
 async def _input(request: web.Request, record: JobRecord) -> bytes:

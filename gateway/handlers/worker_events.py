@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.errors import InvalidInput
 from gateway.event_text import encode_event_tail
 from gateway.handlers.validation import validated
-from gateway.protocol import INDEX_PATTERN, MAX_BATCH_EVENTS, TYPE_PATTERN, EventType
+from gateway.protocol import INDEX_PATTERN, MAX_BATCH_EVENTS, TERMINAL_TYPES, TYPE_PATTERN, EventType
 from gateway.store import WriterEvent
 
 _CODE = r"^[a-z][a-z0-9_]{0,63}$"
@@ -93,7 +93,7 @@ _MODELS: Final[Mapping[str, type[BaseModel]]] = {
     EventType.CANCELLED: _Cancelled,
     EventType.RETRYING: Retrying,
 }
-CLOSING: Final = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED, EventType.RETRYING})
+CLOSING: Final = TERMINAL_TYPES | {EventType.RETRYING}
 
 
 class ReportedEvent(BaseModel):

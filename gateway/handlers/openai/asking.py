@@ -49,12 +49,9 @@ ERROR: Final = {
 
 async def read_object(request: web.Request) -> dict[str, Any]:
     """The request's body. Raises `BadRequest`, `InvalidInput` and `TooLarge`."""
-    limit = request.app[SETTINGS].max_upload_bytes
     body = bytearray()
-    async for chunk in body_chunks(request, limit):
+    async for chunk in body_chunks(request, request.app[SETTINGS].max_upload_bytes):
         body += chunk
-        if len(body) > limit:
-            raise TooLarge(f"The body is over {limit} bytes.")
     value = await _read(body)
     if not isinstance(value, dict):
         raise InvalidInput("The body is no JSON object.", errors=[{"field": "body", "message": "not an object"}])
