@@ -126,7 +126,7 @@ class Connection:
         """Run a script in the slot of its keys."""
         async with translated():
             answer = await load(name).run(self._client, keys, args)
-        self._called(name, [*keys, *args], answer)
+        self._called(name, args, answer)
         return answer
 
     def _called(self, name: str, arguments: Sequence[Any] = (), answer: Any = None) -> None:
@@ -147,7 +147,7 @@ class Connection:
         async def run(server: Any) -> Any:
             async with server.client() as one:
                 answer = await load(name).run(one, keys, args)
-                self._called(name, [*keys, *args])
+                self._called(name, args)
                 if self._durability == "disk":
                     return answer, (await one.execute_command("WAITAOF", 1, 0, timeout_ms))[0]
                 return answer, await one.execute_command("WAIT", 1, timeout_ms)

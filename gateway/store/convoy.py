@@ -50,6 +50,11 @@ class _Call(NamedTuple):
         try:
             self.answer.set_result(self.read(reply))
         except Exception as error:  # noqa: BLE001 - the caller hears of it; the appends of all others go on
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Tell the caller what went wrong."""
+        if not self.answer.done():
             self.answer.set_exception(error)
 
 
@@ -83,7 +88,7 @@ class Convoy:
         """Run the script in the slot of its keys; the answer as `read` understands it, once there is one.
 
         It raises what `read` and the ordinary way do.
-        Cancelling it takes back what hasn't been sent; what has may still be done, as with any call.
+        Cancelling it takes back what hasn't been sent, and sends nothing again; what has been sent may still be done.
         """
         call = _Call(keys, args, read, self._loop.create_future())
         address = self.topology.owner(keys[0])
@@ -96,12 +101,12 @@ class Convoy:
 
     def detour(self, call: _Call) -> None:
         """Send a call by the ordinary way."""
-        if call.answer.done():
-            return
         if self._tasks is None:
-            call.answer.set_exception(_closing())
-        else:
-            self._tasks.create_task(self._go_round(call), name="store append by the ordinary way")
+            call.fail(Unavailable("This process is stopping; come back."))
+        elif not call.answer.done():
+            task = self._tasks.create_task(self._go_round(call), name="store append by the ordinary way")
+            # Who has given up is spared a late success, and Redis the work.
+            call.answer.add_done_callback(lambda answer: answer.cancelled() and task.cancel())
 
     async def keep_going(self) -> None:
         """Own the connections and what is under way; never returns. Owned by the store."""
@@ -134,8 +139,7 @@ class Convoy:
         try:
             answer = await self._ordinary(call.keys, call.args)
         except Exception as error:  # noqa: BLE001 - the caller hears of it; the appends of all others go on
-            if not call.answer.done():
-                call.answer.set_exception(error)
+            call.fail(error)
         except BaseException:
             call.answer.cancel()
             raise
@@ -226,9 +230,5 @@ class _Road:
             if str(reply).startswith(_USELESS):
                 raise ConnectionError(str(reply))
             return
-        self._convoy.called([*call.keys, *call.args])
+        self._convoy.called(call.args)
         call.end(reply)
-
-
-def _closing() -> Unavailable:
-    return Unavailable("This process is stopping; come back.")

@@ -91,16 +91,16 @@ class Wire(asyncio.Protocol):
         self._receive = self._live
 
     def send(self, *words: bytes) -> None:
-        """Send a command without waiting; on a connection that is ending it goes nowhere, and `lost` tells of that."""
-        assert self._transport is not None
-        # uvloop raises a RuntimeError for it.
-        if self._transport.is_closing():
-            return
-        self._transport.write(hiredis.pack_command(tuple(words)))  # type: ignore[arg-type] # the stub means one word
+        """Send a command without waiting."""
+        self.send_all([words])
 
     def send_all(self, commands: Iterable[tuple[Any, ...]]) -> None:
-        """Send commands in one write, without waiting, as `send` does one."""
+        """Send commands in one write, without waiting.
+
+        On a connection that is ending they go nowhere, and `lost` tells of that.
+        """
         assert self._transport is not None
+        # uvloop raises a RuntimeError for it.
         if self._transport.is_closing():
             return
         self._transport.write(b"".join([hiredis.pack_command(words) for words in commands]))

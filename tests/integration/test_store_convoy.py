@@ -18,13 +18,6 @@ KIND = KindDocument(kind="echo")
 
 
 @pytest.fixture
-async def proxy(valkey: str) -> AsyncIterator[FaultProxy]:
-    """A line to the server that can go wrong."""
-    async with FaultProxy(valkey) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 async def store(proxy: FaultProxy, prefix: str) -> AsyncIterator[Store]:
     """A store at the end of that line, whose appends have their connection."""
     store = await Store.connect(proxy.url, prefix=prefix)
@@ -95,16 +88,40 @@ async def test_an_append_without_a_connection_goes_round(store: Store, proxy: Fa
     proxy.refuse(False)
 
 
+async def test_an_append_that_goes_round_is_given_up_with_its_caller(store: Store, proxy: FaultProxy) -> None:
+    """Nothing of it succeeds when nobody counts on it any more."""
+    await submit(store, KIND)
+    lease = await begin(store, "echo")
+    [road] = store._appends._roads.values()
+    proxy.refuse()
+    proxy.cut()
+    await wait_until(lambda: road._wire is None)
+    answer = asyncio.ensure_future(store.append(lease, 1, [event("log", {"message": "a"})]))
+    await wait_until(_going_round)
+    [task] = _going_round()
+
+    answer.cancel()
+
+    await asyncio.wait({answer})
+    assert task.cancelling()
+    proxy.refuse(False)
+
+
 async def test_an_append_that_a_closing_store_had_under_way_is_told_so(store: Store, proxy: FaultProxy) -> None:
     """Who waits for an answer gets one."""
     await submit(store, KIND)
     lease = await begin(store, "echo")
     proxy.stall()
+    [road] = store._appends._roads.values()
     answer = asyncio.ensure_future(store.append(lease, 1, [event("log", {"message": "a"})]))
-    await asyncio.sleep(0)
+    await wait_until(lambda: road._under_way)
 
     await store.close()
 
     with pytest.raises(Unavailable):
         await answer
     proxy.resume()
+
+
+def _going_round() -> set[asyncio.Task[object]]:
+    return {task for task in asyncio.all_tasks() if task.get_name() == "store append by the ordinary way"}
