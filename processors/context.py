@@ -342,7 +342,7 @@ class Context:
 
     async def _check_taken(self) -> None:
         # The bytes would replace those of an output that the log tells of, and no event could tell of these.
-        if not await self._writer._has_room():
+        if not await self._writer.has_room():
             raise _NotTaken
 
     async def _take_turns(self) -> None:

@@ -145,7 +145,7 @@ class Writer:
 
     async def put(self, type_: str, tail: bytes, data: Mapping[str, Any], index: str = "") -> None:
         """Queue an event behind all earlier ones; waits while too much waits already."""
-        if not await self._has_room():
+        if not await self.has_room():
             return
         self._seal()
         self._push(WriterEvent(type_, tail, index), data)
@@ -163,7 +163,7 @@ class Writer:
         """Add text to a channel; waits while too much waits already."""
         text = clean(text)
         for start in range(0, len(text), MAX_DELTA_CHARACTERS):
-            if (self._closed or self._is_full) and not await self._has_room():
+            if (self._closed or self._is_full) and not await self.has_room():
                 return
             piece = text[start : start + MAX_DELTA_CHARACTERS]
             if not self._gathered:
@@ -257,7 +257,7 @@ class Writer:
         if self._closed:
             raise asyncio.CancelledError("the attempt is over")
 
-    async def _has_room(self) -> bool:
+    async def has_room(self) -> bool:
         """Wait for room; False where the event is to be dropped."""
         while True:
             if self._closed and self.drops_late:

@@ -21,13 +21,6 @@ LEASE_SECONDS = 1.2
 
 
 @pytest.fixture
-async def proxy(valkey: str) -> AsyncIterator[FaultProxy]:
-    """A proxy before Valkey."""
-    async with FaultProxy(valkey) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 async def shaky_store(proxy: FaultProxy, prefix: str) -> AsyncIterator[Store]:
     """A worker's store, which reaches Valkey through the proxy."""
     shaky = await Store.connect(proxy.url, prefix=prefix, lease_seconds=LEASE_SECONDS)

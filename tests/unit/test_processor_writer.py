@@ -420,7 +420,8 @@ async def test_text_that_is_said_while_text_is_under_way_leaves_with_its_answer(
         await bench.writer.delta("text", "a")
         await wait_until(lambda: bench.log.sent)
         await bench.writer.delta("text", "b")
-        await asyncio.sleep(2 * DELTA_GATHER_SECONDS)
+        # Its beat comes and goes.
+        await wait_until(lambda: bench.writer._on_the_beat)
         bench.log.gate.set()
         await wait_until(lambda: len(bench.log.appended) == 2)
 
