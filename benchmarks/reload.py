@@ -45,8 +45,8 @@ _LENGTH = 'document.querySelector("#text").textContent.length'
 
 def submit(url: str, tokens: int, rate: float) -> str:
     """Ask the model; the job's id."""
-    question = {"model": "m", "messages": [{"role": "user", "content": "x"}], "deltas": tokens, "rate": rate}
-    body = json.dumps({"input": question}).encode()
+    question = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    body = json.dumps({"input": question | {"deltas": tokens, "rate": rate, "streams": 1}}).encode()
     request = urllib.request.Request(f"{url}/v1/kinds/llm/jobs", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as answer:
         return str(json.load(answer)["id"])

@@ -1,17 +1,21 @@
 """What a model's token costs on its way to a client, and how late it is, beside a plain relay in the same run.
 
-    python -m benchmarks.tokens [--streams 200] [--deltas 500] [--rate 10]
+    python -m benchmarks.tokens [--streams 200] [--deltas 500] [--workers 3] [--rate 10]
 
 A scripted model server writes its clock into each token; clients read chat completions as OpenAI's package does: first
 straight from the model server, which shows what the machine adds by itself, then through the peer, then through ours.
 The peer is FastAPI with sse-starlette and httpx, passing the chunks on as they come: it parses nothing, keeps nothing
-and can't resume. Ours is a gateway process, a worker process and Valkey. CPU time is that of each process, per token on
+and can't resume. Ours is a gateway process, worker processes and Valkey. CPU time is that of each process, per token on
 a client's socket.
 
 All streams begin together: the model server waits until all have asked. Paced, each has `rate` tokens a second, in step
-with no other. At full speed the model server writes as fast as it can into the buffers of its connections, faster than
-all others on the same cores can be; a token is then late by the length of that queue, and what counts is the CPU time,
-and when half of the tokens, and the last one, have come.
+with no other. At full speed the model server writes as fast as it can, in one of two ways:
+
+- *yielding*: in the time that all others leave it (`SCHED_IDLE`), as if it were on another machine and were asked for
+  all that can be passed on. Nothing is overrun, so the delay is that of the way.
+- *flooding*: with a claim to the cores like everybody else's. It then fills the buffers of its connections faster than
+  anybody beside it can empty them, and a token is late by the length of that queue; what counts is the CPU time, and
+  when half of the tokens, and the last one, have come.
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ _SETTLE_SECONDS = 1.0
 _PACED_SECONDS = 15
 # Delays of which a percentile says something.
 _FEWEST = 1000
+_YIELDING, _FLOODING = "yielding", "flooding"
 
 
 def clock_us() -> int:
@@ -191,27 +196,28 @@ class Way:
 
     name: str
     port: int
-    pids: dict[str, int]
+    pids: dict[str, list[int]]
 
-    async def measure(self, given: argparse.Namespace, rate: float) -> dict[str, float]:
-        """Prints one line; the CPU microseconds per token, by process."""
+    def _cpu_seconds(self) -> dict[str, float]:
+        return {name: sum(cpu_seconds(pid) for pid in pids) for name, pids in self.pids.items()}
+
+    async def measure(self, given: argparse.Namespace, pace: str, rate: float) -> dict[str, float]:
+        """Prints one line; the CPU microseconds per token, by the processes' name."""
         # The delays need no more tokens than this; full speed has its whole length, and its start weighs less.
         deltas = min(given.deltas, int(rate * _PACED_SECONDS)) if rate else given.deltas
-        before = {process: cpu_seconds(pid) for process, pid in self.pids.items()}
+        before = self._cpu_seconds()
         began = clock_us()
         answers = await read_all(self.port, given.streams, deltas, rate)
         tokens = [token for answer in answers for token in answer]
-        costs = {
-            process: (cpu_seconds(pid) - before[process]) / len(tokens) * 1e6 for process, pid in self.pids.items()
-        }
-        spent = ", ".join(f"{process} {cost:.1f}" for process, cost in costs.items())
+        costs = {name: (spent - before[name]) / len(tokens) * 1e6 for name, spent in self._cpu_seconds().items()}
+        spent = ", ".join(f"{name} {cost:.1f}" for name, cost in costs.items())
         come = sorted((came - began) / 1e6 for _, came in tokens)
         all_begun = max(answer[0][1] for answer in answers) if rate else 0
         delays = sorted((came - written) / 1000 for written, came in tokens if written >= all_begun)
         if len(delays) < _FEWEST:
             raise SystemExit("the answers had nearly ended when the last one began: ask for a lower rate")
         print(
-            f"  {self.name:8} {f'{rate:g}/s each' if rate else 'full speed':11}"
+            f"  {self.name:8} {pace:11}"
             f"  half came in {come[len(come) // 2]:5.1f} s, all in {come[-1]:5.1f} s"
             f"  delay p50 {delays[len(delays) // 2]:7.1f} ms, p99 {delays[int(len(delays) * 0.99)]:7.1f} ms"
             f"  us CPU per token: {spent}  load {os.getloadavg()[0]:.1f}",
@@ -224,7 +230,7 @@ class Way:
 async def main(given: argparse.Namespace) -> None:
     """All three ways, over the same model server."""
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print(f"{given.streams} streams of {given.deltas} tokens")
+    print(f"{given.streams} streams of {given.deltas} tokens, {given.workers} worker processes")
     upstream_port, peer_port, port = free_port(), free_port(), free_port()
     base = f"http://127.0.0.1:{upstream_port}/openai/v1"
     processes: list[subprocess.Popen[bytes]] = []
@@ -252,24 +258,34 @@ async def main(given: argparse.Namespace) -> None:
                     "OUTLAST_DATA": folder,
                     "OUTLAST_LLM_URL": base,
                 }
-                worker = start(
-                    "gateway.cli", "worker", "processors.llm", "--concurrency", str(given.streams), **settings
-                )
+                places = str(-(-given.streams // given.workers))
+                workers = [
+                    start("gateway.cli", "worker", "processors.llm", "--concurrency", places, **settings)
+                    for _ in range(given.workers)
+                ]
                 gateway = start("gateway.cli", "gateway", **settings)
                 await connect_when_up(port, gateway)
                 await asyncio.sleep(_SETTLE_SECONDS * 2)
+                ours = {
+                    "gateway": [gateway.pid],
+                    "workers": [worker.pid for worker in workers],
+                    "valkey": [server.pid or 0],
+                }
                 ways = (
-                    Way("direct", upstream_port, {"model server": upstream.pid}),
-                    Way("relay", peer_port, {"relay": peer.pid}),
-                    Way("outlast", port, {"gateway": gateway.pid, "worker": worker.pid, "valkey": server.pid or 0}),
+                    Way("direct", upstream_port, {"model server": [upstream.pid]}),
+                    Way("relay", peer_port, {"relay": [peer.pid]}),
+                    Way("outlast", port, ours),
                 )
-                for rate in (*given.rate, 0.0):
+                paces = {f"{rate:g}/s each": rate for rate in given.rate} | {_FLOODING: 0.0, _YIELDING: 0.0}
+                for pace, rate in paces.items():
+                    if pace == _YIELDING:
+                        os.sched_setscheduler(upstream.pid, os.SCHED_IDLE, os.sched_param(0))
                     # All ways at one pace before the next pace: what else the machine does then meets all of them.
-                    _, theirs, ours = [await way.measure(given, rate) for way in ways]
-                    whole = theirs["relay"] / sum(ours.values())
+                    _, theirs, mine = [await way.measure(given, pace, rate) for way in ways]
+                    whole = theirs["relay"] / sum(mine.values())
                     print(
-                        f"  CPU time, relay / gateway: {theirs['relay'] / ours['gateway']:.1f},"
-                        f" relay / (gateway, worker and Valkey): {whole:.1f}"
+                        f"  CPU time, relay / gateway: {theirs['relay'] / mine['gateway']:.1f},"
+                        f" relay / (gateway, workers and Valkey): {whole:.1f}"
                     )
             finally:
                 for process in processes:
@@ -282,6 +298,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--deltas", type=int, default=500)
+    parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--rate", type=float, nargs="*", default=[10.0])
     parser.add_argument("--upstream", help=argparse.SUPPRESS)
     parser.add_argument("--peer", nargs=2, help=argparse.SUPPRESS)
