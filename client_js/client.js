@@ -10,6 +10,8 @@
  * @typedef {object} ClientOptions
  * @property {string | (() => string | null | Promise<string | null>) | null} [apiKey] asked before each request, so
  *   that a short-lived key can be renewed
+ * @property {string} [watch] `urls.watch` of a job's document, in the place of a key: for a page that may read this one
+ *   job and holds no key
  * @property {TransportName} [transport]
  * @property {number} [silenceSeconds] a connection that brings nothing for this long is taken for dead; the gateway's
  *   heartbeat comes every 15 s
@@ -60,7 +62,8 @@ export class GatewayClient {
    */
   constructor(base = globalThis.location?.origin ?? "http://127.0.0.1:8080", options = {}) {
     this.base = base;
-    this.#apiKey = options.apiKey ?? null;
+    const token = options.watch && new URL(options.watch, base).searchParams.get("token");
+    this.#apiKey = options.apiKey ?? token ?? null;
     this.#silenceMs = (options.silenceSeconds ?? 45) * 1000;
     this.#partBytes = options.partBytes ?? 8 * 1024 * 1024;
     this.#transport = options.transport ?? "sse";

@@ -1,8 +1,8 @@
-"""Keep your slow service: a processor calls it with an address and a token, and the service reports back over HTTP.
+r"""Keep your slow service: a processor calls it with an address and a token, and the service reports back over HTTP.
 
 python examples/slow_service.py 9000                 # yours, in whatever language: it knows nothing of Outlast
-SERVICE_URL=http://127.0.0.1:9000 OUTLAST_URL=http://127.0.0.1:8080 outlast worker examples.http_callback
-outlast submit translate --input '{"text": "one fish\\ntwo fish"}'
+SERVICE_URL=http://127.0.0.1:9000 make run MODULES=examples.http_callback
+outlast submit translate --input '{"text": "one fish\ntwo fish"}'
 """
 
 import json

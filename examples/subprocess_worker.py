@@ -1,6 +1,6 @@
 """Keep your programs: a processor starts one, hands its job over to it, and is free. The program reports with curl.
 
-OUTLAST_URL=http://127.0.0.1:8080 outlast worker examples.subprocess_worker
+make run MODULES=examples.subprocess_worker
 outlast submit render --input '{"frames": 5}'
 
 The program outlives the worker that started it, so a deploy of your workers interrupts no job. If it dies, its lease

@@ -1,7 +1,7 @@
-"""A processor in twenty lines: counts the words of a text, and shows how it comes along.
+r"""A processor in twenty lines: counts the words of a text, and shows how it comes along.
 
-outlast worker examples.word_count
-outlast submit word-count --input '{"text": "one fish\\ntwo fish"}'
+make run MODULES=examples.word_count
+outlast submit word-count --input '{"text": "one fish\ntwo fish"}'
 """
 
 import asyncio

@@ -165,20 +165,20 @@ def authentication(keys: Keyring, public: Collection[object], metrics: Metrics) 
                 " `Authorization: Bearer ...`, and change this key.",
                 code="key_in_query",
             )
-        key = presented_key(request)
-        if key is not None:
-            owner = keys.owner_of(key)
-            if owner is None:
-                raise refuse(request, "wrong_key", "This API key is not known; check it, or ask for a new one.")
+        key, job = presented_key(request), request.match_info.get("job")
+        if key is not None and (owner := keys.owner_of(key)) is not None:
             return Principal(owner)
-        token, job = request.query.get("token"), request.match_info.get("job")
-        if token is not None and job is not None:
+        # A watch token comes in the address of an `EventSource`, or where a key would stand.
+        token = request.query.get("token") if key is None else key
+        if token is not None and job is not None and (owner := keys.owner_of_token(token, job)) is not None:
             if request.method not in _SAFE_METHODS:
                 raise Forbidden("A watch token only reads its job; send an API key to change something.")
-            owner = keys.owner_of_token(token, job)
-            if owner is None:
-                raise refuse(request, "wrong_token", "This watch token is not good for this job.")
             return Principal(owner, job)
+        if key is not None:
+            detail = "This API key is not known; check it, or ask for a new one. A watch token reads its own job only."
+            raise refuse(request, "wrong_key", detail)
+        if token is not None and job is not None:
+            raise refuse(request, "wrong_token", "This watch token is not good for this job.")
         raise refuse(request, "no_key", "Send an API key: `Authorization: Bearer ...`.")
 
     @web.middleware

@@ -31,6 +31,21 @@ test("a submit carries its input, its options, the key and an Idempotency-Key", 
   assert.match(String(request?.headers["idempotency-key"]), /^[0-9a-f]{32}$/);
 });
 
+test("a page that was given a watch URL reads with its token, and without one where the gateway has no keys", async () => {
+  const path = `/v1/jobs/${JOB}/outputs`;
+  gateway.routes[`GET ${path}`] = { outputs: [], next: null };
+  gateway.log = [event(1, "queued"), event(2, "cancelled")];
+
+  for (const query of ["?token=t0k-en_", ""]) {
+    const page = new GatewayClient(gateway.base, { watch: `/v1/jobs/${JOB}/events${query}` });
+    for await (const _ of page.events(JOB));
+    for await (const _ of page.outputs(JOB));
+  }
+
+  const sent = gateway.requests.map(({ headers }) => headers.authorization);
+  assert.deepEqual(sent, ["Bearer t0k-en_", "Bearer t0k-en_", undefined, undefined]);
+});
+
 test("files go as multipart, with their names, and the input as a part", async () => {
   gateway.routes[`POST ${SUBMIT}`] = { id: JOB };
 

@@ -1,12 +1,14 @@
 import "./dom.js";
 
 import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
 import { afterEach, beforeEach, test } from "node:test";
 
 import * as React from "react";
 import { createRoot } from "react-dom/client";
 
 import { GatewayClient } from "../client.js";
+import { JobMirror } from "../mirror.js";
 import { createUseJob } from "../react.js";
 import { event, FakeGateway, finishedLog, JOB } from "./fake-gateway.js";
 
@@ -56,6 +58,18 @@ test("without an id there is nothing, and a new id is followed from its start", 
   gateway.log = [event(1, "queued")];
   root.render(React.createElement(Job, { client, id: JOB }));
   await until(() => box.textContent === "queued 0 0 null");
+});
+
+test("the README names every member that the hook returns", async () => {
+  const page = await readFile(new URL("../README.md", import.meta.url), "utf8");
+  const table = page.split("| member of `job` | what it is |")[1]?.split("\n\n")[0] ?? "";
+  const firsts = [...table.matchAll(/^\| (`.+?) \|/gm)].map(([, first = ""]) => first);
+  const named = firsts.flatMap((first) => [...first.matchAll(/`(\w+)`/g)].map(([, name]) => name));
+
+  const { id, ...members } = new JobMirror(new GatewayClient(gateway.base), JOB).view();
+
+  assert.equal(id, JOB);
+  assert.deepEqual(named.sort(), Object.keys(members).sort());
 });
 
 test("a component that goes away closes its connection", async () => {

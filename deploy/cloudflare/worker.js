@@ -6,7 +6,7 @@
  *
  *   GATEWAY   https://jobs.example.com, the gateway's own address
  *   ROUTES    a line for each route: the path here, and the path there. A path that ends with a slash stands for all
- *             below it: "/v1/ /v1/" and "/api/ocr /v1/kinds/ocr/run".
+ *             below it: "/v1/ /v1/" and "/api/report /api/report".
  *   ORIGIN    where everything else goes; not set: to the zone's own origin, as if there were no Worker.
  *
  * @typedef {{ GATEWAY: string, ROUTES: string, ORIGIN?: string }} Env

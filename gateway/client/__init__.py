@@ -1,6 +1,6 @@
 """The Python client: `async with Client(url) as client`.
 
-Needs only the wire rooms (`protocol`, `fold`, `sse`, `errors`), pydantic, and aiohttp once a client is opened.
+Needs only the wire rooms (`protocol`, `fold`, `sse`, `errors`); pydantic and aiohttp once a client is opened.
 """
 
 from gateway.client.client import Client, Job

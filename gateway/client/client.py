@@ -85,6 +85,10 @@ class Job:
         """`Client.fold` of this job."""
         return await self._client.fold(self)
 
+    def outputs(self, after: int = 0) -> AsyncIterator[Event]:
+        """`Client.outputs` of this job."""
+        return self._client.outputs(self, after)
+
     async def refresh(self) -> Job:
         """The job as it is now."""
         return await self._client.job(self)

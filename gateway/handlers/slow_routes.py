@@ -161,7 +161,8 @@ async def _submit(
         kind = await known_kind(app[STORE], HTTP)
     except NotFound:
         raise Unavailable(
-            "No worker that calls upstreams has been here yet; `outlast up --routes FILE` starts one.",
+            "No worker that calls upstreams has been here yet; `outlast up --routes FILE` starts one, and for a gateway"
+            " that runs alone `outlast worker processors.http` does.",
             code="no_worker",
         ) from None
     input_: dict[str, Any] = {

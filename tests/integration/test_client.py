@@ -481,7 +481,7 @@ async def test_a_result_is_waited_for_and_comes_in_its_forms(client: Client, sto
     assert await waiting == {"text": "Gr\u00fc\u00dfe"}
     assert await job.result(accept="text/plain") == "Gr\u00fc\u00dfe"
     assert await job.result(accept="text/plain;q=0.1, application/json") == {"text": "Gr\u00fc\u00dfe"}
-    assert [one.data["index"] async for one in client.outputs(job)] == ["result.txt"]
+    assert [one.data["index"] async for one in job.outputs()] == ["result.txt"]
 
 
 async def test_a_job_that_failed_is_an_error_with_its_problem(client: Client, store: Store) -> None:

@@ -21,7 +21,7 @@ from tests.edge_origin import Origin, origin_server
 from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.jobs import end, event
 from tests.ports import free_port
-from tests.serving import Gateway, gateway_for
+from tests.serving import KEYS, Gateway, gateway_for
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "cloudflare"
 WORKERD = FOLDER / "node_modules" / ".bin" / "workerd"
@@ -266,15 +266,23 @@ async def test_only_the_paths_that_are_listed_are_the_gateways(
 
 
 async def test_the_configuration_that_is_deployed_is_one_that_works(
-    session: aiohttp.ClientSession, gateway: Gateway, site: Origin
+    session: aiohttp.ClientSession, store: Store, tmp_path: Path, site: Origin
 ) -> None:
-    """A POST to the site's old path is a `run` of that kind; here nobody has the kind."""
+    """With the page's own route an unchanged client's POST is taken, though it sends no key; nobody calls here."""
     deployed = tomllib.loads((FOLDER / "wrangler.toml").read_text())
+    page = (FOLDER.parents[1] / "docs" / "cloudflare.md").read_text()
+    routes = tmp_path / "routes.toml"
+    routes.write_text(page.split("<!-- routes.toml -->\n```toml\n")[1].split("```")[0])
+
     async with (
+        gateway_for(store, tmp_path / "blobs", api_keys=KEYS, routes=routes) as gateway,
         runtime(gateway.url, site.url, deployed["vars"]["ROUTES"]) as worker,
-        session.post(worker.url + "/api/ocr", json={"input": {}}) as answer,
     ):
-        assert (await answer.json(content_type=None))["code"] == "unknown_kind"
+        async with session.post(worker.url + "/api/report", json={"year": 2026}) as answer:
+            assert (await answer.json(content_type=None))["code"] == "no_worker"
+        async with session.get(worker.url + "/v1/jobs") as answer:
+            assert answer.status == 401
+    assert deployed["vars"]["ROUTES"] in page
     assert (FOLDER / deployed["main"]).is_file()
     assert f'compatibilityDate = "{deployed["compatibility_date"]}"' in (FOLDER / "local.capnp").read_text()
 

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import pytest
@@ -99,6 +99,31 @@ async def test_a_watch_url_works_as_it_is_for_its_job_alone(keyed: Gateway) -> N
     assert (await keyed.ask("DELETE", f"{mine['urls']['self']}?{token}")).status == 403
     assert (await keyed.get(f"/v1/jobs?{token}")).status == 401
     assert (await keyed.get(f"{mine['urls']['events']}?token=x{token[6:]}")).status == 401
+
+
+async def test_a_watch_token_in_the_place_of_a_key_reads_its_job_alone(keyed: Gateway) -> None:
+    """For a page that can send headers: all that can be read of the job, and nothing else."""
+    mine = (await keyed.post("/v1/kinds/echo/jobs", json={}, headers=AS_ME)).json()
+    other = (await keyed.post("/v1/kinds/echo/jobs", json={}, headers=AS_ME)).json()
+    await keyed.post(mine["urls"]["cancel"], headers=AS_ME)
+    token = parse_qs(urlsplit(mine["urls"]["watch"]).query)["token"][0]
+    as_page = {"Authorization": f"Bearer {token}"}
+
+    stream = await keyed.get(mine["urls"]["events"], headers=as_page)
+    assert b'"type":"cancelled"' in stream.body
+    assert (await keyed.get(mine["urls"]["self"], headers=as_page)).json()["state"] == "cancelled"
+    assert (await keyed.get(mine["urls"]["outputs"], headers=as_page)).json() == {"outputs": [], "next": None}
+    assert (await keyed.get(mine["urls"]["result"], headers=as_page)).json()["code"] == "job_cancelled"
+    for method, path, status in (
+        ("GET", other["urls"]["self"], 401),
+        ("GET", "/v1/jobs", 401),
+        ("GET", "/v1/ws", 401),
+        ("POST", "/v1/kinds/echo/jobs", 401),
+        ("POST", mine["urls"]["cancel"], 403),
+        ("POST", other["urls"]["cancel"], 401),
+        ("DELETE", mine["urls"]["self"], 403),
+    ):
+        assert (await keyed.ask(method, path, headers=as_page)).status == status, (method, path)
 
 
 async def test_a_watch_url_is_not_the_key_of_another_owner(keyed: Gateway) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import Exit, build_parser, parse
-from gateway.client import Client
+from gateway.client import Client, Job
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -61,6 +61,14 @@ def test_the_pages_defaults_are_the_clients(name: str) -> None:
     shown = f"{default:g}" if isinstance(default, float) else str(default)
 
     assert re.search(rf"^\| `{name}` \| `?{re.escape(shown)}`? \|", page("python.md"), re.MULTILINE)
+
+
+def test_what_submit_returns_is_told_whole() -> None:
+    """A reader tries no method in vain, and misses none."""
+    [line] = [line for line in page("python.md").splitlines() if line.startswith("What `submit` returned has")]
+    methods = {name for name, _ in inspect.getmembers(Job, inspect.isfunction) if not name.startswith("_")}
+
+    assert set(re.findall(r"`(\w+)(?:\(\))?`", line)) == methods | {"submit", "document"}
 
 
 def test_the_examples_are_python() -> None:

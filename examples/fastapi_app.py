@@ -1,0 +1,51 @@
+r"""Keep your FastAPI application: it submits the slow work with its key, and its page follows that one job without one.
+
+uvicorn examples.fastapi_app:app --port 8001         # beside `make run MODULES=examples.word_count`
+curl http://127.0.0.1:8001/api/count -H 'Content-Type: application/json' -d '{"text": "one fish\ntwo fish"}'
+"""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import FastAPI, Header, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from gateway.client import Client
+from gateway.errors import OutlastError
+
+client = Client(os.environ.get("OUTLAST_URL", "http://127.0.0.1:8080"), api_key=os.environ.get("OUTLAST_API_KEY"))
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    """One client for all requests."""
+    async with client:
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+class Text(BaseModel):
+    text: str
+
+
+class Accepted(BaseModel):
+    id: str
+    watch: str
+
+
+@app.post("/api/count", status_code=202)
+async def count(text: Text, idempotency_key: Annotated[str | None, Header()] = None) -> Accepted:
+    """Where the slow work was: it is a job now, and the page gets what it needs to follow it."""
+    job = await client.submit("word-count", text, idempotency_key=idempotency_key)
+    return Accepted(id=job.id, watch=job.document.urls.watch)
+
+
+@app.exception_handler(OutlastError)
+async def refused(_: Request, error: OutlastError) -> JSONResponse:
+    """What the gateway refuses is for the page to read: a wrong field, a full queue."""
+    return JSONResponse(error.problem(), error.status, media_type="application/problem+json")

@@ -1,0 +1,69 @@
+"""The FastAPI application of examples/, before a gateway that asks for keys."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+
+from examples import fastapi_app
+from gateway.client import Client
+from gateway.errors import Forbidden
+from gateway.store import Store
+from processors import load_processors
+from tests.serving import KEY, KEYS, Gateway, gateway_for
+from tests.worker_jobs import working
+
+KINDS = load_processors(["examples.word_count"])
+COUNT = "/api/count"
+
+
+@asynccontextmanager
+async def application(gateway: Gateway, patch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
+    """The application as its own page sees it."""
+    patch.setattr(fastapi_app, "client", Client(gateway.url, api_key=KEY))
+    app = fastapi_app.app
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://app") as page:
+        yield page
+
+
+@pytest.fixture
+async def gateway(store: Store, tmp_path: Path) -> AsyncIterator[Gateway]:
+    """A gateway that others can reach, so that it asks for keys."""
+    async with gateway_for(store, tmp_path / "blobs", api_keys=KEYS) as gateway:
+        yield gateway
+
+
+async def test_its_page_follows_the_one_job_that_it_was_given(
+    gateway: Gateway, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the result, without a key; it can read nothing else, and end nothing."""
+    key = {"Idempotency-Key": "report-2026"}
+    async with application(gateway, monkeypatch) as page, working(store, gateway.blobs, KINDS.values()):
+        answers = [await page.post(COUNT, json={"text": "one fish"}, headers=key) for _ in range(2)]
+        given = answers[0].json()
+        token = parse_qs(urlsplit(given["watch"]).query)["token"][0]
+        async with Client(gateway.url, api_key=token) as reader:
+            types = [event.type async for event in reader.events(given["id"])]
+            result = await reader.result(given["id"])
+            with pytest.raises(Forbidden):
+                await reader.cancel(given["id"])
+
+    assert [answer.status_code for answer in answers] == [202, 202]
+    assert answers[1].json() == given, "a page that asks again gets the same job"
+    assert (types[0], types[-1]) == ("queued", "succeeded")
+    assert result == {"one": 1, "fish": 1}
+
+
+async def test_its_page_reads_why_the_gateway_refuses(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The problem document comes through with its status."""
+    async with application(gateway, monkeypatch) as page:
+        answer = await page.post(COUNT, json={"text": "one fish"})
+
+    assert (answer.status_code, answer.json()["code"]) == (404, "unknown_kind")
+    assert answer.headers["Content-Type"] == "application/problem+json"
