@@ -122,6 +122,7 @@ class Attempt:
         self._following = False
         self._handed_over = False
         self._aside = False
+        self._returned = False
         self._begun = asyncio.get_running_loop().time()
 
     def __repr__(self) -> str:
@@ -197,7 +198,7 @@ class Attempt:
 
     def is_stopping(self) -> bool:
         """Whether it has only its ending left to say."""
-        return self._stop is not None
+        return self._stop is not None or self._returned
 
     def goes_on_elsewhere(self) -> bool:
         """Whether it stops so that another attempt goes on: its steps are that one's."""
@@ -228,6 +229,8 @@ class Attempt:
             self._unfollow()
             await cancel_all(function, writing, joining)
             if self._aside:
+                # What the function left behind may still want to come back.
+                self._aside = False
                 self._tools.places.come_back_at_once(self.lease.kind)
             self._context.kill_children()
             await self._context.workspace.remove()
@@ -359,6 +362,7 @@ class Attempt:
             try:
                 return await self._call.run()
             finally:
+                self._returned = True
                 await self._steps.close()
 
     async def _hand_over(self, seconds: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from processors.context import Context
     from processors.writer import Writer
 
+logger = logging.getLogger(__name__)
+
+# Who stops a step when its parent's attempt breaks off.
+_OURSELVES: Final = "outlast"
 # A message on the live channel wakes; this finds what none told of.
 _LOOK_AGAIN_SECONDS: Final = 5.0
 # Less than any sensible grace: the parent must have time to say that it has stopped.
@@ -105,7 +110,8 @@ class Steps:
         end = record.end_data()
         # What a step's result lacks, its parent's lacks as well; who knows better says so afterwards.
         self._context.partial = self._context.partial or bool(end.get("partial"))
-        return end.get("result") if record.result_blob is None else from_json(await self._blobs.get(record.result_blob))
+        blob = record.result_blob
+        return end.get("result") if blob is None else from_json(await _patiently(lambda: self._blobs.get(blob)))
 
     async def run_all(self, kind: str, inputs: Sequence[Any], *, step: str, limit: int, files: bool) -> list[Any]:
         """The same step for each input, some at once; results in the inputs' order. One that fails ends the others."""
@@ -142,7 +148,13 @@ class Steps:
 
     async def _new_job(self, kind: str, input_: Any, step: str, *, files: bool) -> NewJob:
         """The job that does a step. Raises `Rejected` where there can be none."""
-        plain = to_jsonable_python(input_ if input_ is not None else {})
+        try:
+            plain = to_jsonable_python(input_ if input_ is not None else {})
+        except ValueError:
+            # What the error says may hold parts of the input, and is no client's to read.
+            logger.exception("the input of the step %s can't be written as JSON", step)
+            detail = f"What the step {step} was to be given can't be written as JSON; the worker's log says why."
+            raise Rejected(detail, "step_input", step=step) from None
         if not isinstance(plain, dict):
             detail = f"The step {step} takes an object, and what it was to be given is of type {type(plain).__name__}."
             raise Rejected(detail, "step_input", step=step)
@@ -171,7 +183,9 @@ class Steps:
             self._told.add(child)
             try:
                 async with self._waited_for(child, None if there else new):
-                    return await self._follow(child, relay)
+                    record = await self._follow(child, relay)
+                if self._aside.is_stopping() or not _was_broken_off(record):
+                    return record
             except NotFound:
                 # Redis lost it, or somebody erased it and its tombstone is over: it is made once more.
                 self._told.discard(child)
@@ -185,7 +199,7 @@ class Steps:
             child = await self._store.child_id(new.root or "", step, new.fingerprint, turn)
             there = (await _patiently(partial(self._store.read_jobs, [child])))[0]
             # Of an earlier job of the chain only what is done counts: that job has ended, and what it began ends too.
-            if there is None or there.parent == new.parent:
+            if there is None or (there.parent == new.parent and not _was_broken_off(there)):
                 break
             if there.state is State.SUCCEEDED:
                 await _patiently(partial(self._store.use_child, there, self._record.id))
@@ -214,9 +228,11 @@ class Steps:
                 await self._cancel(child)
             raise
         finally:
-            self._tasks.discard(task)
             self._under_way -= 1
-            await self._unpark()
+            try:
+                await self._unpark()
+            finally:
+                self._tasks.discard(task)
 
     async def _submit(self, child: str, new: NewJob) -> None:
         text = to_json(new.input)
@@ -229,8 +245,10 @@ class Steps:
 
     async def _cancel(self, child: str) -> None:
         """Cancel a child and give it a little time to stop: the parent's end comes after it, if it can."""
-        with suppress(Unavailable, NotFound, Gone, TimeoutError):
-            await self._store.cancel(child, "outlast", f"its parent {self._record.id} was stopped")
+        with suppress(LeaseLost, Unavailable, NotFound, Gone, TimeoutError):
+            # Who has lost the job without having heard of it leaves its steps to the attempt that has it.
+            await self._store.wait_for_child(self._lease, self._record, child)
+            await self._store.cancel(child, _OURSELVES, f"its parent {self._record.id} was stopped")
             async with asyncio.timeout(_CANCEL_WAIT_SECONDS):
                 await self._follow(child, None)
 
@@ -302,7 +320,7 @@ class Steps:
                         cursor = await self._relay_fold(child, relay) or cursor
                     continue
                 if page.terminal and cursor.number >= page.head.number:
-                    return await self._store.job(child)
+                    return await _patiently(lambda: self._store.job(child))
                 if cursor.number >= page.head.number:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_LOOK_AGAIN_SECONDS):
@@ -348,6 +366,11 @@ class _Ear:
 
     def on_gap(self) -> None:
         self.heard.set()
+
+
+def _was_broken_off(record: JobRecord) -> bool:
+    """Whether a step was stopped by an attempt that broke off, which says nothing about the step: it is begun anew."""
+    return record.cancel_by == _OURSELVES and record.state not in (State.SUCCEEDED, State.FAILED)
 
 
 def _too_many(step: str) -> Rejected:

@@ -278,7 +278,7 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
     ),
     "step_input": Meaning(
         _FAILED,
-        "What a step was to be given can't be made of the results before it, or is no object; `step` names it.",
+        "What a step was to be given can't be made of the results before it, or is no JSON object; `step` names it.",
         "Mend what makes it; the worker's log says more.",
     ),
     "step_result": Meaning(

@@ -9,6 +9,7 @@ import pytest
 from pydantic_core import to_json
 
 from gateway.blobs import Blobs
+from gateway.errors import Unavailable
 from gateway.fold import fold_log
 from gateway.protocol import State
 from gateway.requests import JobOptions
@@ -17,6 +18,7 @@ from processors import (
     Context,
     Done,
     Processor,
+    ProcessorError,
     Rejected,
     Retry,
     StepFailed,
@@ -176,6 +178,52 @@ async def passes_much_on(ctx: Context) -> int:
     return len(await ctx.run("say", {"text": "much", "value": "x" * 300_000}))
 
 
+@processor("leaves_a_step", max_running=1, max_attempts=1)
+async def leaves_a_step(ctx: Context, input: dict[str, Any]) -> None:
+    """Breaks while its step is under way, once another one of its kind has the only place."""
+
+    async def break_down() -> None:
+        await wait_until(lambda: "holds" in CALLS)
+        raise Rejected("It is broken.", "broken")
+
+    if not input.get("holds"):
+        await asyncio.gather(ctx.run("endless"), break_down())
+    CALLS.append("holds")
+    await wait_until(lambda: GO)
+
+
+@processor("until_told")
+async def until_told(ctx: Context) -> str:
+    """Ends when it may."""
+    CALLS.append("until_told")
+    await wait_until(lambda: GO)
+    return "done"
+
+
+@processor("stumbles", max_attempts=2)
+async def stumbles(ctx: Context) -> Any:
+    """What it does itself breaks the first time, while its step is under way."""
+
+    async def own_part() -> None:
+        await wait_until(lambda: CALLS.count("until_told") == ctx.attempt)
+        if ctx.attempt == 1:
+            raise Retry(0)
+        GO.append(True)
+
+    return (await asyncio.gather(ctx.run("until_told"), own_part()))[0]
+
+
+@processor("changes_its_mind", max_attempts=1)
+async def changes_its_mind(ctx: Context) -> Any:
+    """Asks for a step twice, and takes the first wish back."""
+    first, second = (asyncio.create_task(ctx.run("until_told")) for _ in range(2))
+    await wait_until(lambda: CALLS)
+    first.cancel()
+    await wait_until(lambda: CALLS.count("until_told") == 2)
+    GO.append(True)
+    return await second
+
+
 @processor("outer")
 async def outer(ctx: Context) -> Any:
     """A pipeline of a pipeline."""
@@ -230,6 +278,7 @@ def pick(done: Done) -> dict[str, Any]:
 
 LIST_HANDED_ON = pipeline("list_handed_on", step(say) >> step(say, "second"), max_attempts=1)
 MISSING_FIELD = pipeline("missing_field", step(say) >> step(say, "second", input=pick), max_attempts=1)
+NO_JSON = pipeline("no_json", step(say) >> step(say, "second", input=lambda _: {"scan": b"\xff"}), max_attempts=1)
 WRONG_RESULT = pipeline("wrong_result", step(say), result=int, max_attempts=1)
 REFUSED = pipeline("refused", step(say) >> step("typed"), max_attempts=1)
 
@@ -280,6 +329,80 @@ async def test_a_step_that_ignores_its_cancel_costs_its_parents_worker_no_place(
         await end_of(store, job, 10)
         await wait_until(lambda: not worker._tasks)
         assert (repr(worker._places), worker._places.free) == ("<places: {} taken, {} aside, 0 come back>", 2)
+
+
+async def test_a_step_that_is_left_behind_costs_its_parents_worker_no_place(store: Store, blobs: Blobs) -> None:
+    """Its parent ends while another job has the place under their kind's cap: the step waits for none any more."""
+    async with working(store, blobs, [leaves_a_step, endless], concurrency=3) as worker:
+        job = await submit(store, leaves_a_step)
+        await wait_until(lambda: "endless" in CALLS)
+        other = await submit(store, leaves_a_step, holds=True)
+        await end_of(store, job)
+        GO.append(True)
+        await end_of(store, other)
+        await wait_until(lambda: not worker._tasks)
+        assert [task for task in asyncio.all_tasks() if "Context.run" in repr(task.get_coro())] == []
+        assert (repr(worker._places), worker._places.free) == ("<places: {} taken, {} aside, 0 come back>", 3)
+
+
+@pytest.mark.parametrize(
+    ("parent", "attempts"), [(stumbles, 2), (changes_its_mind, 1)], ids=lambda one: getattr(one, "kind", None)
+)
+async def test_a_step_that_its_parent_broke_off_is_begun_anew(
+    store: Store, blobs: Blobs, parent: Processor, attempts: int
+) -> None:
+    """Whoever needs it later: that it was stopped says nothing about the step."""
+    async with working(store, blobs, [parent, until_told]):
+        record = await end_of(store, await submit(store, parent))
+
+    assert (record.attempt, record.end_data()) == (attempts, {"result": "done"})
+    assert CALLS == ["until_told"] * 2
+
+
+async def test_an_attempt_that_has_lost_its_job_leaves_the_steps_to_the_one_that_has_it(
+    store: Store, blobs: Blobs
+) -> None:
+    """It breaks before it has heard of the loss."""
+
+    @processor("overtaken", max_attempts=1)
+    async def overtaken(ctx: Context) -> None:
+        """Another attempt takes the job while the step is under way."""
+
+        async def break_down() -> None:
+            await wait_until(lambda: CALLS)
+            await store._client.hset(store._keys.record(ctx.job_id), "nonce", "another attempt's")
+            raise ProcessorError("broken", "It is broken.")
+
+        await asyncio.gather(ctx.run("endless"), break_down())
+
+    async with working(store, blobs, [overtaken, endless]) as worker:
+        job = await submit(store, overtaken)
+        child = await only_child(store, job)
+        await wait_until(lambda: CALLS)
+        await wait_until(lambda: all(attempt.lease.job != job for attempt in worker._attempts))
+        assert (await store.job(child.id)).cancel_by is None
+
+
+async def test_a_store_that_is_away_when_a_step_ends_costs_its_parent_no_attempt(
+    store: Store, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at any other moment: it is asked again."""
+    asked: list[str] = []
+    read = store.job
+
+    async def away_once(job: str) -> JobRecord:
+        record = await read(job)
+        if record.parent is not None:
+            asked.append(job)
+            if len(asked) == 1:
+                raise Unavailable("Redis is away.")
+        return record
+
+    monkeypatch.setattr(store, "job", away_once)
+    async with working(store, blobs, [asks_twice, say], concurrency=4):
+        record = await end_of(store, await submit(store, asks_twice))
+
+    assert (record.attempt, len(asked)) == (1, 4)
 
 
 async def test_a_fan_out_that_is_rejected_says_why(store: Store, blobs: Blobs) -> None:
@@ -399,6 +522,7 @@ async def test_outputs_of_long_names_are_both_kept(store: Store, blobs: Blobs) -
     [
         (LIST_HANDED_ON, "step_input", "second"),
         (MISSING_FIELD, "step_input", "second"),
+        (NO_JSON, "step_input", "second"),
         (REFUSED, "rejected", "typed"),
         (WRONG_RESULT, "step_result", "say"),
     ],
