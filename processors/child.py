@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
@@ -70,6 +71,7 @@ class RemoteContext:
         self._children = Children(lead=False)
         self._writer = self
         self._said: set[asyncio.Task[None]] = set()
+        self._latest: dict[str, Any] | None = None
         self._over = False
         self._loop = asyncio.get_running_loop()
 
@@ -101,8 +103,15 @@ class RemoteContext:
         return {"current": current, "total": total} | rest
 
     def progress(self, data: dict[str, Any]) -> None:
-        """Pass progress on; nobody waits for it."""
-        self._say("progress", data)
+        """Pass progress on, the latest where the worker is behind; nobody waits for it."""
+        waits, self._latest = self._latest is not None, data
+        if not waits:
+            self._own(self._send_latest())
+
+    async def _send_latest(self) -> None:
+        async with self._sending:
+            data, self._latest = self._latest, None
+            await self._channel.send("progress", data)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -132,9 +141,13 @@ class RemoteContext:
             await self._channel.send(*message)
 
     def _say(self, *message: Any) -> None:
+        self._own(self.send(*message))
+
+    def _own(self, sending: Coroutine[Any, Any, None]) -> None:
         if self._over:
+            sending.close()
             return
-        task = self._loop.create_task(self.send(*message))
+        task = self._loop.create_task(sending)
         self._said.add(task)
         task.add_done_callback(self._said.discard)
 
