@@ -127,8 +127,10 @@ class _Child:
         """Start a child; it isn't set up yet. Raises `ConfigurationError` on a system without process groups."""
         need_process_groups(f"{processor}, which runs in a process,")
         ours, theirs = socket.socketpair()
-        lifeline = Lifeline()
         with theirs:
+            # First: from the child's start to its owner there is nothing to wait for, and so nothing to break off.
+            channel = await Channel.over(ours)
+            lifeline = Lifeline()
             about = (str(theirs.fileno()), processor.module, processor.kind, str(processor.memory_bytes))
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -138,11 +140,11 @@ class _Child:
                     process_group=0,
                 )
             except BaseException:
-                ours.close()
+                channel.close()
                 lifeline.close()
                 raise
         lifeline.tie(process.pid)
-        return cls(process, await Channel.over(ours), lifeline, processor)
+        return cls(process, channel, lifeline, processor)
 
     @property
     def alive(self) -> bool:

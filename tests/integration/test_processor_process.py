@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gateway.protocol import START, Event, State
 from gateway.requests import JobOptions
 from gateway.store import NewJob, Store, StoredFile
 from processors import processor
+from processors.process import _Child as Child
 from processors.processor import load_processors
 from processors.worker import Worker
 from tests.faults import PATIENCE_SECONDS, wait_until
@@ -246,6 +248,29 @@ async def test_what_a_child_started_ends_with_it(worker: Worker, store: Store, h
 
     await wait_until(lambda: not alive(sleeping))
     assert alive(pid) is same
+
+
+async def test_a_start_that_is_broken_off_leaves_nothing() -> None:
+    """At whatever moment."""
+    before = open_files()
+    for turns in range(100):
+        starting = asyncio.create_task(Child.start(KINDS["in_process"]))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if starting.done():
+            break
+        starting.cancel()
+        with suppress(asyncio.CancelledError):
+            await starting
+    await (await starting).kill()
+
+    assert turns > 2
+    await wait_until(lambda: open_files() == before, what="what was opened to be closed")
+
+
+def open_files() -> int:
+    """How many files, sockets and pipes this process has open."""
+    return len(os.listdir("/proc/self/fd"))
 
 
 async def test_no_child_outlives_a_killed_worker(store: Store, tmp_path: Path) -> None:
