@@ -93,8 +93,9 @@ class Children:
         return len(running)
 
     def _signal(self, pid: int, number: signal.Signals) -> None:
-        # It may have ended just now; until it is waited for, its number isn't given to another process.
-        with contextlib.suppress(ProcessLookupError):
+        # It may have ended just now; until it is waited for, its number isn't given to another process. One that runs
+        # as somebody else, as `sudo` does, ends by itself: the attempt must not break off for it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             if self._group is None:
                 os.kill(pid, number)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 
@@ -56,6 +57,27 @@ async def test_children_are_asked_first_and_killed_then() -> None:
         assert children.kill() == 1
         async with asyncio.timeout(PATIENCE_SECONDS):
             assert await process.wait() == -9
+
+
+async def test_a_program_that_may_not_be_signalled_keeps_no_signal_from_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that runs as somebody else, as `sudo` does."""
+    children = Children()
+    async with children.start("sleep", "600") as foreign, children.start("sleep", "600") as own:
+        killpg = os.killpg
+
+        def refused(group: int, number: int) -> None:
+            if group == foreign.pid:
+                raise PermissionError
+            killpg(group, number)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "killpg", refused)
+            assert children.terminate() == 2
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                assert await own.wait() == -15
+        assert foreign.returncode is None
 
 
 def test_a_thread_has_the_same() -> None:
