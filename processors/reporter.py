@@ -135,7 +135,12 @@ class AsyncReporter:
         self._cancels = 0 if self._task is None else self._task.cancelling()
         self._told = False
         self._adopted = _adopted(self._token, self._settings, self._interrupt)
-        self._block = await self._adopted.__aenter__()
+        try:
+            self._block = await self._adopted.__aenter__()
+        except asyncio.CancelledError:
+            if self._told and self._task is not None and self._task.uncancel() <= self._cancels:
+                raise LeaseLost("The job is to stop: somebody asked for its end before its block began.") from None
+            raise
         return self._block.report
 
     async def __aexit__(
@@ -200,10 +205,12 @@ async def _adopted(token: str, settings: Settings | None, interrupt: Callable[[]
     store = await Store.connect_when_up(settings)
     try:
         await store.check_place(await blobs.marker())
+        kinds = await store.kinds()
+        # Nothing that can fail comes between this and the attempt: the job would wait for the end of its lease.
         begun, _ = await store.adopt(read_token(token).lease, name)
         assert begun.lease is not None
         assert begun.record is not None
-        kind = (await store.kinds()).get(begun.lease.kind) or KindDocument(kind=begun.lease.kind)
+        kind = kinds.get(begun.lease.kind) or KindDocument(kind=begun.lease.kind)
         block = _Block(interrupt)
         processor = Processor(kind, block.function, Style.ASYNC, None, None)
         claim = Claim(begun.lease.job, begun.lease.kind, "")

@@ -152,6 +152,25 @@ async def test_an_async_block_is_cancelled_where_it_awaits(settings: Settings, s
     assert (await store.job(job)).state is State.CANCELLED
 
 
+async def test_a_job_that_is_cancelled_while_its_block_is_entered_is_nobodys_to_do(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever enters hears so; the task that did is not cancelled for it."""
+    job, token = await handed_over(store)
+
+    async def slow_input(*_: object) -> None:
+        await store.cancel(job, "me", "enough")
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("processors.reporter._input", slow_input)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with pytest.raises(LeaseLost, match="asked for its end"):
+            await AsyncReporter(token, settings=settings).__aenter__()
+        await asyncio.sleep(0)
+
+    assert (await store.job(job)).state is State.CANCELLED
+
+
 async def test_an_async_block_that_asks_for_a_retry_goes_back_to_the_queue(settings: Settings, store: Store) -> None:
     """The exception goes on to the caller as well."""
     job, token = await handed_over(store)
