@@ -6,7 +6,6 @@ The tus protocol, as `docs/http.md` has it under "Large files".
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -94,7 +93,7 @@ class Parts:
         answer = await self._connection.request(
             "POST", "/v1/uploads", headers=headers, patience_seconds=self._patience_seconds
         )
-        return f"/v1/uploads/{json.loads(answer.body)['id']}"
+        return f"/v1/uploads/{answer.json()['id']}"
 
     async def _patch(self, path: str, offset: int, piece: bytes | memoryview, report: Callable[[int], None]) -> None:
         headers = {
@@ -119,7 +118,7 @@ class Parts:
                     raise
                 error = again
             else:
-                return _known_offset(json.loads(answer.body), error)
+                return _known_offset(answer.json(), error)
 
     def _shrink(self, error: TooLarge) -> None:
         """After an edge's 413: its limit is below this size. Raises an error that is the gateway's own."""

@@ -6,7 +6,9 @@ import pytest
 
 from gateway.client.answers import Answer
 from gateway.client.connection import Connection
-from gateway.errors import Unavailable
+from gateway.client.parts import Parts
+from gateway.client.upload import File, Meter, prepare
+from gateway.errors import Unavailable, Unreachable
 
 
 @pytest.mark.parametrize("code", ["upload_joining", "store_unavailable"])
@@ -32,3 +34,17 @@ async def test_what_the_gateway_is_at_work_on_is_waited_for(monkeypatch: pytest.
     await connection.close()
 
     assert (asked == 41) is (code == "upload_joining")
+
+
+async def test_what_answers_an_upload_in_the_gateways_place_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A portal's page is no JSON, and no error of the program that uploads."""
+    connection = Connection("http://gateway", None, silence_seconds=1, patience_seconds=1, backoff_seconds=0.01)
+
+    async def ask(*_: object, **__: object) -> Answer:
+        return Answer(200, {}, b"<html>Welcome to our network</html>")
+
+    monkeypatch.setattr(connection, "_request_once", ask)
+    parts = Parts(connection, part_bytes=10, first_bytes=10, patience_seconds=1)
+    with pytest.raises(Unreachable, match="no JSON"):
+        await parts.send("ocr", prepare([File(b"x", name="x")])[0], Meter(None, 1))
+    await connection.close()
