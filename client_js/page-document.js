@@ -20,7 +20,7 @@
  */
 
 import { make } from "./page-form.js";
-import { compareOrder } from "./page-ocr.js";
+import { compareParts } from "./page-order.js";
 import { counted } from "./page-phrases.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -134,7 +134,7 @@ export class DocumentView {
     section.append(make("h3", { textContent: label }), problem, lines);
     const shown = { order, sheet, figure, caption, boxes, section, lines, problem, drawn: [], image: null };
     // Pages may be read side by side, and come in any order.
-    const after = this.#sorted().find((other) => compareOrder(order, other.order) < 0);
+    const after = this.#sorted().find((other) => compareParts(order, other.order) < 0);
     this.documentPane.insertBefore(figure, after?.figure ?? null);
     this.textPane.insertBefore(section, after?.section ?? this.textPane.querySelector(":scope > .rest"));
     this.#shown.set(key, shown);
@@ -183,7 +183,7 @@ export class DocumentView {
   }
 
   #sorted() {
-    return [...this.#shown.values()].sort((one, other) => compareOrder(one.order, other.order));
+    return [...this.#shown.values()].sort((one, other) => compareParts(one.order, other.order));
   }
 
   /** @param {Place} place */

@@ -4,6 +4,8 @@
  * @typedef {import("./protocol.js").KindDocument & {workers?: number}} Kind
  */
 
+import { compareParts } from "./page-order.js";
+
 // What the product brings along comes after what somebody added to it, since that is what they came for.
 const BUILT_IN = ["ocr", "llm", "http"];
 const FILES = ["required", "optional", "none"];
@@ -15,16 +17,10 @@ const FILES = ["required", "optional", "none"];
  * @param {string | null} [named]
  */
 export function offered(kinds, named = null) {
-  return kinds.filter(({ kind, listed }) => listed !== false || kind === named).sort((one, other) => compare(rank(one), rank(other)));
+  return kinds.filter(({ kind, listed }) => listed !== false || kind === named).sort((one, other) => compareParts(rank(one), rank(other)));
 }
 
 /** @param {Kind} kind @returns {[number, number, string]} */
 function rank({ kind, files }) {
   return [BUILT_IN.indexOf(kind), FILES.indexOf(files), kind];
-}
-
-/** @template {(number | string)[]} T @param {T} one @param {T} other */
-function compare(one, other) {
-  const at = one.findIndex((part, place) => part !== other[place]);
-  return at < 0 ? 0 : /** @type {any} */ (one[at]) < /** @type {any} */ (other[at]) ? -1 : 1;
 }

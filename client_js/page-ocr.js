@@ -24,6 +24,8 @@
  * @property {{code?: string, detail?: string} | null} problem
  */
 
+import { compareParts } from "./page-order.js";
+
 const INDEX = /^((?:[^.]+\.)*)page-([0-9]{1,7})(?:\.(image)|\.lines-([0-9]{1,7}))?$/;
 
 const NUMBER = /^[0-9]+$/;
@@ -71,7 +73,7 @@ export class OcrPages {
 
   /** All pages, in order. */
   sorted() {
-    return [...this.pages.values()].sort((one, other) => compareOrder(one.order, other.order));
+    return [...this.pages.values()].sort((one, other) => compareParts(one.order, other.order));
   }
 
   get lineCount() {
@@ -126,12 +128,6 @@ function labelOf(step, number) {
   // A step that is done several times is counted from 0 by machines, and from 1 by people.
   const name = step.split(".").map((part) => (NUMBER.test(part) ? Number(part) + 1 : part)).join(" ");
   return name ? `${name}, page ${number}` : `Page ${number}`;
-}
-
-/** Which of two pages comes first; negative for the first. @param {number[]} one @param {number[]} other */
-export function compareOrder(one, other) {
-  const at = one.findIndex((part, place) => part !== other[place]);
-  return at < 0 ? 0 : Number(one[at]) - (other[at] ?? -1);
 }
 
 /** @param {Page} page @param {Record<string, any>} value */

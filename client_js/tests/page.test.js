@@ -5,6 +5,7 @@ import { test } from "node:test";
 import { GatewayError } from "../errors.js";
 import { offered } from "../page-kinds.js";
 import { OcrPages } from "../page-ocr.js";
+import { compareParts } from "../page-order.js";
 import { ago, duration, errorPhrase, progressPhrase, queuePhrase, workerPhrase } from "../page-phrases.js";
 import { Tally } from "../page-tally.js";
 import { event, JOB } from "./fake-gateway.js";
@@ -83,6 +84,14 @@ test("each step of a pipeline that reads has pages of its own, one step after th
   assert.deepEqual(pages.sorted().map(({ label }) => label), ["ocr, page 1", "ocr, page 2", "again 10, page 1", "again 11, page 1"]);
   assert.deepEqual(pages.sorted().flatMap(texts), ["a", "b", "c", "d"]);
   assert.equal(pages.lineCount, 4);
+});
+
+test("what is compared part by part has one order, from whichever side it is asked", () => {
+  const sorted = [[0], [0, 1], [0, 1, 2], [0, 2], [1, 0], [10, 0]];
+
+  for (const [at, one] of sorted.entries()) {
+    for (const [place, other] of sorted.entries()) assert.equal(Math.sign(compareParts(one, other)), Math.sign(at - place));
+  }
 });
 
 test("the tally counts what reached the page, and sees holes and repeats by itself", () => {
