@@ -90,7 +90,6 @@ export class GatewayClient {
       files: files.map((file) => ("blob" in file ? file : { name: file.name, blob: file })),
       partBytes: this.#partBytes,
       retries,
-      silenceMs: this.#silenceMs,
       signal,
       onprogress: onUploadProgress,
     });
@@ -240,7 +239,7 @@ export class GatewayClient {
   /** One request with the key; throws `GatewayError` unless 2xx. @type {import("./parts.js").Ask} */
   async #ask({ path, headers, ...request }) {
     const all = { Accept: "application/json", ...headers, ...authorization(await this.#key()) };
-    const answer = await send({ ...request, url: this.url(path), headers: all, fetch: this.#fetch });
+    const answer = await send({ ...request, url: this.url(path), headers: all, silenceMs: this.#silenceMs, fetch: this.#fetch });
     if (answer.status >= 200 && answer.status < 300) return answer;
     throw answerError(answer.status, answer.body, answer.header("Retry-After"));
   }

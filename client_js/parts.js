@@ -4,7 +4,7 @@
  *
  * @typedef {(request: {method: "POST" | "PATCH" | "GET" | "DELETE", path: string, headers?: Record<string, string>,
  *   body?: Blob | FormData | string, onprogress?: (progress: import("./upload.js").UploadProgress) => void,
- *   silenceMs?: number, signal?: AbortSignal}) => Promise<import("./upload.js").Answer>} Ask one request with the
+ *   signal?: AbortSignal}) => Promise<import("./upload.js").Answer>} Ask one request with the
  *   client's key; throws `GatewayError` unless 2xx
  * @typedef {{name: string, blob: Blob}} NamedBlob
  */
@@ -46,7 +46,6 @@ export class Parts {
    * @param {number} options.partBytes
    * @param {number} options.firstBytes
    * @param {number} options.retries how often in a row a request may fail without a byte coming through
-   * @param {number} options.silenceMs
    * @param {Backoff} options.backoff
    * @param {AbortSignal} [options.signal]
    */
@@ -108,8 +107,8 @@ export class Parts {
   #patch(path, offset, piece, report) {
     // A Blob's own type would become the part's Content-Type.
     const headers = { ...TUS, "Content-Type": "application/offset+octet-stream", "Upload-Offset": String(offset) };
-    const { silenceMs, signal } = this.options;
-    return this.options.ask({ method: "PATCH", path, headers, body: piece, silenceMs, signal, onprogress: ({ loaded }) => report(loaded) });
+    const { ask, signal } = this.options;
+    return ask({ method: "PATCH", path, headers, body: piece, signal, onprogress: ({ loaded }) => report(loaded) });
   }
 
   /** Where to go on from. @param {string} path @param {number} offset @param {unknown} error @param {number} failures */

@@ -10,7 +10,6 @@
  * @property {import("./parts.js").NamedBlob[]} files
  * @property {number} partBytes
  * @property {number} retries
- * @property {number} silenceMs
  * @property {AbortSignal} [signal]
  * @property {(progress: import("./upload.js").UploadProgress) => void} [onprogress]
  */
@@ -21,7 +20,7 @@ import { LEAST_PART_BYTES, Meter, Parts, persist } from "./parts.js";
 
 /** @param {import("./parts.js").Ask} ask @param {Submit} submit @returns {Promise<import("./upload.js").Answer>} */
 export async function submitJob(ask, submit) {
-  const { kind, key, input, options, files, partBytes, retries, silenceMs, signal } = submit;
+  const { kind, key, input, options, files, partBytes, retries, signal } = submit;
   const path = `/v1/kinds/${encodeURIComponent(kind)}/jobs`;
   const headers = { "Idempotency-Key": key };
   const backoff = new Backoff();
@@ -52,7 +51,7 @@ export async function submitJob(ask, submit) {
       else throw error;
     }
   }
-  const parts = new Parts({ ask, partBytes, firstBytes, retries, silenceMs, backoff, signal });
+  const parts = new Parts({ ask, partBytes, firstBytes, retries, backoff, signal });
   const uploads = [];
   let before = 0;
   for (const file of files) {

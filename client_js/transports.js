@@ -25,6 +25,7 @@
 
 import { answerError, connectionError, GatewayError } from "./errors.js";
 import { shouldComeBack, WEBSOCKET_PROTOCOL } from "./protocol.js";
+import { SilenceTimer } from "./silence.js";
 import { EventStreamDecoder } from "./sse.js";
 
 // Frames that wait for a slow consumer. The log is numbered, so coming back later costs nothing; memory does.
@@ -46,7 +47,7 @@ export async function* openSse({ base, job, after, snapshot, types, apiKey, sign
     const response = await silence.guard(fetch(url, { headers, cache: "no-store", signal: silence.signal }));
     if (response.status === 204) return yield { kind: "ended" };
     if (!response.ok) {
-      throw answerError(response.status, await response.text(), response.headers.get("Retry-After"));
+      throw answerError(response.status, await silence.guard(response.text()), response.headers.get("Retry-After"));
     }
     if (!response.body || !response.headers.get("Content-Type")?.startsWith("text/event-stream")) {
       const detail = "Something in front of the gateway answered in its place. It is tried again by itself.";
@@ -141,7 +142,7 @@ export async function* openWebSocket(connect) {
         await new Promise((resolve) => (wake = () => resolve(undefined)));
       }
     }
-    if (!opened && !silence.signal.aborted) throw await refusal(connect);
+    if (!opened && !silence.signal.aborted) throw await refusal({ ...connect, signal: silence.signal });
     if (failure) throw silence.explain(failure);
   } finally {
     silence.stop();
@@ -204,63 +205,4 @@ export function authorization(apiKey) {
 function keyProtocol(apiKey) {
   const bytes = String.fromCharCode(...new TextEncoder().encode(apiKey));
   return `outlast.key.${btoa(bytes).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "")}`;
-}
-
-/**
- * Ends a connection on which nothing comes any more: a half-open one yields no error by itself, for hours.
- */
-class SilenceTimer {
-  #controller = new AbortController();
-  #silent = false;
-
-  /** @param {number} ms @param {AbortSignal} outer @param {() => void} [probe] called after half of the time */
-  constructor(ms, outer, probe) {
-    this.ms = ms;
-    this.outer = outer;
-    this.probe = probe;
-    this.signal = this.#controller.signal;
-    this.onOuter = () => this.#controller.abort(outer.reason);
-    outer.addEventListener("abort", this.onOuter);
-    if (outer.aborted) this.onOuter();
-    this.heard();
-  }
-
-  heard() {
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.#wait(), this.ms / 2);
-  }
-
-  /** Wait for a read; time that the consumer takes between two reads is not silence. @template T @param {Promise<T>} read */
-  async guard(read) {
-    this.heard();
-    try {
-      return await read;
-    } finally {
-      clearTimeout(this.timer);
-    }
-  }
-
-  stop() {
-    clearTimeout(this.timer);
-    this.outer.removeEventListener("abort", this.onOuter);
-    this.#controller.abort();
-  }
-
-  /** Name the error that ended the connection. @param {unknown} error */
-  explain(error) {
-    if (this.#silent) {
-      const detail = `Nothing came for ${Math.round(this.ms / 1000)} s. The connection is made anew by itself.`;
-      return new GatewayError({ code: "silent", detail }, { mayPass: true });
-    }
-    if (this.outer.aborted) return this.outer.reason;
-    return error instanceof GatewayError || error instanceof RangeError ? error : connectionError(error);
-  }
-
-  #wait() {
-    this.probe?.();
-    this.timer = setTimeout(() => {
-      this.#silent = true;
-      this.#controller.abort();
-    }, this.ms / 2);
-  }
 }

@@ -12,22 +12,28 @@
  * @property {FormData | Blob | string} [body]
  * @property {AbortSignal} [signal]
  * @property {(progress: UploadProgress) => void} [onprogress]
- * @property {number} [silenceMs] a watched upload that doesn't move for so long is taken for cut
+ * @property {number} silenceMs what brings nothing, and takes nothing, for so long is taken for cut
  * @property {typeof fetch} fetch
  */
 
 import { connectionError } from "./errors.js";
+import { SilenceTimer } from "./silence.js";
 
 /** @param {Upload} upload @returns {Promise<Answer>} */
 export async function send(upload) {
   upload.signal?.throwIfAborted();
   if (upload.onprogress && typeof XMLHttpRequest !== "undefined") return sendWatched(upload);
-  const { method = "POST", url, headers, body, signal, fetch } = upload;
+  const { method = "POST", url, headers, body, signal, silenceMs, fetch } = upload;
+  // How much of a file has gone, `fetch` doesn't tell; anything else is answered soon, or its connection is dead.
+  const silence = new SilenceTimer(typeof body === "object" ? Infinity : silenceMs, signal);
   try {
-    const response = await fetch(url, { method, headers, body, signal, cache: "no-store" });
-    return { status: response.status, body: await response.text(), header: (name) => response.headers.get(name) };
+    const response = await silence.guard(fetch(url, { method, headers, body, signal: silence.signal, cache: "no-store" }));
+    const text = await silence.guard(response.text());
+    return { status: response.status, body: text, header: (name) => response.headers.get(name) };
   } catch (error) {
-    throw signal?.aborted ? signal.reason : connectionError(error);
+    throw silence.explain(error);
+  } finally {
+    silence.stop();
   }
 }
 
@@ -40,7 +46,7 @@ function sendWatched({ method = "POST", url, headers, body, signal, onprogress, 
     let timer;
     const moved = () => {
       clearTimeout(timer);
-      if (silenceMs !== undefined) timer = setTimeout(onAbort, silenceMs);
+      timer = setTimeout(onAbort, silenceMs);
     };
     const settle = () => {
       clearTimeout(timer);

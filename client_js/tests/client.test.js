@@ -66,6 +66,17 @@ test("a lost answer and an edge's 524 are tried again under the same Idempotency
   assert.equal(new Set(gateway.requests.map(({ headers }) => headers["idempotency-key"])).size, 1);
 });
 
+test("a connection on which no answer comes is given up, and the submit sent again under the same key", async () => {
+  client = new GatewayClient(gateway.base, { silenceSeconds: 0.2 });
+  gateway.routes[`POST ${SUBMIT}`] = { id: JOB };
+  gateway.refusals = [{ status: 0, hangs: true }, { status: 200, hangs: true }];
+
+  await client.submit("ocr");
+
+  assert.ok(gateway.requests.length >= 3);
+  assert.equal(new Set(gateway.requests.map(({ headers }) => headers["idempotency-key"])).size, 1);
+});
+
 test("every answer that an edge gives in the gateway's place is tried again under the same key, and not for ever", async () => {
   gateway.routes[`POST ${SUBMIT}`] = { id: JOB };
   const later = { "Retry-After": "0" };

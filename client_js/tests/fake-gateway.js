@@ -38,7 +38,7 @@ export class FakeGateway {
   log = [];
   /** How many body bytes each stream connection may carry before it is cut; the last holds for all that follow. */
   byteLimits = [Infinity];
-  /** Answers for the next requests, before anything else: taken in order. @type {{status: number, body?: any, headers?: Record<string, string>}[]} */
+  /** Answers for the next requests, before anything else: taken in order; `hangs`: what never comes to its end. @type {{status: number, body?: any, headers?: Record<string, string>, hangs?: boolean}[]} */
   refusals = [];
   /** @type {{method: string, path: string, after: string | null, headers: import("node:http").IncomingHttpHeaders, body: string}[]} */
   requests = [];
@@ -119,6 +119,7 @@ export class FakeGateway {
     const after = url.searchParams.get("after");
     this.requests.push({ method: request.method ?? "", path: url.pathname, after, headers: request.headers, body });
     const refusal = this.refusals.shift();
+    if (refusal?.hangs) return void (refusal.status && response.writeHead(refusal.status).write("{"));
     if (refusal?.status === 0) return response.destroy();
     if (refusal) {
       response.writeHead(refusal.status, { "Content-Type": "application/problem+json", ...refusal.headers });
