@@ -136,6 +136,7 @@ function download(client, path, size, signal) {
   const backoff = new Backoff();
   let repeated = 0;
   let tag = "";
+  let left = false;
   /** @type {ReadableStreamDefaultReader<Uint8Array> | undefined} */
   let reader;
   async function open() {
@@ -159,6 +160,7 @@ function download(client, path, size, signal) {
       while (received < size) {
         try {
           reader ??= await open();
+          if (left) return reader.cancel();
           const { done, value } = await reader.read();
           // What a hop that doesn't know Range sends once more is left out.
           const fresh = value?.subarray(Math.min(value.byteLength, repeated));
@@ -177,10 +179,14 @@ function download(client, path, size, signal) {
         reader = undefined;
         failures += 1;
         await pause(backoff.nextMs(), signal);
+        if (left) return;
       }
       controller.close();
     },
-    cancel: (reason) => reader?.cancel(reason),
+    cancel(reason) {
+      left = true;
+      return reader?.cancel(reason);
+    },
   });
 }
 

@@ -12,8 +12,10 @@ import { Backoff, pause } from "./backoff.js";
 import { GatewayError } from "./errors.js";
 import { cursorOf, numberOf } from "./protocol.js";
 
-// A log that shows the same hole again and again is broken; going on would hide it, going round would never end.
+// A log that shows the same hole, or the same unreadable event, again and again is broken; going on would hide it, going
+// round would never end.
 const MAX_FRUITLESS_CONNECTIONS = 3;
+const FRUITLESS = new Set(["hole", "bad_stream"]);
 // Proxies that strip WebSocket upgrades do so every time; one refusal alone may be a restart.
 const MAX_WEBSOCKET_REFUSALS = 2;
 
@@ -155,6 +157,7 @@ export class Subscription {
       if (signal?.aborted) throw signal.reason;
       this.lastError = error;
       if (!(error instanceof GatewayError) || !error.mayPass) throw error;
+      if (FRUITLESS.has(error.code) && (this.#fruitless += 1) >= MAX_FRUITLESS_CONNECTIONS) throw error;
       if (error.code === "websocket_refused" && (this.#refusals += 1) >= MAX_WEBSOCKET_REFUSALS) {
         this.#options.transport = this.#options.fallback ?? transport;
       }
@@ -189,9 +192,8 @@ export class Subscription {
   /** @param {number} expected @param {number} number */
   #refuseHole(expected, number) {
     this.holes += number - expected;
-    this.#fruitless += 1;
     const detail = `Event ${number} came where event ${expected} belongs. The log is read again from there.`;
-    throw new GatewayError({ code: "hole", detail }, { mayPass: this.#fruitless < MAX_FRUITLESS_CONNECTIONS });
+    throw new GatewayError({ code: "hole", detail }, { mayPass: true });
   }
 
   /** @param {ConnectionState} state */

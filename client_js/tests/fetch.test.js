@@ -58,6 +58,26 @@ test("after a cut only the rest is asked for, if it still is the same", async ()
   assert.deepEqual(asked, [{}, { Range: "bytes=4-", "If-Range": '"a"' }]);
 });
 
+test("a body that nobody wants any more is asked for no further", async ({ mock }) => {
+  mock.timers.enable({ apis: ["setTimeout"] });
+  const turns = async () => {
+    for (let turn = 0; turn < 20; turn += 1) await new Promise((resolve) => setImmediate(resolve));
+  };
+  for (const leaves of [false, true]) {
+    const { client, asked } = clientOf(answer(200, 0, 4), answer(206, 4, 10, { cut: false }));
+    const reader = (await createFetch(client)("https://app.test/report")).body?.getReader();
+    await reader?.read();
+    await turns();
+
+    // Between two connections.
+    if (leaves) await reader?.cancel();
+    mock.timers.tick(20_000);
+    await turns();
+
+    assert.equal(asked.length, leaves ? 1 : 2);
+  }
+});
+
 test("a hop that takes Range away repeats nothing, nor does one that packs the body", async () => {
   const { client, asked } = clientOf(answer(200, 0, 4, { tag: 'W/"a"' }), answer(200, 0, 2), answer(200, 0, 10, { cut: false }));
 

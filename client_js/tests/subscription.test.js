@@ -180,6 +180,13 @@ for (const transport of /** @type {const} */ (["sse", "websocket"])) {
       assert.deepEqual(numbers(await collect(subscription)), [1, 2, 3, 4, 5]);
     });
 
+    test("a refusal that never comes to its end is silence, too", async () => {
+      gateway.log = finishedLog(4);
+      gateway.refusals = [{ status: 503, hangs: true }];
+
+      assert.deepEqual(numbers(await collect(subscribe({ transport }, 0.05))), [1, 2, 3, 4]);
+    });
+
     test("leaving the loop closes the connection", async () => {
       gateway.log = finishedLog(9).slice(0, 4);
 
@@ -217,6 +224,14 @@ describe("over sse", () => {
     gateway.refusals = [{ status: 200, body: "<html>captive portal</html>", headers: { "Content-Type": "text/html" } }];
 
     assert.deepEqual(numbers(await collect(subscribe())), [1, 2, 3, 4]);
+  });
+
+  test("an event that stays unreadable is an error, not an endless loop", async () => {
+    gateway.log = finishedLog(4);
+    gateway.prelude = () => "data: {broken\n\n";
+
+    await assert.rejects(collect(subscribe()), { code: "bad_stream" });
+    assert.equal(gateway.streams().length, 3);
   });
 
   test("an edge's 524 is tried again, whatever its body", async () => {
