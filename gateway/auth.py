@@ -206,7 +206,8 @@ def is_foreign_origin(origin: str, host: str, fetch_site: str, allowed: Collecti
     # A page can't set this header. It is right also behind a proxy that changes `Host`.
     if fetch_site == "same-origin":
         return False
-    return origin == "null" or urlsplit(origin).netloc.lower() != host.lower()
+    # Not `urlsplit`: it raises for what begins like an IPv6 address and is none.
+    return origin == "null" or origin.partition("://")[2].lower() != host.lower()
 
 
 def is_foreign_host(host: str, allowed: Collection[str]) -> bool:

@@ -297,6 +297,7 @@ SUBMIT: Final = b"/v1/kinds/{kind}/jobs"
 # Each of these was a 500 once.
 @example(asked=(b"GET", b"/\xff", [], b""), pick=0)
 @example(asked=(b"GET", b"/v1/jobs", [(b"Origin", b"https://\xff")], b""), pick=0)
+@example(asked=(b"GET", b"/v1/jobs", [(b"Origin", b"http://[")], b""), pick=0)
 @example(asked=(b"GET", b"/nothing", [(b"Expect", b"\xff")], b""), pick=0)
 @example(asked=(b"POST", SUBMIT, [], b'--x\r\nContent-Disposition: form-data; name="\xff"\r\n\r\n{}\r\n--x--'), pick=0)
 @example(asked=(b"POST", SUBMIT, [], PART.replace(b'"a"', b'"a\0b"') + b"\r\nabc\r\n--x--"), pick=0)

@@ -55,6 +55,7 @@ def test_a_watch_token_is_for_one_job_of_one_owner() -> None:
         ("null", "127.0.0.1:8080", "", True),
         ("null", "null", "", True),
         ("nonsense", "nonsense", "", True),
+        ("http://[", "127.0.0.1:8080", "", True),
     ],
 )
 def test_a_foreign_origin_is_told_from_our_own(origin: str, host: str, fetch_site: str, foreign: bool) -> None:
