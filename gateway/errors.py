@@ -280,6 +280,9 @@ class ConfigurationError(OutlastError):
     default_code = "configuration"
 
 
+# What a client may be told in our words. All else is a defect, or for operators and workers: for the log.
+FOR_CLIENTS: Final = (RequestError, Unavailable, JobBroke)
+
 # Answers by which an edge or a proxy says that it got none in time, or none at all. Nothing is known about the request
 # then, so it is to be repeated under the same key.
 EDGE_STATUSES: Final = frozenset({502, 504, *range(520, 528), 530})

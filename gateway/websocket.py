@@ -22,6 +22,7 @@ from gateway.auth import SUBPROTOCOL
 from gateway.errors import BadRequest, OutlastError, TooMany
 from gateway.handlers.context import HUB, SETTINGS, STORE, known_kind, owned, principal
 from gateway.handlers.documents import job_document
+from gateway.handlers.problems import REQUEST_ID, for_client, problem_document
 from gateway.handlers.routes import NO_BODY, Answer, Route
 from gateway.handlers.streams import requested_seconds
 from gateway.handlers.strict_json import read_json
@@ -86,6 +87,7 @@ class Session:
     def __init__(self, request: web.Request, socket: web.WebSocketResponse, listener: SocketListener) -> None:
         self._app = request.app
         self._owner = principal(request)
+        self._request_id = request[REQUEST_ID]
         self._hub = request.app[HUB]
         self._store = request.app[STORE]
         self._settings = request.app[SETTINGS]
@@ -157,14 +159,12 @@ class Session:
                     record = await owned(self._store, frame.job, self._owner)
                     record = await self._store.cancel(record.id, self._owner, frame.reason)
                     self._answer("cancelling", frame.ref, **self._document(record))
-        except OutlastError as error:
-            if error.status >= 500 and error.default_code == "internal":
-                raise
+        except Exception as raised:
+            # One broken request must not end the socket's other jobs.
+            error = for_client(raised)
+            if error.code == "internal":
+                logger.exception("a frame on the socket of request %s failed", self._request_id)
             self._refuse(frame.ref, error)
-        except Exception:
-            # One broken request must not end the socket's other jobs; what happened is logged, never sent.
-            logger.exception("a WebSocket frame failed")
-            self._refuse(frame.ref, OutlastError("The request failed on our side; try again."))
 
     async def _subscribe(self, frame: SubscribeFrame, group: asyncio.TaskGroup) -> None:
         after = Cursor.parse(frame.after) if frame.after else START
@@ -240,7 +240,8 @@ class Session:
         self._listener.push(websocket_frame(to_json(answer)))
 
     def _refuse(self, ref: object, error: OutlastError) -> None:
-        self._answer("error", ref if isinstance(ref, str) else None, problem=error.problem())
+        problem = problem_document(error, self._request_id)
+        self._answer("error", ref if isinstance(ref, str) else None, problem=problem)
 
 
 class _SessionOver(Exception):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import ClientConnectionResetError, web
 from aiohttp.typedefs import Middleware
@@ -21,7 +21,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from pydantic_core import to_json
 
 from gateway.auth import PRINCIPAL
-from gateway.errors import BadRequest, JobBroke, MethodNotAllowed, NotFound, OutlastError, RequestError, TooLarge
+from gateway.errors import FOR_CLIENTS, BadRequest, MethodNotAllowed, NotFound, OutlastError, TooLarge
 from gateway.handlers.openai import errors as openai
 from gateway.handlers.refusal import refusal_headers
 from gateway.limits import Connection
@@ -51,14 +51,19 @@ DATA_POLICY: Final = "default-src 'none'; frame-ancestors 'none'; sandbox"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def problem_response(error: OutlastError, request_id: str | None = None) -> web.Response:
-    """The error as an answer."""
+def problem_document(error: OutlastError, request_id: str | None) -> dict[str, Any]:
+    """The error's document; what is our fault has the id with it under which the log tells more."""
     document = error.problem()
     if error.status >= 500 and request_id:
         document["request_id"] = request_id
+    return document
+
+
+def problem_response(error: OutlastError, request_id: str | None = None) -> web.Response:
+    """The error as an answer."""
     return web.Response(
         status=error.status,
-        body=to_json(document),
+        body=to_json(problem_document(error, request_id)),
         content_type="application/problem+json",
         headers=refusal_headers(error),
     )
@@ -72,10 +77,7 @@ def _response(request: web.Request, error: OutlastError) -> web.Response:
 
 
 def translate(error: Exception, request: web.Request) -> OutlastError:
-    """What was raised as one of our errors; what nobody foresaw becomes a bare `internal`."""
-    if isinstance(error, OutlastError):
-        # A ConfigurationError or LeaseLost is for operators and workers; a client can do nothing with its text.
-        return error if isinstance(error, RequestError | JobBroke) or error.status != 500 else _internal()
+    """What a request's handling raised, aiohttp's own errors included, as the error that its client may read."""
     if isinstance(error, web.HTTPNotFound):
         return NotFound(f"There is nothing at {request.path[:200]}; see /docs for the routes.")
     if isinstance(error, web.HTTPMethodNotAllowed):
@@ -87,10 +89,13 @@ def translate(error: Exception, request: web.Request) -> OutlastError:
         return BadRequest(f"{HTTPStatus(error.status).phrase}.")
     if isinstance(error, RequestPayloadError):
         return BadRequest("The body broke off or its transfer coding is wrong; send the request again.")
-    return _internal()
+    return for_client(error)
 
 
-def _internal() -> OutlastError:
+def for_client(error: Exception) -> OutlastError:
+    """What was raised as the error that a client may read; what is not for it becomes a bare `internal`."""
+    if isinstance(error, FOR_CLIENTS):
+        return error
     return OutlastError("Something went wrong on our side. Try again; if it lasts, tell the operator the request id.")
 
 

@@ -14,7 +14,7 @@ from aiohttp import web
 from pydantic_core import from_json, to_json
 
 from gateway.auth import LOCAL, PRINCIPAL, Principal
-from gateway.errors import InvalidInput, NotFound, OutlastError, Unavailable
+from gateway.errors import FOR_CLIENTS, InvalidInput, NotFound, OutlastError, Unavailable
 from gateway.event_text import decode_event
 from gateway.handlers.context import BLOBS, HUB, SETTINGS, STORE, STREAMS, known_kind, owned, owned_job, principal
 from gateway.handlers.documents import failure, job_document
@@ -216,7 +216,7 @@ async def _hold(request: web.Request, route: SlowRoute, submitted: Submitted) ->
                 # It takes long, and nothing can be sent before an answer that is no JSON.
                 return await _answer_later(request, Submitted(record, submitted.replayed))
             response = await response_of(request, record)
-        except OutlastError as error:
+        except FOR_CLIENTS as error:
             if not held.begun:
                 raise
             return await held.answer(error.status, _once(to_json({"error": error.problem()} | _address(record))))

@@ -6,7 +6,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import openai
 import pytest
@@ -14,6 +14,7 @@ from openai.types.chat import ChatCompletionChunk
 from pydantic_core import to_json
 
 from gateway.documents import KindDocument
+from gateway.errors import ConfigurationError
 from gateway.handlers.context import HUB
 from gateway.store import Store
 from tests.faults import wait_until
@@ -98,6 +99,20 @@ async def test_a_stream_ends_as_openais_does(gateway: Gateway) -> None:
     assert answer.body.startswith(b"data: {")
     assert answer.body.endswith(b"data: [DONE]\n\n")
     assert b'"usage"' not in answer.body
+
+
+async def test_what_is_an_operators_to_know_is_not_sent(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words about a setting stand in the log, as where one of the API's own routes meets them."""
+
+    async def misconfigured(*_: object) -> NoReturn:
+        raise ConfigurationError("OUTLAST_REDIS_URL: Redis refuses the credentials")
+
+    monkeypatch.setattr("gateway.handlers.held.owned", misconfigured)
+
+    answer = await gateway.post("/openai/v1/chat/completions", json={"model": MODEL, "messages": ASK}, headers=AS_ME)
+
+    assert (answer.status, answer.json()["error"]["code"]) == (500, "internal")
+    assert b"OUTLAST" not in answer.body
 
 
 async def test_silence_has_heartbeats(gateway: Gateway, source: TokenSource) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import aiohttp
 import pytest
 from pydantic_core import from_json, to_json
 
 from gateway.documents import KindDocument
+from gateway.errors import ConfigurationError
 from gateway.handlers.context import HUB
 from gateway.hub import CONGESTED_BYTES
 from gateway.protocol import CLOSE_CODES, CloseCode, should_come_back
@@ -174,6 +175,27 @@ async def test_what_cant_be_done_is_answered_with_a_problem(socket: Socket, fram
     assert (answer["op"], answer["ref"], answer["problem"]["code"]) == ("error", "r", code)
     assert answer["problem"]["detail"]
 
+    await socket.send(op="unsubscribe", ref="still there", job="a" * 26)
+    assert (await socket.receive())["ref"] == "still there"
+
+
+async def test_what_is_an_operators_to_know_is_logged_and_not_sent(
+    socket: Socket, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As over HTTP: the client gets the id under which the log tells what is wrong with a setting."""
+
+    async def misconfigured(_: str) -> NoReturn:
+        raise ConfigurationError("OUTLAST_REDIS_URL: Redis refuses the credentials")
+
+    monkeypatch.setattr(store, "job", misconfigured)
+    await socket.send(op="cancel", ref="r", job="a" * 26)
+    problem = (await socket.receive())["problem"]
+
+    assert (problem["code"], problem["status"]) == ("internal", 500)
+    assert "OUTLAST" not in problem["detail"]
+    [logged] = [record for record in caplog.records if record.exc_info]
+    assert problem["request_id"] in logged.getMessage()
+    assert "refuses the credentials" in caplog.text
     await socket.send(op="unsubscribe", ref="still there", job="a" * 26)
     assert (await socket.receive())["ref"] == "still there"
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from pydantic_core import from_json, to_json
 
 from gateway.documents import KindDocument
-from gateway.errors import InvalidInput, NotFound, OutlastError, TooLarge, Unavailable
+from gateway.errors import FOR_CLIENTS, InvalidInput, NotFound, OutlastError, TooLarge, Unavailable
 from gateway.handlers.context import BLOBS, SETTINGS, STORE, known_kind, principal
 from gateway.handlers.documents import failure
 from gateway.handlers.held import Held
@@ -152,7 +152,7 @@ async def held_result(
         try:
             record = await held.end()
             result = await result_of(request.app, record)
-        except OutlastError as raised:
+        except FOR_CLIENTS as raised:
             error = raised
         if error is None or (tells_failure and held.begun and record.terminal):
             body = to_json(await document(record, result, error))

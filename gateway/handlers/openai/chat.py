@@ -9,7 +9,7 @@ from typing import Any, Final
 from aiohttp import web
 from pydantic_core import to_json
 
-from gateway.errors import InvalidInput, OutlastError
+from gateway.errors import FOR_CLIENTS, InvalidInput, OutlastError
 from gateway.event_text import decode_event
 from gateway.handlers.context import HUB
 from gateway.handlers.openai.asking import (
@@ -60,7 +60,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         if isinstance(end, OutlastError):
             raise end
         listener.say(_last_chunks(listener, await result_of(request.app, end), bool(options.get("include_usage"))))
-    except OutlastError as error:
+    except FOR_CLIENTS as error:
         listener.say(listener.error(error))
     await response.write_eof()
     return response

@@ -7,7 +7,7 @@ from typing import Any, Final
 from aiohttp import web
 from pydantic_core import to_json
 
-from gateway.errors import BadRequest, NotFound, OutlastError
+from gateway.errors import FOR_CLIENTS, BadRequest, NotFound, OutlastError
 from gateway.handlers.context import HUB, STORE, STREAMS, owned, principal
 from gateway.handlers.openai.asking import (
     DISCONNECT,
@@ -114,7 +114,7 @@ async def _stream(request: web.Request, submitted: Submitted, after: int) -> web
             raise end
         result, error = await _outcome(request.app, end)
         listener.say(listener.end(end, result, await _whole(request.app, end, result, error)))
-    except OutlastError as raised:
+    except FOR_CLIENTS as raised:
         listener.say(listener.error(raised))
     await response.write_eof()
     return response
@@ -124,7 +124,7 @@ async def _outcome(app: web.Application, record: JobRecord) -> tuple[dict[str, A
     """An ended job's result, or why it has none."""
     try:
         return await result_of(app, record), None
-    except OutlastError as error:
+    except FOR_CLIENTS as error:
         if record.result_blob is not None:
             # There is one; it can't be had now.
             raise

@@ -14,7 +14,7 @@ from typing import Any, Final
 from aiohttp import web
 from pydantic_core import from_json, to_json
 
-from gateway.errors import OutlastError, Unavailable
+from gateway.errors import FOR_CLIENTS, OutlastError, Unavailable
 from gateway.event_text import decode_event
 from gateway.handlers.context import HUB, STORE, owned
 from gateway.handlers.openai.errors import error_document
@@ -175,7 +175,7 @@ async def ended(request: web.Request, listener: Translator) -> JobRecord | Outla
         )
     try:
         return await owned(request.app[STORE], record.id, record.owner)
-    except OutlastError as error:
+    except FOR_CLIENTS as error:
         return error
 
 
