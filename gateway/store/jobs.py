@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import math
 import secrets
 import time
 from contextlib import suppress
@@ -119,8 +120,6 @@ class Jobs(Connection):
         Raises `TooMany` or `Unavailable` where a queue is full, `KeyReused` for another request under the same key,
         `Gone` for a key whose job has expired.
         """
-        owner = encode_owner(new.owner)
-        kind_keys = self._keys.kind(new.kind.kind)
         refusal = await self._reserve(job, new)
         if refusal is not None:
             if keyed and (there := await self._find(job)) is not None:
@@ -146,19 +145,27 @@ class Jobs(Connection):
         record = read_record(dict(zip(flat[::2], flat[1::2], strict=True)))
         # The list is not in the job's slot, and not part of a promise: it is for people. The look repairs it.
         steps = [self.list_job(record)]
-        if not record.terminal:
+        if record.state is State.QUEUED:
             # Also for a replay: the first submitter may have died between the last two steps.
-            start_after_ms = (record.not_before_ms or 0) - time.time() * 1000 if record.options.start_at else 0
-            grace_ms = (new.options.grace_seconds or 1e9) * 1000
-            deadline_ms = self._start_deadline_ms(new) or 1e12
-            look_ms = min(LONGEST_LOOK_MS, self.job_deadline_seconds * 1000, deadline_ms, grace_ms)
-            priority = new.options.priority
-            arguments = (job, priority, owner, PRIORITY_STEPS[priority], int(look_ms), max(0, int(start_after_ms)))
-            steps.append(self._run("enqueue", kind_keys, arguments))
+            steps.append(self._line_up(record, new))
         for answer in await asyncio.gather(*steps, return_exceptions=True):
             if isinstance(answer, BaseException):
                 raise answer
         return Submitted(record, outcome == b"replayed")
+
+    async def _line_up(self, record: JobRecord, new: NewJob) -> None:
+        """Put a job into its kind's queue; one that waits for its start or its next attempt is put there by a look."""
+        keys, priority = self._keys.kind(record.kind), new.options.priority
+        grace_ms = (new.options.grace_seconds or math.inf) * 1000
+        deadline_ms = self._start_deadline_ms(new) or math.inf
+        look_ms = int(min(LONGEST_LOOK_MS, self.job_deadline_seconds * 1000, deadline_ms, grace_ms))
+        # Both times are of the job's slot: two clocks are never compared.
+        ahead_ms = (record.not_before_ms or 0) - record.created_ms
+        if ahead_ms > 0:
+            await self._run("notice", keys, (record.id, min(ahead_ms, look_ms)))
+        else:
+            arguments = (record.id, priority, encode_owner(record.owner), PRIORITY_STEPS[priority], look_ms)
+            await self._run("enqueue", keys, arguments)
 
     async def _reserve(self, job: str, new: NewJob) -> OutlastError | None:
         """Make room for a job; returns why there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -13,6 +14,7 @@ from gateway.requests import JobOptions
 from gateway.store import JobRecord, Store
 from tests.faults import wait_until
 from tests.jobs import begin, event, submit
+from tests.worker_jobs import end_of
 
 KIND = KindDocument(kind="echo")
 
@@ -36,25 +38,21 @@ def code_of(record: JobRecord) -> str:
 
 
 async def test_a_job_of_a_kind_that_nobody_serves_expires(valkey: str, prefix: str) -> None:
-    """A gateway's look loop is enough: there is no worker, and never was one."""
+    """A gateway's look loop is enough: there is no worker, and never was one. A job for later doesn't stay longer."""
     store = await Store.connect(valkey, prefix=prefix, lease_seconds=0.3, job_deadline_seconds=0.5)
     nobody = KindDocument(kind="nobody")
     await store.register_kind(nobody)
     looking = asyncio.create_task(store.look_loop(), name="looks")
     try:
-        job = await submit(store, nobody)
-
-        async def ended() -> bool:
-            return (await store.job(job.id)).terminal
-
-        await wait_until(ended)
-        record = await store.job(job.id)
+        later = JobOptions(start_at=datetime.now(UTC) + timedelta(hours=1))
+        jobs = [await submit(store, nobody, options=options) for options in (JobOptions(), later)]
+        records = [await end_of(store, job.id) for job in jobs]
     finally:
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
         await store.close()
 
-    assert (record.state, code_of(record)) == (State.FAILED, "deadline")
+    assert [(record.state, code_of(record)) for record in records] == [(State.FAILED, "deadline")] * 2
 
 
 async def test_the_overall_deadline_ends_a_job_under_a_living_lease(valkey: str, prefix: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gateway.protocol import START, State
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, Store
 from tests.faults import wait_until
-from tests.jobs import begin, end, submit
+from tests.jobs import begin, end, new_job, submit
 from tests.serving import Gateway, gateway_for
 from tests.worker_jobs import end_of
 
@@ -83,6 +84,16 @@ async def test_a_job_that_nobody_ever_listened_to_is_cancelled(store: Store, loo
     assert record.ended_ms is not None
     assert record.ended_ms - record.created_ms >= GRACE * 1000
     assert (await store.job(other.id)).state is State.QUEUED
+
+
+async def test_a_job_for_later_is_not_kept_until_its_start(store: Store, looking: None) -> None:
+    """Its grace starts at the submit as well, and a repeat of the submit puts nothing off."""
+    options = LONELY.model_copy(update={"start_at": datetime.now(UTC) + timedelta(hours=1)})
+    job = await store.job_id("me", "key")
+    for _ in range(2):
+        await store.submit(job, new_job(KIND, options=options), keyed=True)
+
+    assert (await end_of(store, job)).state is State.CANCELLED
 
 
 async def test_a_listener_keeps_the_job_and_its_leaving_starts_the_grace(

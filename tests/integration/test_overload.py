@@ -150,10 +150,7 @@ async def test_one_owners_backlog_does_not_delay_another_owners_first_job(store:
     keys = store._keys.kind("echo")
     for start in range(0, 10_000, 1_000):
         await asyncio.gather(
-            *(
-                store._run("enqueue", keys, (f"greedy{start + i}", "normal", "greedy", 8, 60_000, 0))
-                for i in range(1_000)
-            )
+            *(store._run("enqueue", keys, (f"greedy{start + i}", "normal", "greedy", 8, 60_000)) for i in range(1_000))
         )
 
     for i in range(30):

@@ -13,7 +13,7 @@ from gateway.protocol import START, State
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, Store
 from tests.faults import PATIENCE_SECONDS
-from tests.jobs import begin, end, event, look_later, submit
+from tests.jobs import begin, end, event, look_later, new_job, submit
 
 pytestmark = pytest.mark.parametrize("redis_url", ["valkey", "cluster"], indirect=True)
 KIND = KindDocument(kind="echo")
@@ -188,6 +188,24 @@ async def test_a_job_for_later_waits_for_its_start(store: Store) -> None:
 
     assert datetime.now(UTC) >= start
     assert (await store.job(record.id)).state is State.QUEUED
+
+
+@pytest.mark.parametrize("waits_for", ["its next attempt", "a child"])
+async def test_a_repeated_submit_queues_nothing_that_waits(store: Store, waits_for: str) -> None:
+    """Such a job has had its turn: queued once more, it would be claimed too early, and charged for twice."""
+    job = await store.job_id("me", "key")
+    record = (await store.submit(job, new_job(KIND), keyed=True)).record
+    lease = await begin(store, "echo")
+    if waits_for == "a child":
+        await store.wait_for_child(lease, record, "c" * 26)
+    else:
+        await store.retry(lease, 1, [], {"code": "x"}, 60, counts=True)
+        await store.leave(lease, record, retry_after_seconds=60)
+
+    again = await store.submit(job, new_job(KIND), keyed=True)
+
+    assert again.replayed
+    assert await store.depths(["echo"]) == {"echo": (0, 0)}
 
 
 async def test_a_job_that_nobody_begins_fails_at_its_start_deadline(store: Store) -> None:
