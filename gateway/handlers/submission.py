@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -68,6 +69,7 @@ async def submit(
         body = routed or body
         await app[VALIDATORS].check(document, body.input, urls=routed is None)
     options = JobOptions.model_validate(body.model_dump(include=set(JobOptions.model_fields), exclude_unset=True))
+    check_start(options, store.job_deadline_seconds)
     new = NewJob(
         kind=document,
         owner=owner,
@@ -128,6 +130,14 @@ def checked_key(key: str | None) -> str | None:
             code="bad_idempotency_key",
         )
     return key
+
+
+def check_start(options: JobOptions, deadline_seconds: float) -> None:
+    """Raises `InvalidInput` for a job that would be open for too long before it may begin."""
+    if options.start_at is None or options.start_at.timestamp() - time.time() < deadline_seconds:
+        return
+    message = f"no job is open for longer than {deadline_seconds:g} s (OUTLAST_JOB_DEADLINE_SECONDS): submit it later"
+    raise InvalidInput(f"start_at: {message}.", errors=[{"field": "start_at", "message": message}])
 
 
 def check_size(input_: Any, most: int) -> None:

@@ -81,6 +81,7 @@ async def test_an_unknown_kind_names_the_known_ones(gateway: Gateway) -> None:
         ({"input": [1]}, ["input"]),
         ([], ["body"]),
         ({"input": {"name": "a"}, "webhook": {"url": "https://x"}}, ["webhook"]),
+        ({"input": {"name": "a"}, "start_at": "2999-01-01T00:00:00Z"}, ["start_at"]),
     ],
 )
 async def test_every_wrong_field_is_named(gateway: Gateway, body: object, fields: list[str]) -> None:
