@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, TypeVar
 
@@ -93,6 +93,13 @@ async def translated() -> AsyncIterator[None]:
             "The job store does not answer; nothing that was accepted is lost. Try again with the same key.",
             retry_after_seconds=2,
         ) from None
+
+
+async def all_done(work: Iterable[Awaitable[object]]) -> None:
+    """Do everything at once and to its end, whatever fails of it; then raise the first that did."""
+    for answer in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(answer, BaseException):
+            raise answer
 
 
 async def until_available(work: Callable[[], Awaitable[T]], what: str) -> T:

@@ -19,7 +19,7 @@ from gateway.errors import Gone, KeyReused, NotFound, OutlastError, TooMany, Una
 from gateway.event_text import encode_event_tail
 from gateway.protocol import DAY_SECONDS, PRIORITY_STEPS, Cursor, EventType, State
 from gateway.requests import JobOptions
-from gateway.store.connection import Connection, translated
+from gateway.store.connection import Connection, all_done, translated
 from gateway.store.records import JobRecord, NewJob, StoredFile, Submitted
 from gateway.store.scripts import encode_owner
 
@@ -148,9 +148,7 @@ class Jobs(Connection):
         if record.state is State.QUEUED:
             # Also for a replay: the first submitter may have died between the last two steps.
             steps.append(self._line_up(record, new))
-        for answer in await asyncio.gather(*steps, return_exceptions=True):
-            if isinstance(answer, BaseException):
-                raise answer
+        await all_done(steps)
         return Submitted(record, outcome == b"replayed")
 
     async def _line_up(self, record: JobRecord, new: NewJob) -> None:

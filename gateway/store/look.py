@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from gateway.errors import Unavailable
+from gateway.errors import Gone, NotFound, Unavailable
 from gateway.event_text import encode_event_tail
 from gateway.protocol import OPEN, EventType
 from gateway.store.children import Children
-from gateway.store.connection import translated
+from gateway.store.connection import all_done, translated
 from gateway.store.dead import Dead
 from gateway.store.health import Health
-from gateway.store.jobs import LONGEST_LOOK_MS, read_record
+from gateway.store.jobs import LONGEST_LOOK_MS
 from gateway.store.kinds import Kinds
 from gateway.store.queue import END_GRACE_MS, Queue
 from gateway.store.scripts import encode_owner
@@ -30,10 +30,16 @@ logger = logging.getLogger(__name__)
 # Entries taken at once, and how long until another looker may take them, if this one dies.
 _TAKE: Final = 64
 _TAKEN_MS: Final = 2_000
+# Of one kind in one look. A thousand that end in a second, or fall with one worker, wait for no further look; and who
+# has more than that due does not keep other kinds waiting.
+_MOST_TAKES: Final = 16
 # With the take's 2 s this keeps "lease + 2 s" for a dead worker's job.
 LOOK_SECONDS: Final = 0.5
 SWEEP_SECONDS: Final = 3600.0
 _SWEEP_AGAIN_SECONDS: Final = 60.0
+# Records that are asked for in one pipeline.
+_SWEPT: Final = 500
+_OPEN: Final = frozenset(state.encode() for state in OPEN)
 
 
 # Why a job with `on_disconnect: cancel` was cancelled.
@@ -72,12 +78,18 @@ class Look(Children, Dead, Queue, Kinds, Health):
         """Look at what is due now; returns how many jobs. Safe to run anywhere, any time, twice at once."""
         looked = 0
         for kind in kinds:
-            flat: list[bytes] = await self._run("take", self._keys.kind(kind), (_TAKE, _TAKEN_MS))
-            pairs = [(flat[i].decode(), flat[i + 1].decode()) for i in range(0, len(flat), 2)]
-            if pairs:
-                await asyncio.gather(*(self._look_at(kind, job, token) for job, token in pairs))
-            looked += len(pairs)
+            for _ in range(_MOST_TAKES):
+                taken = await self._look_at_some(kind)
+                looked += taken
+                if taken < _TAKE:
+                    break
         return looked
+
+    async def _look_at_some(self, kind: str) -> int:
+        flat: list[bytes] = await self._run("take", self._keys.kind(kind), (_TAKE, _TAKEN_MS))
+        pairs = [(flat[i].decode(), flat[i + 1].decode()) for i in range(0, len(flat), 2)]
+        await all_done(self._look_at(kind, job, token) for job, token in pairs)
+        return len(pairs)
 
     async def _look_at(self, kind: str, job: str, token: str) -> None:
         answer: list[bytes] = await self._run(
@@ -89,8 +101,9 @@ class Look(Children, Dead, Queue, Kinds, Health):
             return
         after_ms, _, priority, owner, attempt, _ = (part.decode() for part in answer[1:7])
         if verdict == "alone":
-            # Its own step, the same as anybody's cancel; the second look finds the job asked to stop.
-            await self.cancel(job, "outlast", ALONE_REASON)
+            # Its own step, the same as anybody's cancel; the second look finds the job asked to stop, or gone.
+            with suppress(NotFound, Gone):
+                await self.cancel(job, "outlast", ALONE_REASON)
             await self._look_at(kind, job, token)
             return
         if verdict == "ended":
@@ -126,22 +139,24 @@ class Look(Children, Dead, Queue, Kinds, Health):
             names = []
             for server in self._client.servers():
                 names += [name async for name in server.scan_iter(f"{self._keys.prefix}:{{*}}:job", count=500)]
-        for name in names:
-            async with translated():
-                fields: dict[bytes, bytes] = await self._client.hgetall(name)
-            if not fields or b"state" not in fields:
-                continue
-            record = read_record(fields)
-            if record.state not in OPEN:
-                continue
-            keys = self._keys.kind(record.kind)
-            async with translated():
-                known = await self._client.zscore(keys[1], record.id)
-            if known is None:
-                # `reserve` sets a due entry only where there is none; room has been found already.
-                await self._run("reserve", keys, (record.id, encode_owner(record.owner), 1 << 52, 1 << 52, 0))
-                found += 1
+        for start in range(0, len(names), _SWEPT):
+            found += await self._sweep_some(names[start : start + _SWEPT])
         return found
+
+    async def _sweep_some(self, names: Sequence[bytes]) -> int:
+        async with translated(), self._client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hmget(name, "state", "id", "kind", "owner")
+            rows: list[list[bytes]] = await pipe.execute()
+            jobs = [tuple(part.decode() for part in job) for state, *job in rows if state in _OPEN]
+            for job, kind, _ in jobs:
+                pipe.zscore(self._keys.kind(kind)[1], job)
+            due: list[float | None] = await pipe.execute()
+        lost = [job for job, score in zip(jobs, due, strict=True) if score is None]
+        for job, kind, owner in lost:
+            # `reserve` sets a due entry only where there is none; room has been found already.
+            await self._run("reserve", self._keys.kind(kind), (job, encode_owner(owner), 1 << 52, 1 << 52, 0))
+        return len(lost)
 
     async def look_loop(self) -> None:
         """Look every half second, and sweep at the start, after a change of server, and hourly; never returns.

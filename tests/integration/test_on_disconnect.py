@@ -111,6 +111,29 @@ async def test_a_listener_keeps_the_job_and_its_leaving_starts_the_grace(
     assert record.ended_ms - left_ms >= GRACE * 1000 - 50
 
 
+async def test_a_job_that_is_lost_under_a_look_keeps_no_other_from_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis may lose it in a failover, or its owner delete it, after it was found to be alone."""
+    lost, other = await lonely_job(store), await lonely_job(store)
+    due, cancel = store._keys.kind("echo")[1], store.cancel
+
+    async def cancel_too_late(job: str, by: str, reason: str) -> JobRecord:
+        if job == lost.id:
+            await store._client.delete(*store._keys.job(job)[:5])
+        return await cancel(job, by, reason)
+
+    monkeypatch.setattr(store, "cancel", cancel_too_late)
+
+    async def looked_at() -> bool:
+        await store.look(["echo"])
+        return (await store.job(other.id)).terminal and await store._client.zscore(due, lost.id) is None
+
+    await wait_until(looked_at)
+
+    assert (await store.job(other.id)).state is State.CANCELLED
+
+
 async def test_a_mark_counts_however_old_the_job_is(store: Store) -> None:
     """Whoever looks finds that somebody listens; without the mark the same look ends the job."""
     for marked in (True, False):

@@ -79,6 +79,14 @@ async def test_a_dead_workers_job_is_taken_over_after_its_lease(store: Store) ->
     assert await types_of(store, record.id) == ["queued", "started", "retrying", "started", "succeeded"]
 
 
+async def test_one_look_is_enough_for_all_that_a_worker_leaves(store: Store) -> None:
+    """However many attempts fall with it: the last of them is taken over as soon as the first."""
+    jobs = [record.id for record in await asyncio.gather(*(submit(store, KIND) for _ in range(150)))]
+    await store._client.zadd(store._keys.kind("echo")[1], dict.fromkeys(jobs, 0))
+
+    assert await store.look(["echo"]) == len(jobs)
+
+
 @pytest.mark.parametrize("left", ["output", "delta", None])
 async def test_a_job_that_kills_every_worker_is_given_up(store: Store, left: str | None) -> None:
     """The attempts limit ends a poison job with its cause, and its end says whether it has left something."""
