@@ -22,8 +22,8 @@ from gateway.child import Child, Restarts
 from gateway.cli import Exit
 from gateway.config import Settings
 from gateway.embedded import EmbeddedValkey
-from gateway.errors import ConfigurationError, Unavailable
-from gateway.store import Store
+from gateway.errors import ConfigurationError
+from gateway.store import Store, until_available
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ class Product:
     async def _until_ready(self, url: str, port: int) -> Running:
         """Wait until the gateway says that it is ready and every worker claims jobs."""
         settings = self._settings
-        store = await self._connect(url)
+        store = await until_available(lambda: Store.connect(url, prefix=settings.prefix), "no answer from Redis yet")
         try:
             kinds = await self._until_workers(store)
             host = _reachable(settings.host)
@@ -229,14 +229,6 @@ class Product:
             unfinished=sum(sum(depth) for depth in depths.values()),
             warnings=tuple(info["warnings"]),
         )
-
-    async def _connect(self, url: str) -> Store:
-        while True:
-            try:
-                return await Store.connect(url, prefix=self._settings.prefix)
-            except Unavailable:
-                logger.warning("no answer from Redis yet; trying again")
-                await asyncio.sleep(1)
 
     async def _until_workers(self, store: Store) -> tuple[str, ...]:
         """The kinds that our own workers do; those of an earlier start may still be listed as present."""

@@ -26,6 +26,7 @@ from gateway.store.cluster import Cluster
 from gateway.store.deployment import Deployment
 from gateway.store.feed import Feed
 from gateway.store.halt import Halt
+from gateway.store.outage import Outage
 from gateway.store.scripts import Keys, load
 from gateway.store.topology import ClusterSlots, SentinelMaster, Topology, open_topology
 
@@ -37,6 +38,8 @@ _RETRIES: Final = 5
 _PASSING: Final = (Passing, MasterDownError, ClusterDownError, TryAgainError, MovedError)
 T = TypeVar("T")
 Durability = Literal["redis", "disk", "replica"]
+# One for the process: all of its stores lead to the same Redis.
+_outage: Final = Outage()
 
 
 def open_client(
@@ -88,11 +91,13 @@ async def translated() -> AsyncIterator[None]:
     except (RedisError, OSError) as error:
         if isinstance(error, ResponseError) and not isinstance(error, _PASSING):
             raise  # A wrong command or script is a defect of ours, not an outage.
-        logger.warning("Redis does not answer: %s: %s", type(error).__name__, error)
+        _outage.failed(error)
         raise Unavailable(
             "The job store does not answer; nothing that was accepted is lost. Try again with the same key.",
             retry_after_seconds=2,
         ) from None
+    else:
+        _outage.answered()
 
 
 async def all_done(work: Iterable[Awaitable[object]]) -> None:
@@ -104,12 +109,15 @@ async def all_done(work: Iterable[Awaitable[object]]) -> None:
 
 async def until_available(work: Callable[[], Awaitable[T]], what: str) -> T:
     """Repeat some work until Redis answers: a process may start before its Redis. `what` is for the log."""
+    told = False
     while True:
         try:
             return await work()
         except Unavailable:
-            # Why stands in the line before.
-            logger.warning("%s; trying again", what)
+            if not told:
+                # Why stands in the line before; whether it goes on is told there too.
+                logger.warning("%s; trying on", what)
+            told = True
             await asyncio.sleep(random.uniform(0.3, 1.0))
 
 
