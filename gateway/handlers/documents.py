@@ -1,4 +1,4 @@
-"""A job's record in Redis as the document that clients read."""
+"""A job's record in Redis as the document that clients read, and documents as answers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import time
 from typing import Any, Final
 from urllib.parse import quote
 
+from aiohttp import web
+from pydantic import BaseModel
 from pydantic_core import from_json
 
 from gateway.auth import watch_token
@@ -18,6 +20,16 @@ from gateway.store import JobRecord
 # Endings that are nobody's input's fault: the same job would have ended the same with any. A processor's own problem
 # says the same by its `status`.
 _OURS: Final = frozenset({"retries_exhausted", "run_timeout", "start_deadline", "deadline"})
+
+
+def answer_with(document: BaseModel, *, status: int = 200) -> web.Response:
+    """A document as the answer. Nobody may keep it: the next one can be another."""
+    return web.Response(
+        status=status,
+        body=document.model_dump_json().encode(),
+        content_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )
 
 
 def job_document(record: JobRecord, settings: Settings) -> JobDocument:

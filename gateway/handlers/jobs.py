@@ -23,7 +23,7 @@ from gateway.handlers.context import (
     principal,
     requested_preferences,
 )
-from gateway.handlers.documents import job_document
+from gateway.handlers.documents import answer_with, job_document
 from gateway.handlers.routes import EVENT_STREAM, NO_BODY, SECONDS, Answer, Parameter, Route
 from gateway.handlers.streams import (
     DEFAULT_WAIT_SECONDS,
@@ -186,7 +186,7 @@ def _requested_page(request: web.Request) -> tuple[str | None, int]:
 
 def _page(request: web.Request, records: list[JobRecord], cursor: str | None) -> web.Response:
     settings = request.app[SETTINGS]
-    return _json(JobList(jobs=[job_document(record, settings) for record in records], cursor=cursor))
+    return answer_with(JobList(jobs=[job_document(record, settings) for record in records], cursor=cursor))
 
 
 # --- change -----------------------------------------------------------------------------------------------------------
@@ -259,20 +259,11 @@ async def _wait_for_end(request: web.Request, record: JobRecord, seconds: float)
 def _document(
     request: web.Request, record: JobRecord, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    response = _json(job_document(record, request.app[SETTINGS]), status=status)
+    response = answer_with(job_document(record, request.app[SETTINGS]), status=status)
     if not record.terminal:
         response.headers["Retry-After"] = _ASK_AGAIN_SECONDS
     response.headers.update(headers or {})
     return response
-
-
-def _json(model: BaseModel, *, status: int = 200) -> web.Response:
-    return web.Response(
-        status=status,
-        body=model.model_dump_json().encode(),
-        content_type="application/json",
-        headers={"Cache-Control": "no-store"},
-    )
 
 
 # --- routes -----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from gateway.documents import KindDocument, KindStatus
 from gateway.errors import Forbidden
 from gateway.handlers.context import SETTINGS, STORE, known_kind, principal
+from gateway.handlers.documents import answer_with
 from gateway.handlers.routes import Answer, Route
 
 
@@ -24,13 +25,13 @@ async def list_kinds(request: web.Request) -> web.Response:
     """`GET /v1/kinds`."""
     kinds = await request.app[STORE].kinds()
     answers = await _answers(request, list(kinds.values()))
-    return _json(KindList(kinds=sorted(answers, key=lambda answer: answer.kind)))
+    return answer_with(KindList(kinds=sorted(answers, key=lambda answer: answer.kind)))
 
 
 async def read_kind(request: web.Request) -> web.Response:
     """`GET /v1/kinds/{kind}`."""
     kind = await known_kind(request.app[STORE], request.match_info["kind"])
-    return _json((await _answers(request, [kind]))[0])
+    return answer_with((await _answers(request, [kind]))[0])
 
 
 async def pause_kind(request: web.Request) -> web.Response:
@@ -53,7 +54,7 @@ async def _pause(request: web.Request, paused: bool) -> web.Response:
         )
     kind = await known_kind(request.app[STORE], request.match_info["kind"])
     await request.app[STORE].pause(kind.kind, paused)
-    return _json((await _answers(request, [kind]))[0])
+    return answer_with((await _answers(request, [kind]))[0])
 
 
 async def _answers(request: web.Request, kinds: list[KindDocument]) -> list[KindStatus]:
@@ -71,12 +72,6 @@ async def _answers(request: web.Request, kinds: list[KindDocument]) -> list[Kind
         )
         for kind in kinds
     ]
-
-
-def _json(model: BaseModel) -> web.Response:
-    return web.Response(
-        body=model.model_dump_json().encode(), content_type="application/json", headers={"Cache-Control": "no-store"}
-    )
 
 
 routes: Final = [

@@ -15,7 +15,7 @@ from pydantic_core import to_json
 
 from gateway.blobs import Blobs
 from gateway.errors import Conflict, Gone, JobFailed, NotAcceptable, NotFound, RangeNotSatisfiable
-from gateway.event_text import decode_event
+from gateway.event_text import decode_event, number_of
 from gateway.handlers.context import BLOBS, STORE, owned_job
 from gateway.handlers.routes import Answer, Parameter, Route
 from gateway.protocol import Cursor, Event, State
@@ -108,7 +108,7 @@ async def list_outputs(request: web.Request) -> web.Response:
     page: list[bytes] = []
     size, last, more = 0, after, False
     for text in await request.app[STORE].outputs(record.id):
-        number = _number(text)
+        number = number_of(text)
         if number <= after:
             continue
         size += len(text)
@@ -119,11 +119,6 @@ async def list_outputs(request: web.Request) -> web.Response:
         last = number
     body = b'{"outputs":[%b],"next":%b}' % (b",".join(page), b"%d" % last if more else b"null")
     return web.Response(body=body, content_type=JSON, headers={"Cache-Control": "no-store"})
-
-
-def _number(text: bytes) -> int:
-    # Every event's text begins `{"id":17,`.
-    return int(text[6 : text.index(b",")])
 
 
 async def read_output(request: web.Request) -> web.StreamResponse:

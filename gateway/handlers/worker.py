@@ -16,7 +16,7 @@ from gateway.documents import JobDocument
 from gateway.errors import BadRequest, Conflict, EventsLost, LeaseLost, NotFound, TooLarge, WriteTokenNeeded
 from gateway.event_text import encode_event_tail
 from gateway.handlers.context import BLOBS, SETTINGS, STORE
-from gateway.handlers.documents import job_document
+from gateway.handlers.documents import answer_with, job_document
 from gateway.handlers.routes import Answer, Parameter, Route
 from gateway.handlers.submission import checked_key
 from gateway.handlers.uploads import body_chunks, small_json
@@ -72,7 +72,7 @@ async def adopt(request: web.Request) -> web.Response:
     assert begun.record is not None
     document = job_document(begun.record, request.app[SETTINGS])
     input_ = from_json(await _input(request, begun.record))
-    return _json(Adopted(token=token, lease_seconds=store.lease_seconds, input=input_, job=document))
+    return answer_with(Adopted(token=token, lease_seconds=store.lease_seconds, input=input_, job=document))
 
 
 async def report(request: web.Request) -> web.Response:
@@ -84,7 +84,7 @@ async def report(request: web.Request) -> web.Response:
     try:
         if not asked.events:
             cancel_by = await store.renew(lease)
-            return _json(Reported(cancel_requested_by=cancel_by, lease_seconds=store.lease_seconds))
+            return answer_with(Reported(cancel_requested_by=cancel_by, lease_seconds=store.lease_seconds))
         if asked.events[-1].type not in CLOSING and await store.log_bytes(lease.job) > _MAX_LOG_BYTES:
             raise TooLarge(
                 f"The job's log has {_MAX_LOG_BYTES} bytes, and takes nothing more but an end. PUT what is large as an"
@@ -94,7 +94,7 @@ async def report(request: web.Request) -> web.Response:
         appended = await _append(store, lease, asked.batch, events, retrying)
     except (LeaseLost, EventsLost) as error:
         _refuse(error)
-    return _json(
+    return answer_with(
         Reported(
             first=appended.first,
             last=str(appended.last),
@@ -121,7 +121,7 @@ async def put_output(request: web.Request) -> web.Response:
         size, _ = await blobs.put(key, body, max_bytes=limit, still_wanted=lambda: store.renew(lease))
     except LeaseLost as error:
         _refuse(error)
-    return _json(
+    return answer_with(
         StoredOutput(
             index=index,
             content_type=request.headers.get("Content-Type", "application/octet-stream"),
@@ -195,12 +195,6 @@ def _refuse(error: LeaseLost | EventsLost) -> NoReturn:
             " or, if it was answered before, stop, since the job store has lost it."
         )
     raise Conflict(detail, code=error.code) from None
-
-
-def _json(model: BaseModel) -> web.Response:
-    return web.Response(
-        body=model.model_dump_json().encode(), content_type="application/json", headers={"Cache-Control": "no-store"}
-    )
 
 
 _TOKEN: Final = Parameter("Authorization", "`Bearer` and the attempt's write token.", place="header")

@@ -7,7 +7,7 @@ import hmac
 from contextlib import suppress
 from typing import Final
 
-from gateway.errors import Gone, LeaseLost, NotFound
+from gateway.errors import Gone, NotFound
 from gateway.protocol import TERMINAL
 from gateway.requests import MAX_RETENTION_SECONDS
 from gateway.store.connection import translated
@@ -52,7 +52,7 @@ class Children(Jobs, Queue):
     async def _wait(self, lease: Lease, waits: str, child: str) -> None:
         answer = await self._run("wait", self._keys.job(lease.job), (lease.attempt, lease.nonce, waits, child))
         if answer == b"lost":
-            raise LeaseLost(f"Job {lease.job} is not attempt {lease.attempt}'s any more.")
+            raise lease.lost()
 
     async def end_children(self, parent: JobRecord, keep_ms: int) -> None:
         """The last things of an ended job's steps: those that are open are cancelled, and all are kept as long as it.

@@ -40,7 +40,7 @@ class Handover(Jobs):
         arguments = (lease.attempt, lease.nonce, int(seconds * 1000), worker, hand)
         answer = await self._run("renew", self._keys.job(lease.job), arguments)
         if answer[0] == b"lost":
-            raise LeaseLost(f"Job {lease.job} is not attempt {lease.attempt}'s any more.")
+            raise lease.lost()
         return answer[1].decode() or None
 
     async def _nonce(self, lease: Lease, key: str) -> str:

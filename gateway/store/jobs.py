@@ -11,7 +11,7 @@ import secrets
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from pydantic_core import from_json, to_json
 
@@ -264,7 +264,7 @@ class Jobs(Connection):
             rows: list[dict[bytes, bytes]] = await pipe.execute()
         return [read_record(row) if row else None for row in rows]
 
-    async def _missing(self, job: str) -> JobRecord:
+    async def _missing(self, job: str) -> NoReturn:
         async with translated():
             owner = await self._client.hget(self._keys.job(job)[5], "owner")
         if owner is None:
@@ -335,7 +335,7 @@ class Jobs(Connection):
         # It may be the job's end, which is as sure as any other.
         answer = await self._run_durably("cancel", self._keys.job(job), (job, by, requested, cancelled))
         if answer == b"unknown":
-            return await self._missing(job)
+            await self._missing(job)
         record = await self.job(job)
         if answer == b"freed":
             # Its entry says when the time for the hand-over is over, and the look at it is what frees its place.

@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from gateway.errors import BadRequest, EventsLost, Gone, LeaseLost, NotFound
-from gateway.event_text import encode_event_tail
+from gateway.errors import BadRequest, EventsLost
+from gateway.event_text import encode_event_tail, number_of
 from gateway.protocol import TERMINAL, TERMINAL_TYPES, Cursor, EventType
-from gateway.store.connection import Connection, translated
+from gateway.store.connection import translated
 from gateway.store.convoy import Convoy
+from gateway.store.jobs import Jobs
 from gateway.store.records import Appended, Lease, LogEntry, WriterEvent
 
 # One read of the log; a longer one is read page by page, so that a thousand listeners at once need bounded memory.
@@ -42,7 +43,7 @@ class _Read(NamedTuple):
     page: asyncio.Future[LogPage | None]
 
 
-class Log(Connection):
+class Log(Jobs):
     """All reads of one loop turn go to Redis in one pipeline, and all appends: many jobs need few connections."""
 
     _wanted: deque[_Read]
@@ -124,18 +125,7 @@ class Log(Connection):
         self._wanted.append(read)
         self._wake.set()
         page = await read.page
-        if page is None:
-            raise await self._absence(job)
-        return page
-
-    async def _absence(self, job: str) -> NotFound | Gone:
-        async with translated():
-            owner = await self._client.hget(self._keys.job(job)[5], "owner")
-        if owner is None:
-            return NotFound(f"There is no job {job}.", code="job_not_found")
-        gone = Gone(f"Job {job} has ended, and its data was removed after its retention time.")
-        gone.owner = owner.decode()
-        return gone
+        return page or await self._missing(job)
 
     async def _read_loop(self) -> None:
         """Send what was asked for since the last pipeline as the next one; owned by the store."""
@@ -210,21 +200,16 @@ class Log(Connection):
         key = self._keys.job(job)[2]
         async with translated():
             if not prefix:
-                return sorted(await self._client.hvals(key), key=_number_of)
+                return sorted(await self._client.hvals(key), key=number_of)
             names = [name for name in await self._client.hkeys(key) if name.startswith(prefix.encode())]
             stored = await self._client.hmget(key, names) if names else []
-        return sorted((text for text in stored if text is not None), key=_number_of)
+        return sorted((text for text in stored if text is not None), key=number_of)
 
     async def output(self, job: str, index: str) -> bytes | None:
         """The text of the newest output event of an index."""
         async with translated():
             stored: bytes | None = await self._client.hget(self._keys.job(job)[2], index)
         return stored
-
-
-def _number_of(text: bytes) -> int:
-    # Every event's text begins `{"id":17,`.
-    return int(text[6 : text.index(b",")])
 
 
 def _page(after: Cursor, rows: list[tuple[bytes, dict[bytes, bytes]]], head: Cursor, terminal: bool) -> LogPage:
@@ -257,4 +242,4 @@ def _appended(lease: Lease, answer: list[bytes]) -> Appended:
         return Appended(int(answer[1]), Cursor(int(answer[2]), int(answer[3])), answer[4].decode() or None)
     if answer[0] == b"gap":
         raise EventsLost(f"Redis lost events of job {lease.job} that it had acknowledged.")
-    raise LeaseLost(f"Job {lease.job} is not attempt {lease.attempt}'s any more.")
+    raise lease.lost()

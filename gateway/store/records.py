@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from gateway.documents import KindDocument
+from gateway.errors import LeaseLost
 from gateway.protocol import TERMINAL, Cursor, Priority, State
 from gateway.requests import JobOptions
 
@@ -157,6 +158,10 @@ class Lease:
     kind: str
     attempt: int
     nonce: str
+
+    def lost(self) -> LeaseLost:
+        """The error of a write that comes after the right to it."""
+        return LeaseLost(f"Job {self.job} is not attempt {self.attempt}'s any more.")
 
 
 class Begun(NamedTuple):
