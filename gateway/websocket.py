@@ -24,7 +24,7 @@ from gateway.handlers.context import HUB, SETTINGS, STORE, known_kind, owned, pr
 from gateway.handlers.documents import job_document
 from gateway.handlers.problems import REQUEST_ID, for_client, problem_document
 from gateway.handlers.routes import NO_BODY, Answer, Route
-from gateway.handlers.streams import requested_seconds
+from gateway.handlers.streams import check_cursor, requested_cut
 from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import checked_key
 from gateway.handlers.uploads import Received
@@ -169,10 +169,7 @@ class Session:
     async def _subscribe(self, frame: SubscribeFrame, group: asyncio.TaskGroup) -> None:
         after = Cursor.parse(frame.after) if frame.after else START
         record = await owned(self._store, frame.job, self._owner)
-        if after.time_ms is None and after.number > record.last.number:
-            raise BadRequest(
-                f"The cursor {after} is beyond the job's last event, {record.last.number}.", code="bad_cursor"
-            )
+        check_cursor(record, after)
         self._start(frame.ref, record, after, group, snapshot=frame.snapshot, types=frame.types)
 
     def _start(
@@ -196,8 +193,8 @@ class Session:
             )
         self._jobs[record.id] = None
         # What 204 says on SSE: no event will come, and the client must not wait for one.
-        ended = record.terminal and after in {record.last, Cursor(record.last.number)}
-        self._answer("subscribed", ref, job=record.id, after=str(after), **({"ended": True} if ended else {}))
+        ended = {"ended": True} if record.ends_at(after) else {}
+        self._answer("subscribed", ref, job=record.id, after=str(after), **ended)
         replay = self._follow(record, after, snapshot=snapshot, types=types)
         try:
             group.create_task(replay)
@@ -259,7 +256,7 @@ def _bad_fields(error: ValidationError) -> BadRequest:
 async def websocket(request: web.Request) -> web.StreamResponse:
     """`GET /v1/ws`."""
     settings, hub = request.app[SETTINGS], request.app[HUB]
-    cut = requested_seconds(request, "cut", 3600) if settings.dev else None
+    cut = requested_cut(request)
     # A browser that offers subprotocols (the key is in one) fails a connection on which none is chosen.
     socket = web.WebSocketResponse(protocols=(SUBPROTOCOL,), compress=False, max_msg_size=MAX_FRAME_BYTES, timeout=5.0)
     if not socket.can_prepare(request).ok:

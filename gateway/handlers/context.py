@@ -102,6 +102,25 @@ async def owned(store: Store, job: str, owner: str) -> JobRecord:
     return record
 
 
+async def wait_for_end(request: web.Request, record: JobRecord, seconds: float) -> JobRecord:
+    """The job when it has ended, or as it is after some seconds. The wait takes one of its owner's places.
+
+    Raises `TooMany`, `NotFound` and `Gone`.
+    """
+    if record.terminal or not seconds:
+        return record
+    with request.app[STREAMS].place(record.owner):
+        return await ended_within(request.app, record, seconds)
+
+
+async def ended_within(app: web.Application, record: JobRecord, seconds: float) -> JobRecord:
+    """The same for those who have a place, or need none. Raises `NotFound` and `Gone`."""
+    if record.terminal or not seconds:
+        return record
+    await app[HUB].wait_for_end(record, seconds)
+    return await owned(app[STORE], record.id, record.owner)
+
+
 async def known_kind(store: Store, name: str) -> KindDocument:
     """A kind by its name. Raises `NotFound`, naming the kinds that there are."""
     kinds = await store.kinds()

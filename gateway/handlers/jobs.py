@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Final
 
 from aiohttp import web
@@ -12,25 +13,29 @@ from gateway.documents import JobDocument
 from gateway.errors import BadRequest, Conflict, Gone, NotFound
 from gateway.handlers.context import (
     BLOBS,
-    HUB,
     SETTINGS,
     STORE,
     STREAMS,
+    ended_within,
     known_kind,
     owned,
     owned_job,
     preferred_wait,
     principal,
     requested_preferences,
+    wait_for_end,
 )
 from gateway.handlers.documents import answer_with, job_document
 from gateway.handlers.routes import EVENT_STREAM, NO_BODY, SECONDS, Answer, Parameter, Route
 from gateway.handlers.streams import (
     DEFAULT_WAIT_SECONDS,
     MAX_WAIT_SECONDS,
+    Format,
+    Wishes,
     accepted_format,
     requested_cursor,
     requested_seconds,
+    requested_wishes,
     stream,
 )
 from gateway.handlers.submission import checked_key
@@ -70,8 +75,12 @@ async def submit_job(request: web.Request) -> web.StreamResponse:
     """`POST /v1/kinds/{kind}/jobs`."""
     if "Last-Event-ID" in request.headers:
         return await _resume_instead(request, await repeated_job(request))
-    preferred_wait(request, default=DEFAULT_WAIT_SECONDS, most=MAX_WAIT_SECONDS)
-    return await _answer_submit(request, await accept(request))
+    # What is wrong with how it wants its answer, and that there is no place for it, is said before there is a job.
+    format_, wishes = accepted_format(request, "json"), requested_wishes(request)
+    wait = preferred_wait(request, default=DEFAULT_WAIT_SECONDS, most=MAX_WAIT_SECONDS)
+    stays = format_ != "json" or wait
+    with request.app[STREAMS].place(principal(request)) if stays else nullcontext():
+        return await _answer_submit(request, await accept(request), format_, wishes, wait)
 
 
 async def accept(request: web.Request) -> Submitted:
@@ -107,30 +116,29 @@ async def repeated_job(request: web.Request) -> JobRecord:
 
 async def _resume_instead(request: web.Request, record: JobRecord) -> web.StreamResponse:
     """Go on with the stream, or answer with the job as it is."""
-    after = requested_cursor(request)
+    after, wishes = requested_cursor(request), requested_wishes(request)
     format_ = accepted_format(request, "json")
     headers = {"Location": f"/v1/jobs/{record.id}", "Idempotency-Replayed": "true"}
     if format_ == "json":
         return _document(request, record, headers=headers)
     with request.app[STREAMS].place(record.owner):
-        return await stream(request, record, after, format_, planned_end=False, headers=headers)
+        return await stream(request, record, after, format_, wishes, planned_end=False, headers=headers)
 
 
-async def _answer_submit(request: web.Request, submitted: Submitted) -> web.StreamResponse:
+async def _answer_submit(
+    request: web.Request, submitted: Submitted, format_: Format, wishes: Wishes, wait: float | None
+) -> web.StreamResponse:
     record = submitted.record
     headers = {"Location": f"/v1/jobs/{record.id}"}
     if submitted.replayed:
         headers["Idempotency-Replayed"] = "true"
-    format_ = accepted_format(request, "json")
     if format_ != "json":
-        with request.app[STREAMS].place(principal(request)):
-            return await stream(request, record, START, format_, planned_end=False, headers=headers)
-    wait = preferred_wait(request, default=DEFAULT_WAIT_SECONDS, most=MAX_WAIT_SECONDS)
+        return await stream(request, record, START, format_, wishes, planned_end=False, headers=headers)
     if wait is None:
         if "respond-async" in requested_preferences(request):
             headers["Preference-Applied"] = "respond-async"
         return _document(request, record, status=202, headers=headers)
-    record = await _wait_for_end(request, record, wait)
+    record = await ended_within(request.app, record, wait)
     headers["Preference-Applied"] = f"wait={wait:g}"
     return _document(request, record, status=200 if record.terminal else 202, headers=headers)
 
@@ -141,10 +149,7 @@ async def _answer_submit(request: web.Request, submitted: Submitted) -> web.Stre
 async def read_job(request: web.Request) -> web.Response:
     """`GET /v1/jobs/{job}`."""
     wait = requested_seconds(request, "wait", MAX_WAIT_SECONDS)
-    record = await owned_job(request)
-    if wait:
-        record = await _wait_for_end(request, record, wait)
-    return _document(request, record)
+    return _document(request, await wait_for_end(request, await owned_job(request), wait or 0))
 
 
 async def list_jobs(request: web.Request) -> web.Response:
@@ -200,7 +205,7 @@ async def cancel_job(request: web.Request) -> web.Response:
     record = await request.app[STORE].cancel(record.id, principal(request), asked.reason)
     headers = {}
     if wait is not None:
-        record = await _wait_for_end(request, record, wait)
+        record = await wait_for_end(request, record, wait)
         headers["Preference-Applied"] = f"wait={wait:g}"
     return _document(request, record, status=200 if record.terminal else 202, headers=headers)
 
@@ -244,16 +249,6 @@ async def delete_job(request: web.Request) -> web.Response:
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
-
-
-async def _wait_for_end(request: web.Request, record: JobRecord, seconds: float) -> JobRecord:
-    """The job when it has ended, or as it is after some seconds."""
-    if record.terminal or not seconds:
-        return record
-    owner = principal(request)
-    with request.app[STREAMS].place(owner):
-        await request.app[HUB].wait_for_end(record, seconds)
-    return await owned(request.app[STORE], record.id, owner)
 
 
 def _document(

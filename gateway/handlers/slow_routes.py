@@ -16,7 +16,17 @@ from pydantic_core import from_json, to_json
 from gateway.auth import LOCAL, PRINCIPAL, Principal
 from gateway.errors import FOR_CLIENTS, InvalidInput, NotFound, OutlastError, Unavailable
 from gateway.event_text import decode_event
-from gateway.handlers.context import BLOBS, HUB, SETTINGS, STORE, STREAMS, known_kind, owned, owned_job, principal
+from gateway.handlers.context import (
+    BLOBS,
+    SETTINGS,
+    STORE,
+    STREAMS,
+    known_kind,
+    owned,
+    owned_job,
+    principal,
+    wait_for_end,
+)
 from gateway.handlers.documents import failure, job_document
 from gateway.handlers.held import Held, merged
 from gateway.handlers.problems import DATA_POLICY
@@ -24,6 +34,8 @@ from gateway.handlers.results import output_content
 from gateway.handlers.routes import SECONDS, Answer, Handler, Parameter, Route
 from gateway.handlers.streams import (
     MAX_WAIT_SECONDS,
+    Format,
+    Wishes,
     accepted_format,
     requested_cursor,
     requested_seconds,
@@ -269,8 +281,9 @@ async def _stream(request: web.Request, submitted: Submitted) -> web.StreamRespo
     headers = {"Location": f"/v1/jobs/{record.id}", "X-Job-Id": record.id}
     if submitted.replayed:
         headers["Idempotency-Replayed"] = "true"
-    format_ = "ndjson" if accepted_format(request, "sse") == "ndjson" else "sse"
-    return await stream(request, record, START, format_, planned_end=False, headers=headers)  # type: ignore[arg-type]
+    format_: Format = "ndjson" if accepted_format(request, "sse") == "ndjson" else "sse"
+    # The query is the upstream's own, also where it has our names.
+    return await stream(request, record, START, format_, Wishes(), planned_end=False, headers=headers)
 
 
 async def _resume(request: web.Request, owner: str, key: str | None) -> web.StreamResponse:
@@ -286,7 +299,7 @@ async def _resume(request: web.Request, owner: str, key: str | None) -> web.Stre
         raise NotFound("There is no such job of yours; send the request without Last-Event-ID.", code="job_not_found")
     after = requested_cursor(request)
     headers = {"Location": f"/v1/jobs/{record.id}", "Idempotency-Replayed": "true"}
-    return await stream(request, record, after, "sse", planned_end=False, headers=headers)
+    return await stream(request, record, after, "sse", Wishes(), planned_end=False, headers=headers)
 
 
 def _credentials(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
@@ -300,12 +313,7 @@ def _credentials(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
 async def read_response(request: web.Request) -> web.StreamResponse:
     """`GET /v1/jobs/{job}/response`."""
     wait = requested_seconds(request, "wait", MAX_WAIT_SECONDS)
-    record = await owned_job(request)
-    if not record.terminal and wait:
-        owner = principal(request)
-        with request.app[STREAMS].place(owner):
-            await request.app[HUB].wait_for_end(record, wait)
-        record = await owned(request.app[STORE], record.id, owner)
+    record = await wait_for_end(request, await owned_job(request), wait or 0)
     if not record.terminal:
         return await _answer_later(request, Submitted(record, False))
     return await _answer(request, await response_of(request, record), {"X-Job-Id": record.id}, ours=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from aiohttp import web
@@ -126,6 +127,17 @@ class _FirstEvent(NdjsonListener):
         pass
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a listener wants its events, besides the place to begin at."""
+
+    snapshot: bool = False
+    types: frozenset[str] | None = None
+    names: bool = False
+    cut_seconds: float | None = None
+    """After so long the connection is cut without a word."""
+
+
 def accepted_format(request: web.Request, default: Format) -> Format:
     """The stream's format by `Accept`: the first of ours that is named, else the default."""
     accept = request.headers.get("Accept", "")
@@ -166,20 +178,35 @@ def requested_seconds(request: web.Request, name: str, most: float) -> float | N
     return min(float(match[1]), most)
 
 
+def requested_cut(request: web.Request) -> float | None:
+    """`?cut=5s` in development, else None."""
+    return requested_seconds(request, "cut", 3600) if request.app[SETTINGS].dev else None
+
+
+def requested_wishes(request: web.Request) -> Wishes:
+    """What the query asks for. Raises `BadRequest`, so it is read before anything is done."""
+    query = request.query
+    return Wishes(
+        snapshot=query.get("snapshot") == "1",
+        types=requested_types(request),
+        names=query.get("names") == "1",
+        cut_seconds=requested_cut(request),
+    )
+
+
 async def events(request: web.Request) -> web.StreamResponse:
     """`GET /v1/jobs/{id}/events`."""
     record = await owned_job(request)
     after = requested_cursor(request)
-    _check_cursor(record, after)
+    check_cursor(record, after)
     format_ = accepted_format(request, "sse")
     if format_ == "json":
         return await _page(request, record, after)
-    at_end = record.terminal and (after == record.last or after == Cursor(record.last.number))
-    if at_end and format_ == "sse":
+    if format_ == "sse" and record.ends_at(after):
         # [spec] "Clients will reconnect if the connection is closed; a client can be told to stop reconnecting using
         # the HTTP 204 No Content response code." (WHATWG HTML, 9.2.1)
         return web.Response(status=204, headers=STREAM_HEADERS)
-    return await stream(request, record, after, format_, planned_end=True)
+    return await stream(request, record, after, format_, requested_wishes(request), planned_end=True)
 
 
 async def stream(
@@ -187,9 +214,9 @@ async def stream(
     record: JobRecord,
     after: Cursor,
     format_: Format,
+    wishes: Wishes,
     *,
     planned_end: bool,
-    status: int = 200,
     headers: dict[str, str] | None = None,
 ) -> web.StreamResponse:
     """Send a job's events until its end, as they come.
@@ -198,10 +225,7 @@ async def stream(
     exercised every day. A POST's stream can't be repeated by a browser and never is ended by plan.
     """
     settings, hub = request.app[SETTINGS], request.app[HUB]
-    snapshot = request.query.get("snapshot") == "1"
-    types = requested_types(request)
-
-    response = web.StreamResponse(status=status, headers=STREAM_HEADERS | (headers or {}))
+    response = web.StreamResponse(headers=STREAM_HEADERS | (headers or {}))
     response.content_type = CONTENT_TYPES[format_]
     if format_ == "sse":
         response.charset = "utf-8"
@@ -213,7 +237,7 @@ async def stream(
     listener: StreamListener
     if format_ == "sse":
         listener = SseListener(hub.pulse, transport, transport_name="sse", chunked=chunked)
-        listener.names = request.query.get("names") == "1"
+        listener.names = wishes.names
         # Two frames at once: some middleboxes hold the first until they have seen a second, and an edge may hold the
         # headers until there is a body byte.
         listener.send(comment("ok"))
@@ -221,8 +245,8 @@ async def stream(
     else:
         listener = NdjsonListener(hub.pulse, transport, transport_name="ndjson", chunked=chunked)
         listener.send(b" ")
-    places = [hub.place(listener, record, after, types=types)]
-    return await _serve(request, response, listener, places, snapshot=snapshot, planned_end=planned_end)
+    places = [hub.place(listener, record, after, types=wishes.types)]
+    return await _serve(request, response, listener, places, wishes, planned_end=planned_end)
 
 
 async def _serve(
@@ -230,15 +254,15 @@ async def _serve(
     response: web.StreamResponse,
     listener: StreamListener,
     places: list[Subscription],
+    wishes: Wishes,
     *,
-    snapshot: bool = False,
     planned_end: bool,
 ) -> web.StreamResponse:
     """Keep a prepared response's listener until it is closed, whoever closes it."""
     settings, hub = request.app[SETTINGS], request.app[HUB]
     if planned_end:
         listener.ends_at = hub.pulse.clock() + settings.stream_max_age_seconds * random.uniform(0.8, 1.2)
-    code = await listen(request, listener, places, snapshot=snapshot)
+    code = await listen(request, listener, places, wishes)
     if code is not None and not listener.transport.is_closing():
         _advise(listener, places[0], code, settings.retry_seconds)
     await response.write_eof()
@@ -246,19 +270,18 @@ async def _serve(
 
 
 async def listen(
-    request: web.Request, listener: StreamListener, places: list[Subscription], *, snapshot: bool = False
+    request: web.Request, listener: StreamListener, places: list[Subscription], wishes: Wishes
 ) -> CloseCode | None:
     """Let a listener hear its places until it is closed; returns why, None for the regular end."""
-    settings, hub = request.app[SETTINGS], request.app[HUB]
-    cut = requested_seconds(request, "cut", 3600) if settings.dev else None
+    hub = request.app[HUB]
     cutter = None
-    if cut is not None:
-        cutter = asyncio.get_running_loop().call_later(cut, listener.transport.abort)
+    if wishes.cut_seconds is not None:
+        cutter = asyncio.get_running_loop().call_later(wishes.cut_seconds, listener.transport.abort)
     hub.open(listener)
     reason = "gone"
     try:
         for place in places:
-            await hub.start(place, snapshot=snapshot)
+            await hub.start(place, snapshot=wishes.snapshot)
         code = await listener.closed
         reason = code.value if code else "end"
         return code
@@ -281,7 +304,7 @@ async def many_events(request: web.Request) -> web.StreamResponse:
     if len(cursors) != len(jobs):
         raise BadRequest(f"The cursor has {len(cursors)} numbers for {len(jobs)} jobs.", code="bad_cursor")
     for record, cursor in zip(records, cursors, strict=True):
-        _check_cursor(record, cursor)
+        check_cursor(record, cursor)
     if all(
         record.terminal and cursor.number == record.last.number for record, cursor in zip(records, cursors, strict=True)
     ):
@@ -290,19 +313,23 @@ async def many_events(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers=STREAM_HEADERS)
     response.content_type = CONTENT_TYPES["sse"]
     response.charset = "utf-8"
-    types = requested_types(request)
+    # A snapshot's cursor is one job's: there is none of several.
+    wishes = replace(requested_wishes(request), snapshot=False)
     await response.prepare(request)
     if (transport := request.transport) is None:
         return response
     listener = ManyListener(hub.pulse, transport, chunked=request.version >= (1, 1), open_jobs=len(jobs))
     listener.send(comment("ok"))
     listener.send(retry(_jittered_ms(settings.retry_seconds)))
-    places = [hub.place(listener, record, cursor, types=types) for record, cursor in zip(records, cursors, strict=True)]
+    places = [
+        hub.place(listener, record, cursor, types=wishes.types) for record, cursor in zip(records, cursors, strict=True)
+    ]
     listener.order = places
-    return await _serve(request, response, listener, places, planned_end=True)
+    return await _serve(request, response, listener, places, wishes, planned_end=True)
 
 
-def _check_cursor(record: JobRecord, after: Cursor) -> None:
+def check_cursor(record: JobRecord, after: Cursor) -> None:
+    """Raises `BadRequest` for a bare number that no event has yet."""
     if after.time_ms is None and after.number > record.last.number:
         raise BadRequest(
             f"The cursor {after} is beyond the last event of job {record.id}, {record.last.number}; use the id of an"

@@ -101,6 +101,10 @@ class JobRecord:
         """Whether the job has ended."""
         return self.state in TERMINAL
 
+    def ends_at(self, cursor: Cursor) -> bool:
+        """Whether who has this cursor has every event that there will ever be."""
+        return self.terminal and cursor in {self.last, Cursor(self.last.number)}
+
     @property
     def dead(self) -> bool:
         """Whether it used up its attempts, and nobody has done it again yet."""

@@ -279,10 +279,18 @@ async def test_prefer_wait_gives_up_in_time(gateway: Gateway) -> None:
     assert (answer.status, answer.json()["state"]) == (202, "queued")
 
 
-@pytest.mark.parametrize("wait", ["-1", "abc", "1.5", "١"])
-async def test_a_wait_that_is_none_is_refused_before_anything_is_done(gateway: Gateway, wait: str) -> None:
+@pytest.mark.parametrize(
+    ("query", "headers"),
+    [
+        *(("", {"Prefer": f"wait={wait}"}) for wait in ("-1", "abc", "1.5", "١")),
+        ("?types=PDF!", {"Accept": "text/event-stream"}),
+    ],
+)
+async def test_a_wish_that_is_none_is_refused_before_anything_is_done(
+    gateway: Gateway, query: str, headers: dict[str, str]
+) -> None:
     """400, and no job."""
-    answer = await gateway.post("/v1/kinds/echo/jobs", json={}, headers={"Prefer": f"wait={wait}"})
+    answer = await gateway.post(f"/v1/kinds/echo/jobs{query}", json={}, headers=headers)
 
     assert answer.status == 400
     assert (await gateway.get("/v1/jobs")).json()["jobs"] == []

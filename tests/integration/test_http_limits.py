@@ -169,7 +169,7 @@ async def test_a_full_gateway_refuses_the_new_and_keeps_the_old(store: Store, tm
 
 
 async def test_an_owner_has_so_many_streams_and_others_theirs(store: Store, tmp_path: Path) -> None:
-    """429 for one more stream or wait of the same owner; an ended one makes room."""
+    """429 for one more stream or wait of the same owner, before there is a job; an ended one makes room."""
     async with gateway_for(store, tmp_path / "b", api_keys=KEYS, max_streams_per_owner=2) as gateway:
         mine = (await gateway.post("/v1/kinds/echo/jobs", json={}, headers=AS_ME)).json()
         theirs = (await gateway.post("/v1/kinds/echo/jobs", json={}, headers=AS_OTHER)).json()
@@ -179,17 +179,21 @@ async def test_an_owner_has_so_many_streams_and_others_theirs(store: Store, tmp_
 
             one_more = await gateway.get(mine["urls"]["events"], headers=AS_ME)
             wait = await gateway.get(mine["urls"]["self"] + "?wait=5", headers=AS_ME)
+            ways: list[dict[str, str]] = [{"Accept": "text/event-stream"}, {"Prefer": "wait=5"}]
+            posts = [await gateway.post("/v1/kinds/echo/jobs", json={}, headers=AS_ME | way) for way in ways]
             other = group.create_task(gateway.get(theirs["urls"]["self"] + "?wait=5", headers=AS_OTHER))
             await wait_until(lambda: len(gateway.app[STREAMS]) == 3)
             for job, key in ((mine, AS_ME), (theirs, AS_OTHER)):
                 await gateway.post(job["urls"]["cancel"], headers=key)
 
-        for answer in (one_more, wait):
+        for answer in (one_more, wait, *posts):
             assert (answer.status, answer.json()["code"]) == (429, "too_many_streams")
             assert int(answer.headers["Retry-After"]) >= 1
         assert other.result().json()["terminal"] is True
         assert all(b'"terminal":true' in stream.result().body for stream in streams)
         assert len(gateway.app[STREAMS]) == 0
+        listed = (await gateway.get("/v1/jobs", headers=AS_ME)).json()["jobs"]
+        assert [one["id"] for one in listed] == [mine["id"]]
 
 
 # --- slow readers ---------------------------------------------------------------------------------------------------

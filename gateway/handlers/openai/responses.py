@@ -8,7 +8,7 @@ from aiohttp import web
 from pydantic_core import to_json
 
 from gateway.errors import FOR_CLIENTS, BadRequest, NotFound, OutlastError
-from gateway.handlers.context import HUB, STORE, STREAMS, owned, principal
+from gateway.handlers.context import HUB, STORE, STREAMS, ended_within, owned, principal
 from gateway.handlers.openai.asking import (
     DISCONNECT,
     ERROR,
@@ -72,12 +72,8 @@ async def fetch_response(request: web.Request) -> web.StreamResponse:
 async def cancel_response(request: web.Request) -> web.StreamResponse:
     """`POST /openai/v1/responses/{response}/cancel`."""
     record = await _owned_response(request)
-    owner = principal(request)
-    record = await request.app[STORE].cancel(record.id, owner, "cancelled by the client")
-    if not record.terminal:
-        await request.app[HUB].wait_for_end(record, _CANCEL_SECONDS)
-        record = await owned(request.app[STORE], record.id, owner)
-    return await _document(request, record)
+    record = await request.app[STORE].cancel(record.id, principal(request), "cancelled by the client")
+    return await _document(request, await ended_within(request.app, record, _CANCEL_SECONDS))
 
 
 async def _owned_response(request: web.Request) -> JobRecord:

@@ -18,7 +18,7 @@ from gateway.errors import FOR_CLIENTS, OutlastError, Unavailable
 from gateway.event_text import decode_event
 from gateway.handlers.context import HUB, STORE, owned
 from gateway.handlers.openai.errors import error_document
-from gateway.handlers.streams import STREAM_HEADERS, StreamListener, listen
+from gateway.handlers.streams import STREAM_HEADERS, StreamListener, Wishes, listen, requested_cut
 from gateway.hub import Frame, Place, Pulse
 from gateway.protocol import START, Cursor, EventType, State
 from gateway.sse import comment
@@ -164,7 +164,8 @@ async def ended(request: web.Request, listener: Translator) -> JobRecord | Outla
     # Two frames at once, as in our own streams: some middleboxes hold the first until there is a second.
     listener.say(comment("ok"))
     listener.say(_HEARTBEAT)
-    code = await listen(request, listener, [hub.place(listener, record, START)])
+    wishes = Wishes(cut_seconds=requested_cut(request))
+    code = await listen(request, listener, [hub.place(listener, record, START)], wishes)
     if listener.problem is not None:
         return listener.problem
     if code is not None:
