@@ -261,6 +261,11 @@ class Identity:
         self.conflict: str | None = None
         """What is wrong, once it is proven."""
 
+    @property
+    def mark(self) -> bytes | None:
+        """The mark of the data that is used now; None where none was read, as in a cluster."""
+        return self._known
+
     async def greet(self, connection: AbstractConnection) -> None:
         """Check a connection before its first command. Raises `OtherServer`."""
 

@@ -94,7 +94,8 @@ class Jobs(Connection):
 
     job_deadline_seconds: float
     tombstone_seconds: float
-    _secret: bytes | None = None
+    _secret: tuple[bytes | None, bytes] | None = None
+    """Of which data (`Identity.mark`) it is, and itself."""
 
     async def job_id(self, owner: str, idempotency_key: str | None) -> str:
         """The id of a job to come: random, or with a key always the same for this owner and key."""
@@ -105,14 +106,17 @@ class Jobs(Connection):
 
     async def secret(self) -> bytes:
         """What all processes of this store sign with, and nobody else."""
-        if self._secret is None:
+        mark = self._identity.mark
+        # A Redis that lost its data has another one: who went on with the old would call the same key another job.
+        if self._secret is None or self._secret[0] != mark:
             async with translated():
-                self._secret = await self._client.get(self._keys.secret)
-                if self._secret is None:
+                secret: bytes | None = await self._client.get(self._keys.secret)
+                if secret is None:
                     await self._client.set(self._keys.secret, secrets.token_hex(32), nx=True)
-                    self._secret = await self._client.get(self._keys.secret)
-        assert self._secret is not None
-        return self._secret
+                    secret = await self._client.get(self._keys.secret)
+            assert secret is not None
+            self._secret = mark, secret
+        return self._secret[1]
 
     async def submit(self, job: str, new: NewJob, *, keyed: bool) -> Submitted:
         """Take a job: after this returns it is kept and will end exactly once.

@@ -69,10 +69,14 @@ async def test_two_servers_behind_one_url_are_noticed_while_it_runs(
 
 
 async def test_a_server_that_lost_its_data_is_used_on(other_valkey: str, prefix: str) -> None:
-    """It looks like another server at first; but the old one never comes back."""
+    """It looks like another server at first; but the old one never comes back.
+
+    What makes a job's id of a key is new as well, and the same for a process that has just started.
+    """
     async with FaultProxy(other_valkey) as proxy:
         store = await Store.connect(proxy.url, prefix=prefix)
         try:
+            before = await store.job_id("me", "key")
             async with redis.Redis.from_url(other_valkey) as behind:
                 await behind.flushall()
             proxy.cut()
@@ -86,6 +90,11 @@ async def test_a_server_that_lost_its_data_is_used_on(other_valkey: str, prefix:
             await wait_until(answers)
             await wait_until(lambda: store.feed.connected)
             assert store.conflict is None
+            late = await Store.connect(other_valkey, prefix=prefix)
+            try:
+                assert before != await store.job_id("me", "key") == await late.job_id("me", "key")
+            finally:
+                await late.close()
         finally:
             await store.close()
 
