@@ -82,6 +82,7 @@ class Attempt:
         record: JobRecord,
         tools: Tools,
         *,
+        input_: bytes,
         context_type: type[Context] = Context,
     ) -> None:
         self.processor = processor
@@ -110,6 +111,7 @@ class Attempt:
             processor,
             record,
             self._context,
+            input_=input_,
             blobs=tools.blobs,
             max_inline_bytes=tools.max_inline_bytes,
             processes=tools.processes,

@@ -41,6 +41,7 @@ class Call:
         record: JobRecord,
         context: Context,
         *,
+        input_: bytes,
         blobs: Blobs,
         max_inline_bytes: int,
         processes: Processes,
@@ -48,6 +49,7 @@ class Call:
     ) -> None:
         self._processor = processor
         self._record = record
+        self._input = input_
         self._context = context
         self._blobs = blobs
         self._max_inline_bytes = max_inline_bytes
@@ -101,11 +103,10 @@ class Call:
         adapter = self._processor.input_adapter
         if adapter is None:
             return ()
-        text = self._record.input
-        if not text and self._record.input_blob is not None:
-            text = await self._blobs.get(self._record.input_blob)
+        blob = self._record.input_blob
+        text = self._input if blob is None else await self._blobs.get(blob)
         try:
-            return (adapter.validate_json(text or b"{}"),)
+            return (adapter.validate_json(text),)
         except ValidationError as error:
             # The gateway has checked the schema; this is what only the model itself knows.
             raise Rejected("The input is not valid; see errors.", errors=said_by(error)) from None

@@ -27,7 +27,7 @@ from gateway.blobs import Blobs
 from gateway.config import Settings, load_settings
 from gateway.documents import KindDocument
 from gateway.errors import ConfigurationError, LeaseLost
-from gateway.store import Claim, JobRecord, Store, read_token
+from gateway.store import Claim, Store, read_token
 from processors.attempt import Attempt, Tools
 from processors.batching import Batches
 from processors.beat import Beat
@@ -217,7 +217,7 @@ async def _adopted(token: str, settings: Settings | None, interrupt: Callable[[]
         places = Places({kind.kind: processor}, 1)
         places.take(kind.kind)
         tools = Tools(store, blobs, settings.max_inline_bytes, Processes(), Batches(), places, Beat())
-        attempt = Attempt(processor, claim, begun.lease, begun.record, tools, context_type=Report)
+        attempt = Attempt(processor, claim, begun.lease, begun.record, tools, input_=b"", context_type=Report)
         renewal = Renewal(store.renewer(name), store.lease_seconds)
         renewal.start()
         renewal.add(attempt)
@@ -226,7 +226,8 @@ async def _adopted(token: str, settings: Settings | None, interrupt: Callable[[]
             await asyncio.wait({running, block.entered}, return_when=asyncio.FIRST_COMPLETED)
             if not block.entered.done():
                 raise LeaseLost(f"The attempt at job {claim.job} ended before its block began; its events tell why.")
-            block.report.input = await _input(blobs, begun.record)
+            blob = begun.record.input_blob
+            block.report.input = from_json(begun.input if blob is None else await blobs.get(blob))
             yield block
             await running
         finally:
@@ -236,10 +237,3 @@ async def _adopted(token: str, settings: Settings | None, interrupt: Callable[[]
             await renewal.stop()
     finally:
         await store.close()
-
-
-async def _input(blobs: Blobs, record: JobRecord) -> Any:
-    text = record.input
-    if not text and record.input_blob is not None:
-        text = await blobs.get(record.input_blob)
-    return from_json(text or b"{}")

@@ -321,7 +321,8 @@ class Worker:
         if begun.lease is None or begun.record is None:
             logger.debug("job %s is not begun: %s", claim.job, begun.outcome)
             return
-        attempt = Attempt(self._processors[claim.kind], claim, begun.lease, begun.record, self._tools)
+        processor = self._processors[claim.kind]
+        attempt = Attempt(processor, claim, begun.lease, begun.record, self._tools, input_=begun.input)
         self._attempts.add(attempt)
         self._renewal.add(attempt)
         if self._handing_back:

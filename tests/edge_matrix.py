@@ -300,8 +300,7 @@ async def _work(store: Store) -> None:
 async def _attempt(store: Store, claim: Claim) -> None:
     begun = await store.begin(claim, "matrix")
     assert begun.lease is not None, begun
-    assert begun.record is not None
-    lease, seconds = begun.lease, json.loads(begun.record.input)["seconds"]
+    lease, seconds = begun.lease, json.loads(begun.input)["seconds"]
     await store.hold(claim, lease)
     start = time.monotonic()
     for number in range(1, _BEATS + 1):

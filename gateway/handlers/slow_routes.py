@@ -294,7 +294,7 @@ async def _resume(request: web.Request, owner: str, key: str | None) -> web.Stre
     store = request.app[STORE]
     record = await owned(store, await store.job_id(owner, key), owner)
     asked = _passed_on(request, passes_key_on=True)
-    if owner == ANYBODY and _credentials(from_json(record.input)["headers"]) != _credentials(asked):
+    if owner == ANYBODY and _credentials(from_json(await store.input_of(record.id))["headers"]) != _credentials(asked):
         # A route without keys of ours leaves it to the upstream to know who asks, and that one is not asked again here.
         raise NotFound("There is no such job of yours; send the request without Last-Event-ID.", code="job_not_found")
     after = requested_cursor(request)

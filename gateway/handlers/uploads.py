@@ -54,7 +54,7 @@ class Received:
     def __init__(self, app: web.Application, kind: KindDocument, job: str, request: JobRequest | None = None) -> None:
         self._blobs: Blobs = app[BLOBS]
         self._app = app
-        self._uploads: Store = app[STORE]
+        self._store: Store = app[STORE]
         self._joins: Joins = app[JOINS]
         self._settings: Settings = app[SETTINGS]
         self._metrics: Metrics = app[METRICS]
@@ -117,10 +117,10 @@ class Received:
 
     async def copy(self, old: JobRecord) -> None:
         """Take the input, the options and the files of an earlier job. Raises `NotFound` if a file is gone."""
-        text = await self._blobs.get(old.input_blob) if old.input_blob else old.input
+        text = await self._blobs.get(old.input_blob) if old.input_blob else await self._store.input_of(old.id)
         # A time to start at that is past is no wish any more; every other one holds for the new job too.
         wishes = old.options.model_dump(exclude_unset=True, exclude={"start_at"})
-        self.request = JobRequest(input=from_json(text or b"{}"), **wishes)
+        self.request = JobRequest(input=from_json(text), **wishes)
         for file in old.files:
             key = self._blobs.key_for(self.job)
             size, sha256 = await self._blobs.put(key, self._blobs.stream(file.blob), max_bytes=None)
@@ -162,7 +162,7 @@ class Received:
     async def _take_uploads(self, owner: str) -> None:
         until = asyncio.get_running_loop().time() + joining.PATIENCE_SECONDS
         for reference in self.request.files:
-            upload = await owned_upload(self._uploads, reference.upload, owner)
+            upload = await owned_upload(self._store, reference.upload, owner)
             if not upload.complete:
                 raise Conflict(
                     f"The upload {upload.id} is not complete: {upload.offset} of {upload.length or 'unknown'} bytes are"

@@ -71,7 +71,7 @@ async def adopt(request: web.Request) -> web.Response:
         _refuse(error)
     assert begun.record is not None
     document = job_document(begun.record, request.app[SETTINGS])
-    input_ = from_json(await _input(request, begun.record))
+    input_ = from_json(await _input(request, begun.record, begun.input))
     return answer_with(Adopted(token=token, lease_seconds=store.lease_seconds, input=input_, job=document))
 
 
@@ -142,10 +142,8 @@ async def _lease(request: web.Request) -> Lease:
     return said.lease
 
 
-async def _input(request: web.Request, record: JobRecord) -> bytes:
-    if record.input or record.input_blob is None:
-        return record.input or b"{}"
-    return await request.app[BLOBS].get(record.input_blob)
+async def _input(request: web.Request, record: JobRecord, inline: bytes) -> bytes:
+    return inline if record.input_blob is None else await request.app[BLOBS].get(record.input_blob)
 
 
 async def _append(

@@ -72,10 +72,10 @@ class Handover(Jobs):
         if answer[0] != b"adopted":
             raise LeaseLost(f"Attempt {lease.attempt} at job {lease.job} is somebody else's, or was given up.")
         flat = answer[1]
-        record = read_record(dict(zip(flat[::2], flat[1::2], strict=True)))
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
         mine = Lease(lease.job, lease.kind, lease.attempt, nonce)
         # Its entry says when the time for the hand-over is over, which may be long after the new lease's end.
         with suppress(Unavailable):
             # The attempt is adopted, whatever comes of this: without it a dead adopter's job only waits for longer.
             await self._run("notice", self._keys.kind(lease.kind), (lease.job, int(self.lease_seconds * 1000)))
-        return Begun("begun", mine, record), await self._token(mine)
+        return Begun("begun", mine, read_record(fields), fields[b"input"]), await self._token(mine)

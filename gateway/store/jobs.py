@@ -9,6 +9,7 @@ import hmac
 import math
 import secrets
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, NoReturn
@@ -32,7 +33,7 @@ _DEAD_RETENTION_SECONDS: Final = 14 * DAY_SECONDS
 # Recent jobs kept per owner.
 _MAX_LISTED: Final = 10_000
 _READ_JOBS: Final = 50
-# Read for one page at most. A filter that nothing passes would go through all of them, each with its input.
+# Read for one page at most. A filter that nothing passes would go through all of them, each with its result.
 _MOST_READ: Final = 1000
 # Of results on one page: it is sent as a whole, and waits in memory for a client that reads slowly.
 _PAGE_BYTES: Final = 2 * 1024 * 1024
@@ -43,15 +44,29 @@ def encode_id(digest: bytes) -> str:
     return base64.b32encode(digest[:16]).decode().rstrip("=").lower()
 
 
-def read_record(fields: dict[bytes, bytes]) -> JobRecord:
-    """A job's record from its hash in Redis."""
+# All of a record that a `JobRecord` tells. The input is not: it may be 256 KiB, and a stream holds a record for hours.
+_FIELDS: Final = (
+    *("id", "kind", "owner", "state", "attempt", "failures", "last", "last_ms", "created", "started", "ended"),
+    *("expires", "not_before", "priority", "tags", "files", "retry_of", "parent", "root", "children", "cancel_by"),
+    *("worker", "seen", "progress", "input_blob", "end", "result_blob", "leaves", "redone_as", "options"),
+)
+
+
+def read_record(fields: Mapping[bytes, bytes]) -> JobRecord:
+    """A job's record from its hash in Redis, or from what of it `_FIELDS` names."""
+    return _record([fields.get(name.encode()) for name in _FIELDS])
+
+
+def _record(values: Sequence[bytes | None]) -> JobRecord:
+    """A job's record from the values of `_FIELDS`."""
+    fields = dict(zip(_FIELDS, values, strict=True))
 
     def text(name: str) -> str | None:
-        value = fields.get(name.encode())
+        value = fields[name]
         return value.decode() if value else None
 
     def number(name: str) -> int | None:
-        value = fields.get(name.encode())
+        value = fields[name]
         return int(value) if value and value != b"0" else None
 
     last, last_ms = number("last") or 0, number("last_ms") or 0
@@ -69,8 +84,8 @@ def read_record(fields: dict[bytes, bytes]) -> JobRecord:
         expires_ms=number("expires"),
         not_before_ms=number("not_before"),
         priority=text("priority") or "normal",  # type: ignore[arg-type]
-        tags=tuple(from_json(fields.get(b"tags") or b"[]")),
-        files=tuple(StoredFile(**file) for file in from_json(fields.get(b"files") or b"[]")),
+        tags=tuple(from_json(fields["tags"] or b"[]")),
+        files=tuple(StoredFile(**file) for file in from_json(fields["files"] or b"[]")),
         retry_of=text("retry_of"),
         parent=text("parent"),
         root=text("root"),
@@ -78,14 +93,13 @@ def read_record(fields: dict[bytes, bytes]) -> JobRecord:
         cancel_by=text("cancel_by"),
         worker=text("worker"),
         seen_ms=number("seen"),
-        progress=fields.get(b"progress"),
-        input=fields.get(b"input") or b"",
+        progress=fields["progress"],
         input_blob=text("input_blob"),
-        end=fields.get(b"end"),
+        end=fields["end"],
         result_blob=text("result_blob"),
         leaves_something=text("leaves") is not None,
         redone_as=text("redone_as"),
-        options=JobOptions.model_validate_json(fields.get(b"options") or b"{}"),
+        options=JobOptions.model_validate_json(fields["options"] or b"{}"),
     )
 
 
@@ -247,8 +261,8 @@ class Jobs(Connection):
 
     async def _find(self, job: str) -> tuple[JobRecord, bytes] | None:
         async with translated():
-            fields: dict[bytes, bytes] = await self._client.hgetall(self._keys.record(job))
-        return (read_record(fields), fields.get(b"fingerprint", b"")) if fields else None
+            fingerprint, *values = await self._client.hmget(self._keys.record(job), "fingerprint", *_FIELDS)
+        return None if fingerprint is None else (_record(values), fingerprint)
 
     def _replay(self, there: tuple[JobRecord, bytes], new: NewJob) -> Submitted:
         record, fingerprint = there
@@ -264,9 +278,17 @@ class Jobs(Connection):
         """Several records at once; None for those that are not there."""
         async with translated(), self._client.pipeline(transaction=False) as pipe:
             for job in jobs:
-                pipe.hgetall(self._keys.record(job))
-            rows: list[dict[bytes, bytes]] = await pipe.execute()
-        return [read_record(row) if row else None for row in rows]
+                pipe.hmget(self._keys.record(job), _FIELDS)
+            rows: list[list[bytes | None]] = await pipe.execute()
+        return [None if row[0] is None else _record(row) for row in rows]
+
+    async def input_of(self, job: str) -> bytes:
+        """A job's input, JSON; empty where it is in the record's `input_blob`. Raises as `job` does."""
+        async with translated():
+            text: bytes | None = await self._client.hget(self._keys.record(job), "input")
+        if text is None:
+            await self._missing(job)
+        return text
 
     async def _missing(self, job: str) -> NoReturn:
         async with translated():

@@ -53,7 +53,7 @@ class Queue(Connection):
             await asyncio.gather(*waits, return_exceptions=True)
 
     async def begin(self, claim: Claim, worker: str) -> Begun:
-        """Begin an attempt at a claimed job: its lease, its record and the event `started`; or why not."""
+        """Begin an attempt at a claimed job, with the event `started`; or say why not."""
         nonce = secrets.token_hex(8)
         started = encode_event_tail(EventType.STARTED, {"worker": worker})
         answer: list[Any] = await self._run(
@@ -64,8 +64,9 @@ class Queue(Connection):
         outcome = answer[0].decode()
         if outcome == "begun":
             flat = answer[1]
-            record = read_record(dict(zip(flat[::2], flat[1::2], strict=True)))
-            return Begun(outcome, Lease(claim.job, claim.kind, record.attempt, nonce), record)
+            fields = dict(zip(flat[::2], flat[1::2], strict=True))
+            record = read_record(fields)
+            return Begun(outcome, Lease(claim.job, claim.kind, record.attempt, nonce), record, fields[b"input"])
         if outcome == "unknown":
             await self._settle(claim.kind, claim.job, claim.token, "drop", 0)
         elif outcome == "ended":

@@ -57,7 +57,10 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A job as its record in Redis says it. Times are milliseconds since 1970; None where it hasn't happened."""
+    """A job as its record in Redis says it, but for its input, which is large and few ask for: `Store.input_of`.
+
+    Times are milliseconds since 1970; None where it hasn't happened.
+    """
 
     id: str
     kind: str
@@ -80,9 +83,8 @@ class JobRecord:
     seen_ms: int | None
     progress: bytes | None
     """The data of the newest `progress` event, JSON."""
-    input: bytes
-    """The input, JSON; empty where it is in `input_blob`."""
     input_blob: str | None
+    """Where the input is, if it is too large for a record."""
     end: bytes | None
     """The data of the terminal event, JSON: `result` or `result_url`, or `problem` and `partial`, or `reason`."""
     result_blob: str | None
@@ -169,14 +171,16 @@ class Lease:
 
 
 class Begun(NamedTuple):
-    """What `Store.begin` answers: the lease and the record, or neither and why (`outcome`).
+    """What `Store.begin` answers: the lease, the record and the input, or none of them and why (`outcome`).
 
+    `input` is JSON; empty where it is in the record's `input_blob`.
     `outcome` is `begun`, or: `unknown` · `ended` · `held` (another worker has it) · `early` (not before its time).
     """
 
     outcome: str
     lease: Lease | None = None
     record: JobRecord | None = None
+    input: bytes = b""
 
 
 class Appended(NamedTuple):

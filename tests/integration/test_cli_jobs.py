@@ -143,8 +143,8 @@ async def test_submit_shows_progress_on_stderr_and_the_text_on_stdout(shell: She
     assert "no worker serves echo at the moment" in it.err
     assert "echo: succeeded, 1/2 pages" in it.err
     assert "Some parts are missing" in it.err
-    record = await store.job(lease.job)
-    assert (json.loads(record.input), record.priority) == ({"pages": [1, 2], "language": "de"}, "low")
+    assert json.loads(await store.input_of(lease.job)) == {"pages": [1, 2], "language": "de"}
+    assert (await store.job(lease.job)).priority == "low"
 
 
 async def test_a_result_without_a_text_is_json(shell: Shell, store: Store) -> None:

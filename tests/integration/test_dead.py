@@ -183,7 +183,7 @@ async def test_the_client_does_a_dead_letter_again(client: Client, store: Store)
     assert found.id == dead.id
     assert new.document.retry_of == dead.id
     assert (again.id, again.replayed, new.replayed) == (new.id, True, False)
-    assert (await store.job(new.id)).input == b'{"a":1}'
+    assert await store.input_of(new.id) == b'{"a":1}'
     assert [job async for job in client.dead("echo")] == []
 
 

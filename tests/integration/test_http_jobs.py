@@ -50,7 +50,7 @@ async def test_a_submit_is_accepted_with_its_address(gateway: Gateway) -> None:
     assert again.json() == document
     assert "Retry-After" in again.headers
     record = await gateway.store.job(document["id"])
-    assert (record.owner, record.input) == ("local", b'{"a":1}')
+    assert (record.owner, await gateway.store.input_of(record.id)) == ("local", b'{"a":1}')
 
 
 async def test_an_empty_post_is_an_empty_input(gateway: Gateway) -> None:
@@ -58,7 +58,7 @@ async def test_an_empty_post_is_an_empty_input(gateway: Gateway) -> None:
     answer = await gateway.post("/v1/kinds/echo/jobs")
 
     assert answer.status == 202
-    assert (await gateway.store.job(answer.json()["id"])).input == b"{}"
+    assert await gateway.store.input_of(answer.json()["id"]) == b"{}"
 
 
 async def test_an_unknown_kind_names_the_known_ones(gateway: Gateway) -> None:
@@ -138,6 +138,20 @@ async def test_a_large_input_is_checked_without_holding_up_the_loop(gateway: Gat
 
 
 # --- idempotency ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_large_input_is_for_the_worker_alone(gateway: Gateway) -> None:
+    """Who reads, lists or follows a job neither fetches its input nor holds it for as long as a stream is open."""
+    document = await submit(gateway, json={"input": {"a": "x" * 200_000}})
+    before = (await gateway.store._client.info("stats"))["total_net_output_bytes"]
+
+    for _ in range(5):
+        await gateway.get(document["urls"]["self"])
+        await gateway.get("/v1/jobs")
+        await gateway.get(document["urls"]["events"], headers={"Accept": "application/json"})
+
+    assert (await gateway.store._client.info("stats"))["total_net_output_bytes"] - before < 200_000
+    assert len(await gateway.store.input_of(document["id"])) > 200_000
 
 
 async def test_the_same_key_is_the_same_job(gateway: Gateway) -> None:

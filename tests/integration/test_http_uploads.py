@@ -71,7 +71,7 @@ async def test_a_raw_body_is_a_file(gateway: Gateway) -> None:
     assert file["url"].endswith("/files/scan%201.pdf")
     assert body == PDF
     record = await gateway.store.job(answer.json()["id"])
-    assert (record.input, record.priority) == (b'{"a":1}', "low")
+    assert (await gateway.store.input_of(record.id), record.priority) == (b'{"a":1}', "low")
 
 
 @pytest.mark.parametrize(

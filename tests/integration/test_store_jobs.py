@@ -170,7 +170,7 @@ async def test_jobs_are_listed_newest_first_in_pages_and_filtered(store: Store) 
 async def test_a_filter_that_nothing_passes_reads_a_bounded_number_of_jobs(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The page is empty, and its cursor goes on: one request must not read ten thousand jobs and their inputs."""
+    """The page is empty, and its cursor goes on: one request must not read ten thousand jobs and their results."""
     monkeypatch.setattr("gateway.store.jobs._READ_JOBS", 2)
     monkeypatch.setattr("gateway.store.jobs._MOST_READ", 4)
     oldest = (await submit(store, KIND, options=JobOptions(tags=["rare"]))).id

@@ -39,7 +39,6 @@ def record(**fields: Any) -> JobRecord:
         "worker": None,
         "seen_ms": None,
         "progress": None,
-        "input": b"{}",
         "input_blob": None,
         "end": None,
         "result_blob": None,

@@ -51,7 +51,6 @@ def record(**changes: Any) -> JobRecord:
         "worker": "w",
         "seen_ms": TIME_MS,
         "progress": None,
-        "input": b"{}",
         "input_blob": None,
         "end": None,
         "result_blob": None,

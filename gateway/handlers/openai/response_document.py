@@ -34,9 +34,9 @@ class Asked:
     kept: dict[str, Any]
 
     @classmethod
-    def of(cls, record: JobRecord) -> Self:
-        """From the job's input."""
-        input_ = from_json(record.input or b"{}")
+    def read(cls, text: bytes) -> Self:
+        """From the job's input, which keeps it."""
+        input_ = from_json(text)
         return cls(str(input_.get("model", "")), input_.get("responses") or {})
 
     @property

@@ -39,49 +39,50 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     streams, background = flag(body, "stream"), flag(body, "background")
     flag(body, "store")
     body.pop("stream_options", None)
-    asked = chat_request(body)
+    chat = chat_request(body)
     kept = {name: body[name] for name in KEPT if body.get(name) is not None} | {"background": background}
     if len(to_json(kept)) > _MAX_KEPT_BYTES:
         kept = {name: value for name, value in kept.items() if name not in {"instructions", "tools", "text"}}
-    submitted = await ask(request, asked, kept)
+    submitted = await ask(request, chat, kept)
+    asked = Asked(str(chat.get("model", "")), kept)
     # Images are tens of megabytes, and the answer may take an hour.
-    del body, asked, kept
+    del body, chat
     if streams:
-        return await _stream(request, submitted, -1)
+        return await _stream(request, submitted, asked, -1)
     if background:
-        return await _document(request, submitted.record)
+        return await _document(request, submitted.record, asked)
 
     async def document(record: JobRecord, result: dict[str, Any] | None, error: OutlastError | None) -> dict[str, Any]:
-        return await _whole(request.app, record, result, error)
+        return await _whole(request.app, record, asked, result, error)
 
     return await held_result(request, submitted, document, tells_failure=True)
 
 
 async def fetch_response(request: web.Request) -> web.StreamResponse:
     """`GET /openai/v1/responses/{response}`."""
-    record = await _owned_response(request)
+    record, asked = await _owned_response(request)
     after, streams = request.query.get("starting_after"), request.query.get("stream", "false").lower() == "true"
     if not streams:
         if after is not None:
             raise BadRequest("starting_after is for streams: add stream=true.")
-        return await _document(request, record)
+        return await _document(request, record, asked)
     with request.app[STREAMS].place(record.owner):
-        return await _stream(request, Submitted(record, False), _sequence_number(after, record))
+        return await _stream(request, Submitted(record, False), asked, _sequence_number(after, record))
 
 
 async def cancel_response(request: web.Request) -> web.StreamResponse:
     """`POST /openai/v1/responses/{response}/cancel`."""
-    record = await _owned_response(request)
+    record, asked = await _owned_response(request)
     record = await request.app[STORE].cancel(record.id, principal(request), "cancelled by the client")
-    return await _document(request, await ended_within(request.app, record, _CANCEL_SECONDS))
+    return await _document(request, await ended_within(request.app, record, _CANCEL_SECONDS), asked)
 
 
-async def _owned_response(request: web.Request) -> JobRecord:
-    name = request.match_info["response"]
-    record = await owned(request.app[STORE], name.removeprefix("resp_"), principal(request))
+async def _owned_response(request: web.Request) -> tuple[JobRecord, Asked]:
+    name, store = request.match_info["response"], request.app[STORE]
+    record = await owned(store, name.removeprefix("resp_"), principal(request))
     if record.kind != LLM or not name.startswith("resp_"):
         raise NotFound(f"There is no response {name[:40]!r}.", code="job_not_found")
-    return record
+    return record, Asked.read(await store.input_of(record.id))
 
 
 def _sequence_number(text: str | None, record: JobRecord) -> int:
@@ -97,19 +98,19 @@ def _sequence_number(text: str | None, record: JobRecord) -> int:
     return int(text)
 
 
-async def _stream(request: web.Request, submitted: Submitted, after: int) -> web.StreamResponse:
+async def _stream(request: web.Request, submitted: Submitted, asked: Asked, after: int) -> web.StreamResponse:
     record = submitted.record
     response = await begin_stream(request, submitted)
     if (transport := request.transport) is None:
         return response
     chunked = bool(response.chunked) or request.version >= (1, 1)
-    listener = ResponseEvents(request.app[HUB].pulse, transport, record, Asked.of(record), after=after, chunked=chunked)
+    listener = ResponseEvents(request.app[HUB].pulse, transport, record, asked, after=after, chunked=chunked)
     end = await ended(request, listener)
     try:
         if isinstance(end, OutlastError):
             raise end
         result, error = await _outcome(request.app, end)
-        listener.say(listener.end(end, result, await _whole(request.app, end, result, error)))
+        listener.say(listener.end(end, result, await _whole(request.app, end, asked, result, error)))
     except FOR_CLIENTS as raised:
         listener.say(listener.error(raised))
     await response.write_eof()
@@ -127,19 +128,23 @@ async def _outcome(app: web.Application, record: JobRecord) -> tuple[dict[str, A
         return None, error
 
 
-async def _document(request: web.Request, record: JobRecord) -> web.Response:
+async def _document(request: web.Request, record: JobRecord, asked: Asked) -> web.Response:
     """The response as it is now."""
     result, error = await _outcome(request.app, record) if record.terminal else (None, None)
-    document = await _whole(request.app, record, result, error)
+    document = await _whole(request.app, record, asked, result, error)
     headers = {"Cache-Control": "no-store", "X-Job-Id": record.id}
     return web.Response(body=to_json(document), content_type="application/json", headers=headers)
 
 
 async def _whole(
-    app: web.Application, record: JobRecord, result: dict[str, Any] | None, error: OutlastError | None
+    app: web.Application,
+    record: JobRecord,
+    asked: Asked,
+    result: dict[str, Any] | None,
+    error: OutlastError | None,
 ) -> dict[str, Any]:
     partial = await partial_items(app, record) if record.terminal and result is None else None
-    return response_document(record, Asked.of(record), result=result, error=error, partial=partial)
+    return response_document(record, asked, result=result, error=error, partial=partial)
 
 
 _RESPONSE: Final = {200: Answer("The response.")} | ERROR
