@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -131,11 +132,14 @@ class Look(Children, Dead, Queue, Kinds, Health):
         """
         found = 0
         of_these = ",".join(sorted(servers))
+        # With a word that nobody else has: sent again after a lost reply, it meets itself.
+        mine = f"{of_these} {secrets.token_hex(8)}"
         async with translated():
-            swept: bytes | None = await self._client.set(self._keys.sweeper, of_these, nx=True, get=True, px=60_000)
-            if swept is not None and swept.decode() == of_these:
-                return 0
-            await self._client.set(self._keys.sweeper, of_these, px=60_000)
+            there: bytes | None = await self._client.set(self._keys.sweeper, mine, nx=True, get=True, px=60_000)
+            if there is not None and there.decode() != mine:
+                if there.decode().rpartition(" ")[0] == of_these:
+                    return 0
+                await self._client.set(self._keys.sweeper, mine, px=60_000)
             names = []
             for server in self._client.servers():
                 names += [name async for name in server.scan_iter(f"{self._keys.prefix}:{{*}}:job", count=500)]

@@ -187,3 +187,19 @@ async def test_a_script_whose_reply_is_lost_changes_nothing_twice(valkey: str, p
             await store.close()
 
     assert lived == expected
+
+
+async def test_a_sweep_whose_first_reply_is_lost_is_done(valkey: str, prefix: str) -> None:
+    """It doesn't take itself for another process that sweeps: nobody would, for an hour."""
+    async with FaultProxy(valkey) as proxy:
+        store = await Store.connect(proxy.url, prefix=prefix)
+        try:
+            await store.submit(MAIN, new_job(KIND), keyed=False)
+            await store._client.delete(*store._keys.kind("echo"))
+            proxy.drop_reply(store._keys.sweeper.encode())
+
+            assert await store.sweep() == 1
+            assert proxy.dropped.is_set()
+            assert await store.sweep() == 0
+        finally:
+            await store.close()
