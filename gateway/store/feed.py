@@ -29,6 +29,8 @@ _PING_SECONDS: Final = 5.0
 _SILENCE_SECONDS: Final = 12.0
 # A channel that its master sent elsewhere is subscribed to again after this, if nobody has found its new master sooner.
 _HOMELESS_SECONDS: Final = 1.0
+# A subscription is confirmed in milliseconds where the connection stands.
+_CONFIRM_SECONDS: Final = 5.0
 
 
 class Follower(Protocol):
@@ -46,6 +48,8 @@ class _Following:
     followers: tuple[Follower, ...]
     confirmed: asyncio.Future[None]
     """Done since the first subscription."""
+    overdue: bool = False
+    """Whether somebody waited for that in vain, and so has missed what was published until then."""
     reader: _Reader | None = None
     """Where it is subscribed, or will be once that connection stands."""
 
@@ -75,8 +79,8 @@ class Feed:
     async def follow(self, job: str, follower: Follower) -> None:
         """Subscribe to a job's live channel; returns when Redis has confirmed, so that nothing after it is missed.
 
-        Raises `Unavailable` where the connection is down and stays down for 5 s; the follower
-        stays registered and hears `on_gap` when it is back.
+        Raises `Unavailable` where the connection is down and stays down for 5 s; the follower stays registered, and
+        hears `on_gap` when it is back.
         """
         channel = self._keys.live(job).encode()
         following = self.followings.get(channel)
@@ -87,9 +91,10 @@ class Feed:
         elif follower not in following.followers:
             following.followers += (follower,)
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(_CONFIRM_SECONDS):
                 await asyncio.shield(following.confirmed)
         except TimeoutError:
+            following.overdue = True
             raise Unavailable("The live feed is down; come back in a moment.", retry_after_seconds=2) from None
 
     def unfollow(self, job: str, follower: Follower) -> None:
@@ -193,10 +198,12 @@ class _Reader:
                 following = self._feed.followings.get(channel)
                 if following is None or following.reader is not self:
                     return
-                if not following.confirmed.done():
+                was_followed = following.confirmed.done()
+                if not was_followed:
                     following.confirmed.set_result(None)
-                else:
-                    # A channel that was followed before: between the two subscriptions messages were lost.
+                if was_followed or following.overdue:
+                    # Between two subscriptions, and before one that was waited for in vain, messages were lost.
+                    following.overdue = False
                     for follower in following.followers:
                         follower.on_gap()
             case [b"sunsubscribe", channel, _]:

@@ -1,4 +1,4 @@
-"""The way to Redis: what is cancelled ends."""
+"""The way to Redis: what is cancelled ends, and what is lost on it is told."""
 
 from __future__ import annotations
 
@@ -7,11 +7,26 @@ import asyncio
 import pytest
 import redis.asyncio as redis
 
+from gateway.errors import Unavailable
 from gateway.store import Store
 from gateway.store.clients import open_server
 from gateway.store.deployment import Deployment
 from gateway.store.wire import Wire
-from tests.faults import PATIENCE_SECONDS, wait_until
+from tests.faults import PATIENCE_SECONDS, FaultProxy, wait_until
+
+
+class Ear:
+    """Counts how often it is told that messages may be lost."""
+
+    def __init__(self) -> None:
+        self.gaps = 0
+
+    def on_message(self, payload: bytes) -> None:
+        """Hear nothing."""
+
+    def on_gap(self) -> None:
+        """Count it."""
+        self.gaps += 1
 
 
 @pytest.mark.parametrize("redis_url", ["valkey", "cluster", "sentinel"], indirect=True)
@@ -65,3 +80,23 @@ def test_a_command_on_a_feed_that_is_ending_goes_nowhere(valkey: str) -> None:
     for factory in (uvloop.new_event_loop, asyncio.new_event_loop):
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(send_on_an_ending_connection())
+
+
+async def test_who_waited_for_its_subscription_in_vain_is_told_to_read_the_log(
+    proxy: FaultProxy, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It follows all the same, and must not believe that it has heard everything since it asked."""
+    monkeypatch.setattr("gateway.store.feed._CONFIRM_SECONDS", 0.1)
+    store = await Store.connect(proxy.url, prefix=prefix)
+    try:
+        await wait_until(lambda: store.feed.connected)
+        ear = Ear()
+        proxy.stall()
+        with pytest.raises(Unavailable):
+            await store.feed.follow("a" * 26, ear)
+
+        proxy.resume()
+
+        await wait_until(lambda: ear.gaps)
+    finally:
+        await store.close()
