@@ -268,7 +268,10 @@ class Received:
             # Before the first byte is asked for: a client that waits for `100 Continue` need not send it.
             check_file_allowed(self.kind, content_type)
         async with aclosing(chunks):
-            first = await anext(chunks, b"")
+            first = b""
+            # What stands in between may pass a body on in pieces of any size.
+            while len(first) < _MAGIC_BYTES and (chunk := await anext(chunks, b"")):
+                first += chunk
             if content_type in {UNKNOWN, FORM}:
                 content_type = guess_type(name, first, declared=content_type)
                 check_file_allowed(self.kind, content_type)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import pytest
 
 from gateway.app import DOOR
 from gateway.errors import Unavailable
+from gateway.handlers.uploads import Received
 from gateway.store import Store
 from tests.faults import PATIENCE_SECONDS, wait_until
-from tests.serving import Gateway, gateway_for
+from tests.serving import FILES, Gateway, gateway_for
 
 PDF = b"%PDF-1.7\n" + b"page\r\n--x\r\n" * 1000
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 100
@@ -104,6 +105,20 @@ async def test_a_file_without_a_type_is_known_by_its_first_bytes(
         answer = await gateway.post("/v1/kinds/read/jobs", data=data, headers={"Content-Type": declared})
 
         assert (await only_file(gateway, answer))[0]["content_type"] == content_type
+
+
+async def test_a_file_that_comes_byte_by_byte_is_known_as_well(gateway: Gateway) -> None:
+    """A slow line or a proxy may cut a body anywhere."""
+
+    async def pieces() -> AsyncGenerator[bytes]:
+        for place in range(len(PNG)):
+            yield PNG[place : place + 1]
+
+    async with Received(gateway.app, FILES, "a" * 26) as received:
+        await received.store("", "application/octet-stream", pieces())
+
+        [file] = received.files
+    assert (file.stored.content_type, file.stored.size) == ("image/png", len(PNG))
 
 
 @pytest.mark.parametrize(
