@@ -78,26 +78,29 @@ def open_client(
 
 @asynccontextmanager
 async def translated() -> AsyncIterator[None]:
-    """Turn Redis's errors into ours. What they say is logged, never sent."""
+    """Turn Redis's errors into ours."""
     try:
         yield
-    except OutOfMemoryError:
-        logger.error("Redis is out of memory (maxmemory): new jobs are refused")
-        raise Unavailable(
-            "The server's memory is full; try again later.", code="store_full", retry_after_seconds=30
-        ) from None
-    except AuthenticationError as error:
-        raise ConfigurationError(f"OUTLAST_REDIS_URL: Redis refuses the credentials ({error})") from None
     except (RedisError, OSError) as error:
-        if isinstance(error, ResponseError) and not isinstance(error, _PASSING):
-            raise  # A wrong command or script is a defect of ours, not an outage.
-        _outage.failed(error)
-        raise Unavailable(
-            "The job store does not answer; nothing that was accepted is lost. Try again with the same key.",
-            retry_after_seconds=2,
-        ) from None
+        raise translate(error) from None
     else:
         _outage.answered()
+
+
+def translate(error: Exception) -> Exception:
+    """An error of Redis's as ours. What it says is logged, never sent."""
+    if isinstance(error, OutOfMemoryError):
+        logger.error("Redis is out of memory (maxmemory): new jobs are refused")
+        return Unavailable("The server's memory is full; try again later.", code="store_full", retry_after_seconds=30)
+    if isinstance(error, AuthenticationError):
+        return ConfigurationError(f"OUTLAST_REDIS_URL: Redis refuses the credentials ({error})")
+    if isinstance(error, ResponseError) and not isinstance(error, _PASSING):
+        return error  # A wrong command or script is a defect of ours, not an outage.
+    _outage.failed(error)
+    return Unavailable(
+        "The job store does not answer; nothing that was accepted is lost. Try again with the same key.",
+        retry_after_seconds=2,
+    )
 
 
 async def all_done(work: Iterable[Awaitable[object]]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from gateway.errors import BadRequest, EventsLost
 from gateway.event_text import encode_event_tail, number_of
 from gateway.protocol import TERMINAL, TERMINAL_TYPES, Cursor, EventType
-from gateway.store.connection import translated
+from gateway.store.connection import translate, translated
 from gateway.store.convoy import Convoy
 from gateway.store.jobs import Jobs
 from gateway.store.records import Appended, Lease, LogEntry, WriterEvent
@@ -155,17 +155,22 @@ class Log(Jobs):
                 checked = after.time_ms is not None and after.number > 0
                 start = f"{after.number}-0" if checked else f"{after.number + 1}-0"
                 pipe.xrange(self._keys.events(job), start, "+", count=limit + checked)
-            rows = await pipe.execute()
-        for i, read in enumerate(batch):
+            replies = await pipe.execute(raise_on_error=False)
+        for read, record, rows in zip(batch, replies[::2], replies[1::2], strict=True):
             if read.page.done():
                 continue
-            last, last_ms, state = rows[2 * i]
+            failure = next((reply for reply in (record, rows) if isinstance(reply, Exception)), None)
+            if failure is not None:
+                # In a cluster, that of one master: the other jobs have theirs elsewhere.
+                read.page.set_exception(translate(failure))
+                continue
+            last, last_ms, state = record
             if state is None:
                 read.page.set_result(None)
                 continue
             head = Cursor(int(last), int(last_ms))
             try:
-                read.page.set_result(_page(read.after, rows[2 * i + 1], head, state.decode() in TERMINAL))
+                read.page.set_result(_page(read.after, rows, head, state.decode() in TERMINAL))
             except BadRequest as error:
                 read.page.set_exception(error)
 

@@ -12,7 +12,7 @@ import pytest
 from gateway.documents import KindDocument
 from gateway.errors import Unavailable
 from gateway.protocol import START
-from gateway.store import Store
+from gateway.store import LogPage, Store
 from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.jobs import begin, end, event, submit
 from tests.redis_servers import HOST, RedisCluster, RedisProcess
@@ -188,6 +188,25 @@ async def test_a_sweep_looks_at_every_master(own_cluster: RedisCluster, store: S
 
     assert len(holders) == 2
     assert await store.sweep() == len(jobs)
+
+
+async def test_a_killed_master_keeps_nobody_from_the_logs_of_others(own_cluster: RedisCluster, store: Store) -> None:
+    """Many logs are read at once, and of those only the ones whose keys it has can't be."""
+    jobs: dict[int, str] = {}
+    while len(jobs) < 2:
+        record = await submit(store, KIND)
+        jobs[(await own_cluster.master_of(store._keys.record(record.id))).port] = record.id
+    killed = await own_cluster.master_of(store._keys.record(record.id))
+
+    await killed.kill()
+    read = await asyncio.gather(*(store.events(job, START) for job in jobs.values()), return_exceptions=True)
+    await killed.start()
+
+    pages = dict(zip(jobs, read, strict=True))
+    assert isinstance(pages.pop(killed.port), Unavailable)
+    [page] = pages.values()
+    assert isinstance(page, LogPage), page
+    assert [entry.number for entry in page.entries] == [1]
 
 
 async def test_the_feed_of_a_killed_master_does_not_disturb_the_others(own_cluster: RedisCluster, store: Store) -> None:
