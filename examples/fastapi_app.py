@@ -1,5 +1,6 @@
 r"""Keep your FastAPI application: it submits the slow work with its key, and its page follows that one job without one.
 
+pip install fastapi uvicorn
 uvicorn examples.fastapi_app:app --port 8001         # beside `make run MODULES=examples.word_count`
 curl http://127.0.0.1:8001/api/count -H 'Content-Type: application/json' -d '{"text": "one fish\ntwo fish"}'
 """

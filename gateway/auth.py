@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -24,6 +25,8 @@ from aiohttp.typedefs import Middleware
 from gateway.errors import BadRequest, Forbidden, TooMany, Unauthorized
 from gateway.metrics import Metrics
 
+logger = logging.getLogger(__name__)
+
 LOCAL: Final = "local"
 # The subprotocols of a browser's WebSocket: it can't send headers, so the key travels as a protocol's name.
 SUBPROTOCOL: Final = "outlast.v1"
@@ -32,6 +35,8 @@ _LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 # Keys in an address end up in logs, histories and Referer headers.
 _KEY_PARAMETERS: Final = frozenset({"api_key", "apikey", "key", "access_token"})
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+# Origins that are logged when they are refused; any page that a user opens can make requests.
+_LOGGED_ORIGINS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +231,16 @@ def is_foreign_host(host: str, allowed: Collection[str]) -> bool:
 
 
 def origin_guard(keys: Keyring, allowed: Collection[str], public: Collection[object]) -> Middleware:
-    """A middleware that refuses foreign pages, WebSockets included, before anything is read or done."""
+    """A middleware that refuses foreign pages, WebSockets included, before anything is read or done.
+
+    A browser hides the refusal from the page, and so from who writes it: the log tells it, once for each origin.
+    """
+    logged: set[str] = set()
+
+    def log(origin: str) -> None:
+        if origin not in logged and len(logged) < _LOGGED_ORIGINS:
+            logged.add(origin)
+            logger.warning("refused a page of the origin %s; OUTLAST_ALLOWED_ORIGINS names those that may come", origin)
 
     def check(request: web.Request) -> None:
         headers = request.headers
@@ -236,9 +250,11 @@ def origin_guard(keys: Keyring, allowed: Collection[str], public: Collection[obj
             # A form on a foreign page, in a browser that hides its origin.
             fetch_site == "cross-site" and "Origin" not in headers and request.method not in _SAFE_METHODS
         ):
+            origin = headers.get("Origin", "unknown")[:200]
+            log(origin)
             raise Forbidden(
-                f"A page of the origin {headers.get('Origin', 'unknown')[:200]} may not use this gateway; if it should,"
-                " add the origin to OUTLAST_ALLOWED_ORIGINS.",
+                f"A page of the origin {origin} may not use this gateway; if it should, add the origin to"
+                " OUTLAST_ALLOWED_ORIGINS.",
                 code="foreign_origin",
             )
         if not keys and is_foreign_host(host, allowed):
@@ -252,7 +268,10 @@ def origin_guard(keys: Keyring, allowed: Collection[str], public: Collection[obj
     async def guarded(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        if request.match_info.http_exception is None and request.match_info.handler not in public:
+        missed = request.match_info.http_exception
+        unanswered = isinstance(missed, web.HTTPMethodNotAllowed)
+        is_preflight = unanswered and "Access-Control-Request-Method" in request.headers
+        if is_preflight or (missed is None and request.match_info.handler not in public):
             check(request)
         return await handler(request)
 

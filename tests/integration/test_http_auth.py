@@ -256,7 +256,7 @@ async def test_an_allowed_page_reads_answers_and_problems(keyed: Gateway) -> Non
     assert {"Authorization", "Idempotency-Key", "If-Range", "Last-Event-ID", "Range"} <= set(
         preflight.headers["Access-Control-Allow-Headers"].split(", ")
     )
-    assert foreign.status == 405
+    assert (foreign.status, foreign.json()["code"]) == (403, "foreign_origin")
     assert "Access-Control-Allow-Origin" not in foreign.headers
     for allowed in (answer, problem):
         assert allowed.headers["Access-Control-Allow-Origin"] == SITE
@@ -266,6 +266,16 @@ async def test_an_allowed_page_reads_answers_and_problems(keyed: Gateway) -> Non
     assert {"Content-Range", "ETag", "Idempotency-Replayed", "X-Upstream-Status"} <= shown
     assert problem.status == 401
     assert stream.status == 403
+
+
+async def test_a_foreign_page_is_logged_once(keyed: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+    """Its author sees a failed connection and no more, since the browser hides the answer; so the gateway says it."""
+    for origin in ("http://localhost:5173", "http://localhost:5173", "https://evil.example"):
+        headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        await keyed.ask("OPTIONS", "/v1/kinds/echo/jobs", headers=headers)
+
+    told = [record.getMessage() for record in caplog.records if "OUTLAST_ALLOWED_ORIGINS" in record.getMessage()]
+    assert [line.split()[6].strip(";") for line in told] == ["http://localhost:5173", "https://evil.example"]
 
 
 async def test_a_picture_on_a_foreign_page_shows_nothing(open_gateway: Gateway) -> None:
