@@ -385,13 +385,16 @@ class Attempt:
         """Note the attempt in its kind's slot, and hear of a cancel request at once."""
         await asyncio.sleep(_SETTLE_SECONDS)
         # Neither is needed for a promise: a look notes a begun attempt, a renewal brings the request.
-        if not self._aside:
+        try:
+            if not self._aside:
+                with contextlib.suppress(Unavailable):
+                    grace = self._record.options.grace_seconds
+                    await self._tools.store.hold(self._claim, self.lease, grace_seconds=grace)
             with contextlib.suppress(Unavailable):
-                grace = self._record.options.grace_seconds
-                await self._tools.store.hold(self._claim, self.lease, grace_seconds=grace)
-        with contextlib.suppress(Unavailable):
-            self._following = True
-            await self._tools.store.feed.follow(self.lease.job, self)
+                self._following = True
+                await self._tools.store.feed.follow(self.lease.job, self)
+        except Exception:
+            logger.exception("%s: joining the jobs in hand failed; going on", self)
         # What was asked before the channel was open.
         self._writer.listen()
 

@@ -162,7 +162,11 @@ class _Child:
         context.on_stop = self._tell_to_stop
         self._ended_before = _ended_for_memory()
         try:
-            await self._send("run", about | {"files": files}, arguments)
+            try:
+                await self._send("run", about | {"files": files}, arguments)
+            except ConnectionError:
+                # It died a moment ago, while nobody needed it.
+                raise await self._death() from None
             if context.cancelled:
                 # Before it could hear of it.
                 self._tell_to_stop()

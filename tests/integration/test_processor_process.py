@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from gateway.event_text import decode_event
 from gateway.protocol import START, Event, State
 from gateway.requests import JobOptions
 from gateway.store import NewJob, Store, StoredFile
-from processors import processor
+from processors import ProcessorError, processor
 from processors.process import _Child as Child
 from processors.processor import load_processors
 from processors.worker import Worker
@@ -201,6 +203,28 @@ async def test_a_child_that_was_killed_between_two_jobs_is_nobodys_failure(worke
     await wait_until(lambda: not any(child.alive for child in worker._processes._idle["in_process"]))
 
     assert (await end_of(store, await submit(store, "in_process", how="well"))).state is State.SUCCEEDED
+
+
+def kill(pid: int) -> None:
+    """Kill a process and wait for its death, without a turn of the event loop."""
+    os.kill(pid, signal.SIGKILL)
+    while alive(pid):
+        time.sleep(0.001)
+
+
+async def test_a_child_whose_death_nobody_has_noticed_yet_is_called_dead() -> None:
+    """As one that dies a moment later is."""
+    child = await Child.start(KINDS["in_process"])
+    assert await child.is_ready()
+    kill(child._process.pid)
+
+    about = {"job_id": "job", "kind": "in_process", "attempt": 1, "tags": (), "partial": False}
+    context: Any = SimpleNamespace(**about, files=(), cancelled=False)
+    with pytest.raises(ProcessorError) as failed:
+        await child.run(context, ())
+    await child.kill()
+
+    assert failed.value.code == "process_died"
 
 
 async def test_what_a_function_says_after_its_end_is_in_no_other_job(worker: Worker, store: Store) -> None:

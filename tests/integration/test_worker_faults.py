@@ -134,3 +134,19 @@ async def test_a_worker_leaves_although_redis_is_away(
     async with working(store, blobs, "polite"):
         retrying = await seen(store, job, "retrying")
     assert retrying.data["problem"]["code"] == "worker_lost"
+
+
+async def test_a_defect_in_what_an_attempt_can_do_without_is_told(
+    store: Store, blobs: Blobs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It costs the job nothing, and must not stay hidden for it."""
+
+    async def broken(*_: object, **__: object) -> None:
+        raise AssertionError("a defect")
+
+    monkeypatch.setattr(store, "hold", broken)
+    async with working(store, blobs, "slow"):
+        record = await end_of(store, await submit(store, "slow"))
+
+    assert record.end_data()["problem"]["code"] == "run_timeout"
+    assert "joining the jobs in hand failed" in caplog.text
