@@ -79,8 +79,12 @@ export class OutlastJob extends HTMLElement {
     this.#stop = stop;
     const mirror = new JobMirror(this.client, this.job, {
       transport: this.#transport(),
-      onevent: (event) => !stop.signal.aborted && this.#announce(event),
-      onchange: () => !stop.signal.aborted && this.#reflect(mirror),
+      onevent: (event) => !stop.signal.aborted && this.#announce(event, mirror),
+      onchange: () => {
+        if (stop.signal.aborted) return;
+        this.#reflect(mirror);
+        this.dispatchEvent(new CustomEvent("outlast-change"));
+      },
     });
     this.mirror = mirror;
     void mirror.run(stop.signal);
@@ -92,18 +96,19 @@ export class OutlastJob extends HTMLElement {
     reflect(this, "state", fold.state);
     reflect(this, "attempt", fold.attempt || null);
     reflect(this, "connection", subscription.state);
-    this.dispatchEvent(new CustomEvent("outlast-change"));
   }
 
-  /** @param {JobEvent} event */
-  #announce(event) {
+  /** @param {JobEvent} event @param {JobMirror} mirror */
+  #announce(event, mirror) {
+    // Who hears of the end finds it in the attributes, too.
+    this.#reflect(mirror);
     this.dispatchEvent(new CustomEvent("outlast-event", { detail: event, bubbles: true }));
     const { type, data } = event;
     if (type === "progress") this.dispatchEvent(progressEvent("progress", data));
     const end = END_EVENTS[/** @type {keyof typeof END_EVENTS} */ (type)];
     if (!end) return;
-    this.dispatchEvent(progressEvent(end, this.mirror?.fold.progress));
-    this.dispatchEvent(progressEvent("loadend", this.mirror?.fold.progress));
+    this.dispatchEvent(progressEvent(end, mirror.fold.progress));
+    this.dispatchEvent(progressEvent("loadend", mirror.fold.progress));
   }
 }
 

@@ -54,13 +54,16 @@ test("progress, load and loadend are fired like a request's", async () => {
   const { job, bar } = mount();
   const seen = /** @type {any[]} */ ([]);
   for (const type of ["progress", "load", "error", "abort", "loadend"]) {
-    job.addEventListener(type, (fired) => seen.push([fired.type, /** @type {ProgressEvent} */ (fired).loaded, /** @type {ProgressEvent} */ (fired).total]));
+    job.addEventListener(type, (fired) => {
+      const { loaded, total } = /** @type {ProgressEvent} */ (fired);
+      seen.push([fired.type, loaded, total, job.getAttribute("state")]);
+    });
   }
 
   job.job = JOB;
   await until(() => seen.length === 3 && job.getAttribute("connection") === "ended");
 
-  assert.deepEqual(seen, [["progress", 2, 8], ["load", 2, 8], ["loadend", 2, 8]]);
+  assert.deepEqual(seen, [["progress", 2, 8, "running"], ["load", 2, 8, "succeeded"], ["loadend", 2, 8, "succeeded"]]);
   assert.equal(bar.getAttribute("aria-valuenow"), "8");
 });
 
