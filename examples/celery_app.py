@@ -1,7 +1,7 @@
 """Keep your Celery workers: a processor hands its jobs over to a task, and the task reports.
 
-CELERY_BROKER_URL=redis://localhost:6379/1 OUTLAST_REDIS_URL=redis://localhost:6379/0
-outlast worker examples.celery_app                   # takes the jobs and hands them over
+export CELERY_BROKER_URL=redis://localhost:6379/1 OUTLAST_REDIS_URL=redis://localhost:6379/0
+outlast up --without ocr examples.celery_app         # takes the jobs and hands them over
 celery -A examples.celery_app worker                 # does them, on as many machines as you like
 outlast submit thumbnails --input '{"names": ["cat", "dog"]}'
 """

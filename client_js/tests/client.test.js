@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
 import { afterEach, beforeEach, test } from "node:test";
 
 import { Backoff, pause } from "../backoff.js";
@@ -29,6 +30,16 @@ test("a submit carries its input, its options, the key and an Idempotency-Key", 
   assert.deepEqual(JSON.parse(request?.body ?? ""), { priority: "high", input: { text: "auto" } });
   assert.equal(request?.headers.authorization, "Bearer secret");
   assert.match(String(request?.headers["idempotency-key"]), /^[0-9a-f]{32}$/);
+});
+
+test("the README tells every method of the client", async () => {
+  const page = await readFile(new URL("../README.md", import.meta.url), "utf8");
+  const table = page.split("## What it can do")[1]?.split("\n## ")[0] ?? "";
+  const told = [...table.matchAll(/`(\w+)\(/g)].map(([, name]) => name);
+
+  const methods = Object.getOwnPropertyNames(GatewayClient.prototype).filter((name) => name !== "constructor");
+
+  assert.deepEqual(told.sort(), methods.sort());
 });
 
 test("a page that was given a watch URL reads with its token, and without one where the gateway has no keys", async () => {
