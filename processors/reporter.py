@@ -123,7 +123,8 @@ class AsyncReporter:
     """An attempt that was handed over, for async code: `async with AsyncReporter(token) as job: ...`.
 
     As `Reporter`, with a processor's async context. When the job is to stop, the code in the block gets
-    `CancelledError` where it awaits, and the block ends with it.
+    `CancelledError` where it awaits, and the block ends with it; before the block has begun, entering raises
+    `LeaseLost`.
     """
 
     def __init__(self, token: str, *, settings: Settings | None = None) -> None:
