@@ -39,7 +39,8 @@
  * @property {(subscription: Subscription) => void} [onconnection]
  */
 
-import { answerError, connectionError, GatewayError, upstreamError } from "./errors.js";
+import { answerError, GatewayError, upstreamError } from "./errors.js";
+import { SilenceTimer } from "./silence.js";
 import { submitJob } from "./submitting.js";
 import { Subscription } from "./subscription.js";
 import { authorization, openSse, openWebSocket } from "./transports.js";
@@ -50,7 +51,6 @@ export const TRANSPORTS = { sse: openSse, websocket: openWebSocket };
 
 export class GatewayClient {
   #apiKey;
-  #silenceMs;
   #partBytes;
   #transport;
   #fetch;
@@ -64,7 +64,8 @@ export class GatewayClient {
     this.base = base;
     const token = options.watch && new URL(options.watch, base).searchParams.get("token");
     this.#apiKey = options.apiKey ?? token ?? null;
-    this.#silenceMs = (options.silenceSeconds ?? 45) * 1000;
+    /** What brings nothing for so long is taken for dead. */
+    this.silenceMs = (options.silenceSeconds ?? 45) * 1000;
     this.#partBytes = options.partBytes ?? 8 * 1024 * 1024;
     this.#transport = options.transport ?? "sse";
     // A bare reference: the platform's fetch refuses to be called as another object's method.
@@ -108,7 +109,7 @@ export class GatewayClient {
       job: id,
       types,
       apiKey: await this.#key(),
-      silenceMs: this.#silenceMs,
+      silenceMs: this.silenceMs,
       fetch: this.#fetch,
       WebSocket: this.#WebSocket,
     });
@@ -165,8 +166,8 @@ export class GatewayClient {
    * @returns {Promise<any>}
    */
   async result(id, { accept = "application/json", signal } = {}) {
-    const response = await this.request(`/v1/jobs/${encodeURIComponent(id)}/result`, { accept, signal });
-    return isJson(response) ? response.json() : response.text();
+    const { response, silence } = await this.#open(`/v1/jobs/${encodeURIComponent(id)}/result`, { accept, signal });
+    return silence.watch(isJson(response) ? response.json() : response.text());
   }
 
   /**
@@ -190,20 +191,26 @@ export class GatewayClient {
    * @param {{method?: string, accept?: string, headers?: Record<string, string>, body?: string,
    *   signal?: AbortSignal}} [options]
    */
-  async request(path, { method = "GET", accept = "*/*", headers: more = {}, body, signal } = {}) {
+  async request(path, options = {}) {
+    return (await this.#open(path, options)).response;
+  }
+
+  /**
+   * `request`, and what watches over the reading of its answer.
+   * @param {string} path
+   * @param {{method?: string, accept?: string, headers?: Record<string, string>, body?: string, signal?: AbortSignal}} options
+   */
+  async #open(path, { method = "GET", accept = "*/*", headers: more = {}, body, signal }) {
     const url = this.url(path);
     const headers = { Accept: accept, ...more, ...authorization(await this.#key()) };
-    /** @type {Response} */
-    let response;
-    try {
-      response = await this.#fetch(url, { method, headers, body, signal, cache: "no-store" });
-    } catch (error) {
-      throw signal?.aborted ? signal.reason : connectionError(error);
-    }
-    if (response.ok) return response;
+    // A long poll is silent for as long as it is asked to be.
+    const waitMs = 1000 * Number(new URL(url).searchParams.get("wait"));
+    const silence = new SilenceTimer(this.silenceMs + waitMs, signal);
+    const response = await silence.watch(this.#fetch(url, { method, headers, body, signal: silence.signal, cache: "no-store" }));
+    if (response.ok) return { response, silence };
     const theirs = response.headers.get("X-Upstream-Status");
     if (theirs) throw upstreamError(Number(theirs));
-    throw answerError(response.status, await response.text(), response.headers.get("Retry-After"));
+    throw answerError(response.status, await silence.watch(response.text()), response.headers.get("Retry-After"));
   }
 
   /**
@@ -226,20 +233,20 @@ export class GatewayClient {
   async #json(path, { method, query = {}, headers, body, signal }) {
     const given = Object.entries(query).filter(([, value]) => value !== undefined);
     const search = new URLSearchParams(given.map(([name, value]) => [name, String(value)])).toString();
-    const response = await this.request(search ? `${path}?${search}` : path, {
+    const { response, silence } = await this.#open(search ? `${path}?${search}` : path, {
       method,
       accept: "application/json",
       headers: body === undefined ? headers : { "Content-Type": "application/json", ...headers },
       body: body === undefined ? undefined : JSON.stringify(body),
       signal,
     });
-    return response.json();
+    return silence.watch(response.json());
   }
 
   /** One request with the key; throws `GatewayError` unless 2xx. @type {import("./parts.js").Ask} */
   async #ask({ path, headers, ...request }) {
     const all = { Accept: "application/json", ...headers, ...authorization(await this.#key()) };
-    const answer = await send({ ...request, url: this.url(path), headers: all, silenceMs: this.#silenceMs, fetch: this.#fetch });
+    const answer = await send({ ...request, url: this.url(path), headers: all, silenceMs: this.silenceMs, fetch: this.#fetch });
     if (answer.status >= 200 && answer.status < 300) return answer;
     throw answerError(answer.status, answer.body, answer.header("Retry-After"));
   }

@@ -20,6 +20,7 @@
 import { Backoff, pause } from "./backoff.js";
 import { GatewayError } from "./errors.js";
 import { persist } from "./parts.js";
+import { SilenceTimer } from "./silence.js";
 
 // What stands in a job's record; a longer body is a file.
 const INLINE_BYTES = 64 * 1024;
@@ -139,11 +140,14 @@ function download(client, path, size, signal) {
   let left = false;
   /** @type {ReadableStreamDefaultReader<Uint8Array> | undefined} */
   let reader;
+  let silence = new SilenceTimer(Infinity);
   async function open() {
+    silence.stop();
+    silence = new SilenceTimer(client.silenceMs, signal);
     // [spec] If-Range: "if the representation is unchanged, send me the part(s) that I am requesting in Range; otherwise,
     // send me the entire representation" (RFC 9110, section 13.1.5)
     const headers = received > 0 ? { Range: `bytes=${received}-`, ...(tag && { "If-Range": tag }) } : {};
-    const { status, headers: said, body } = await client.request(path, { headers, signal });
+    const { status, headers: said, body } = await client.request(path, { headers, signal: silence.signal });
     // Weak where an edge packed it on the way: what is unpacked here is the same.
     const newTag = (said.get("ETag") ?? "").replace(/^W\//, "");
     const changed = tag !== "" && newTag !== "" && newTag !== tag;
@@ -160,8 +164,8 @@ function download(client, path, size, signal) {
       while (received < size) {
         try {
           reader ??= await open();
-          if (left) return reader.cancel();
-          const { done, value } = await reader.read();
+          if (left) return silence.stop();
+          const { done, value } = await silence.guard(reader.read());
           // What a hop that doesn't know Range sends once more is left out.
           const fresh = value?.subarray(Math.min(value.byteLength, repeated));
           repeated -= (value?.byteLength ?? 0) - (fresh?.byteLength ?? 0);
@@ -173,7 +177,10 @@ function download(client, path, size, signal) {
           if (!done) continue;
         } catch (error) {
           const final = error instanceof GatewayError && !error.mayPass;
-          if (signal.aborted || final || failures >= RETRIES) throw signal.aborted ? signal.reason : error;
+          if (signal.aborted || final || failures >= RETRIES) {
+            silence.stop();
+            throw signal.aborted ? signal.reason : error;
+          }
         }
         // The connection ended before the body did.
         reader = undefined;
@@ -181,10 +188,12 @@ function download(client, path, size, signal) {
         await pause(backoff.nextMs(), signal);
         if (left) return;
       }
+      silence.stop();
       controller.close();
     },
     cancel(reason) {
       left = true;
+      silence.stop();
       return reader?.cancel(reason);
     },
   });

@@ -40,6 +40,15 @@ export class SilenceTimer {
     }
   }
 
+  /** `guard`, and name what went wrong. @template T @param {Promise<T>} read */
+  async watch(read) {
+    try {
+      return await this.guard(read);
+    } catch (error) {
+      throw this.explain(error);
+    }
+  }
+
   stop() {
     clearTimeout(this.timer);
     this.outer?.removeEventListener("abort", this.onOuter);

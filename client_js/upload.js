@@ -27,11 +27,9 @@ export async function send(upload) {
   // How much of a file has gone, `fetch` doesn't tell; anything else is answered soon, or its connection is dead.
   const silence = new SilenceTimer(typeof body === "object" ? Infinity : silenceMs, signal);
   try {
-    const response = await silence.guard(fetch(url, { method, headers, body, signal: silence.signal, cache: "no-store" }));
-    const text = await silence.guard(response.text());
+    const response = await silence.watch(fetch(url, { method, headers, body, signal: silence.signal, cache: "no-store" }));
+    const text = await silence.watch(response.text());
     return { status: response.status, body: text, header: (name) => response.headers.get(name) };
-  } catch (error) {
-    throw silence.explain(error);
   } finally {
     silence.stop();
   }

@@ -88,6 +88,14 @@ test("a connection on which no answer comes is given up, and the submit sent aga
   assert.equal(new Set(gateway.requests.map(({ headers }) => headers["idempotency-key"])).size, 1);
 });
 
+test("a question to which no answer comes is an error that says so", async () => {
+  client = new GatewayClient(gateway.base, { silenceSeconds: 0.05 });
+  for (const status of [0, 200, 503]) {
+    gateway.refusals = [{ status, hangs: true }];
+    await assert.rejects(client.job(JOB), (/** @type {GatewayError} */ error) => error.code === "silent" && error.mayPass);
+  }
+});
+
 test("every answer that an edge gives in the gateway's place is tried again under the same key, and not for ever", async () => {
   gateway.routes[`POST ${SUBMIT}`] = { id: JOB };
   const later = { "Retry-After": "0" };

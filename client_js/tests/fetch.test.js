@@ -78,6 +78,25 @@ test("a body that nobody wants any more is asked for no further", async ({ mock 
   }
 });
 
+test("a download that stands still is cut, and goes on where it stopped", async () => {
+  const { client, asked } = clientOf(answer(206, 4, 10, { cut: false }));
+  const { request } = client;
+  client.silenceMs = 20;
+  client.request = async (/** @type {string} */ path, /** @type {any} */ { headers, signal }) => {
+    if (headers.Range) return request(path, { headers });
+    const body = new ReadableStream({
+      start(controller) {
+        controller.enqueue(WHOLE.slice(0, 4));
+        signal.addEventListener("abort", () => controller.error(signal.reason));
+      },
+    });
+    return new Response(body, { headers: { ETag: '"a"' } });
+  };
+
+  assert.equal(await textOf(client), "0123456789");
+  assert.equal(asked.length, 1);
+});
+
 test("a hop that takes Range away repeats nothing, nor does one that packs the body", async () => {
   const { client, asked } = clientOf(answer(200, 0, 4, { tag: 'W/"a"' }), answer(200, 0, 2), answer(200, 0, 10, { cut: false }));
 
