@@ -91,7 +91,7 @@ class Context:
         self.on_stop: Callable[[], object] | None = None
         """Called when the attempt is to stop. The runtime's to set, not the processor's."""
         self.steps: Stepping | None = None
-        """What has this job's steps done. The runtime's to set, not the processor's."""
+        """What has this job's steps done, but in a batch. The runtime's to set, not the processor's."""
         self._current: float | None = None
         self._loop = asyncio.get_running_loop()
         self._turn = -1
@@ -118,6 +118,8 @@ class Context:
         """Be one of a batch's jobs, which may end before the function does. The runtime's to call."""
         self._together = together
         self._writer.drops_late = True
+        # A cancel of this job would break off a step, and with it the function, which is everybody's.
+        self.steps = None
 
     def add_file(self, file: StoredFile) -> None:
         """Put a file behind those that the job came with. The runtime's to call, not the processor's."""
@@ -282,7 +284,7 @@ class Context:
 
     def _stepping(self) -> Stepping:
         if self.steps is None:
-            raise RuntimeError("this context has no steps: they belong to an attempt that a worker runs")
+            raise RuntimeError("this context has no steps: they belong to the attempt at one job, and to no batch")
         return self.steps
 
     async def hand_over(self, seconds: float = 300) -> str:

@@ -78,6 +78,12 @@ async def patient(contexts: list[Context]) -> list[int]:
     return [0] * len(contexts)
 
 
+@processor("has_steps", max_batch=2, max_wait_seconds=0.05, max_attempts=1)
+async def has_steps(contexts: list[Context]) -> list[Any]:
+    """Has a step done for each of its jobs."""
+    return [await ctx.run("patient") for ctx in contexts]
+
+
 @pytest.fixture(autouse=True)
 def _empty() -> None:
     CALLS.clear()
@@ -200,3 +206,13 @@ def test_what_can_not_be_batched_is_refused() -> None:
         processor("refused", max_batch=2)(one)
     with pytest.raises(ConfigurationError, match="generator"):
         processor("refused", max_batch=2)(many)
+
+
+async def test_a_batch_has_no_steps_and_says_so(store: Store, blobs: Blobs, caplog: pytest.LogCaptureFixture) -> None:
+    """One job's cancel would break off its step, and with it the function that does all of them."""
+    async with working(store, blobs, [has_steps, patient]):
+        record = await end_of(store, await submit(store, has_steps))
+
+    assert record.end_data()["problem"]["cause"] == "processor_error"
+    assert "to no batch" in caplog.text
+    assert record.children == ()
