@@ -57,13 +57,14 @@ def clean_name(name: str, content_type: str = UNKNOWN) -> str:
 
     It is shown and sent back, never used as a path.
     """
-    name = re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]
+    name = re.split(r"[/\\]", name)[-1]
     name = "".join(char for char in name if unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
-    name = " ".join(name.split()).strip(". ")
+    # Composed after that: what is gone may have kept an accent from its letter.
+    name = " ".join(unicodedata.normalize("NFC", name).split()).strip(". ")
     if len(name.encode()) > _MAX_NAME_BYTES:
         stem, dot, suffix = name.rpartition(".") if "." in name[-16:] else (name, "", "")
         room = _MAX_NAME_BYTES - len((dot + suffix).encode())
-        name = stem.encode()[:room].decode(errors="ignore") + dot + suffix
+        name = stem.encode()[:room].decode(errors="ignore").rstrip(". ") + dot + suffix
     suffix = "" if content_type == UNKNOWN else mimetypes.guess_extension(content_type) or ""
     return name or f"file{suffix}"
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.client.download import Download, NoPartError
 from gateway.client.httpx import _CUT, JobError, _Calls
@@ -84,6 +86,24 @@ def test_a_shorter_answer_takes_the_place_of_a_longer_one_that_nothing_names() -
     download.add(200, {}, b'{"state": "failed"}')
 
     assert (bytes(download.body), download.headers) == (b'{"state": "failed"}', {})
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, len(WHOLE)), st.integers(0, len(WHOLE)))))
+def test_whatever_comes_of_one_content_there_is_its_beginning(answers: list[tuple[bool, bool, int, int]]) -> None:
+    """From any place on, cut anywhere, with the name or without it; only what leaves a hole is refused."""
+    got = Download()
+    for is_part, named, start, length in answers:
+        before = len(got.body)
+        tag = {"ETag": '"a"'} if named else {}
+        try:
+            if is_part:
+                got.add(206, tag | {"Content-Range": f"bytes {start}-9/10"}, WHOLE[start:][:length])
+            else:
+                got.add(200, tag, WHOLE[:length])
+        except NoPartError:
+            assert start > before
+            assert not got.body
+        assert WHOLE.startswith(got.body)
 
 
 def test_after_what_does_not_fit_it_begins_anew() -> None:

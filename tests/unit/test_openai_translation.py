@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic_core import from_json
 
 from gateway.errors import InvalidInput
@@ -20,6 +22,14 @@ def test_a_delta_is_taken_apart_without_reading_its_json(channel: str, text: str
     head = b'{"id":3,"time":"2026-01-01T00:00:00.000Z","job":"j","attempt":1,'
 
     got_channel, got_text = delta_of(head + encode_event_tail("delta", {"channel": channel, "text": text}))
+
+    assert (from_json(b'"%b"' % got_channel), from_json(got_text)) == (channel, text)
+
+
+@given(st.text(), st.text())
+def test_any_delta_is_taken_apart_so(channel: str, text: str) -> None:
+    """No channel and no text, however much it looks like what stands between them, moves the cut."""
+    got_channel, got_text = delta_of(b'{"id":3,' + encode_event_tail("delta", {"channel": channel, "text": text}))
 
     assert (from_json(b'"%b"' % got_channel), from_json(got_text)) == (channel, text)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.errors import RangeNotSatisfiable
 from gateway.handlers.results import Content, _disposition, _matches, choose, requested_range
@@ -37,6 +39,17 @@ def test_a_range_without_a_byte_is_refused(header: str, size: int) -> None:
         requested_range(header, size)
 
     assert refused.value.extra == {"size": size}
+
+
+@given(st.from_regex(r"\A ?bytes=[0-9]{0,19}-[0-9]{0,19}\Z") | st.text(), st.integers(0, 2**63))
+def test_any_range_is_of_bytes_that_are_there(header: str, size: int) -> None:
+    """At least one of them; or none at all is asked for, or it is refused."""
+    try:
+        found = requested_range(header, size)
+    except RangeNotSatisfiable:
+        return
+
+    assert found is None or 0 <= found[0] < found[1] <= size
 
 
 OFFERED = ["application/json", "text/plain", "text/vnd.hocr+html"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from gateway.documents import KindDocument
 from gateway.errors import BadRequest, InvalidInput, TooLarge, UnsupportedType
@@ -39,9 +42,24 @@ def uploaded(name: str = "a.pdf", content_type: str = "application/pdf", sha256:
 @pytest.mark.parametrize("text", [b'{"a":[1,2.5,"\\u0000\xc3\xbc",null,true,{}]}', b" 7 ", b'"x"', b"1e308", b"-0"])
 def test_good_json_is_read_as_ever(text: bytes) -> None:
     """Strictness takes nothing away from it."""
-    import json
-
     assert read_json(text, "It") == json.loads(text)
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers(-(10**99), 10**99)
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=8,
+    ),
+    st.booleans(),
+)
+def test_whatever_json_can_say_is_read_as_it_was_said(value: Any, ascii_: bool) -> None:
+    """Any nesting, any characters, escaped or not."""
+    assert read_json(json.dumps(value, ensure_ascii=ascii_).encode(), "It") == value
 
 
 @pytest.mark.parametrize(
@@ -306,6 +324,19 @@ def test_a_kind_gets_the_files_that_it_asks_for() -> None:
 def test_a_name_loses_what_could_mislead(name: str, clean: str) -> None:
     """Paths, control characters, changes of direction, endless length."""
     assert clean_name(name) == clean
+
+
+@given(st.text(st.characters()) | st.text(" .-aé€\u0301\u200d", min_size=150))
+@example("a" * 199 + " b.pdf")
+@example("a" * 199 + " b")
+@example("e\u200d\u0301.pdf")
+def test_any_name_is_clean_after_one_cleaning(name: str) -> None:
+    """Short, on one line, no path and not hidden, whatever it was; a second cleaning finds nothing to do."""
+    clean = clean_name(name)
+
+    assert 0 < len(clean.encode()) <= 200
+    assert not set(clean) & set("/\\\0\r\n\u202e")
+    assert not clean.startswith((".", " "))
     assert clean_name(clean) == clean
 
 
@@ -319,6 +350,18 @@ def test_names_are_made_unique() -> None:
     assert unique_name("a.pdf", set()) == "a.pdf"
     assert unique_name("a.pdf", {"a.pdf", "a-2.pdf"}) == "a-3.pdf"
     assert unique_name("a", {"a"}) == "a-2"
+
+
+@given(st.lists(st.sampled_from(["a", "a-2", "a.pdf", "a-2.pdf", ".a", "a."])))
+def test_in_any_row_of_names_each_is_there_once(names: list[str]) -> None:
+    """Also where a name looks like one that was made unique; only a name that is taken is changed."""
+    taken: set[str] = set()
+    for name in names:
+        made = unique_name(name, taken)
+
+        assert made not in taken
+        assert made == name or name in taken
+        taken.add(made)
 
 
 @pytest.mark.parametrize(
