@@ -6,7 +6,7 @@ import { Backoff, pause } from "../backoff.js";
 import { GatewayClient } from "../client.js";
 import { GatewayError, parseRetryAfter } from "../errors.js";
 import { cursorOf, numberOf, shouldComeBack } from "../protocol.js";
-import { event, FakeGateway, JOB } from "./fake-gateway.js";
+import { event, FakeGateway, JOB, until } from "./fake-gateway.js";
 
 /** @type {FakeGateway} */
 let gateway;
@@ -131,7 +131,7 @@ test("a submit stops trying when it is aborted", async () => {
   const stop = new AbortController();
   const submitting = client.submit("ocr", { signal: stop.signal });
 
-  while (gateway.requests.length === 0) await new Promise((resolve) => setImmediate(resolve));
+  await until(() => gateway.requests.length > 0);
   stop.abort(new Error("never mind"));
 
   await assert.rejects(submitting, { message: "never mind" });

@@ -8,7 +8,7 @@ import { defineElements } from "../elements.js";
 import { DocumentView } from "../page-document.js";
 import { buildForm } from "../page-form.js";
 import { OcrPages } from "../page-ocr.js";
-import { event, FakeGateway, JOB } from "./fake-gateway.js";
+import { event, FakeGateway, JOB, until } from "./fake-gateway.js";
 
 /** @type {FakeGateway} */
 let gateway;
@@ -26,11 +26,6 @@ function mount() {
   const job = /** @type {import("../elements.js").OutlastJob} */ (document.body.firstElementChild);
   job.client = new GatewayClient(gateway.base);
   return { job, bar: /** @type {Element} */ (job.children[0]), text: /** @type {Element} */ (job.children[1]) };
-}
-
-/** @param {() => boolean} condition */
-async function until(condition) {
-  while (!condition()) await new Promise((resolve) => setTimeout(resolve, 1));
 }
 
 test("a job's state, its progress and its text are reflected as they come", async () => {

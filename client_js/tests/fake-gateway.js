@@ -33,6 +33,11 @@ export function finishedLog(length = 12) {
   return [...log, event(length, "succeeded", { result: { pages: length } })];
 }
 
+/** Wait for a condition, at most as long as a test may take (`package.json`). @param {() => boolean} condition */
+export async function until(condition) {
+  while (!condition()) await new Promise((resolve) => setTimeout(resolve, 1));
+}
+
 export class FakeGateway {
   /** @type {ReturnType<typeof event>[]} */
   log = [];

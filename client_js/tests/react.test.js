@@ -10,7 +10,7 @@ import { createRoot } from "react-dom/client";
 import { GatewayClient } from "../client.js";
 import { JobMirror } from "../mirror.js";
 import { createUseJob } from "../react.js";
-import { event, FakeGateway, finishedLog, JOB } from "./fake-gateway.js";
+import { event, FakeGateway, finishedLog, JOB, until } from "./fake-gateway.js";
 
 const useJob = createUseJob(React);
 /** @type {FakeGateway} */
@@ -32,11 +32,6 @@ function Job({ client, id }) {
   const job = useJob(client, id);
   if (!job) return "nothing";
   return `${job.state} ${job.progress?.current ?? 0} ${job.outputs.length} ${JSON.stringify(job.result)}`;
-}
-
-/** @param {() => boolean} condition */
-async function until(condition) {
-  while (!condition()) await new Promise((resolve) => setTimeout(resolve, 1));
 }
 
 test("a component shows the job as it goes, also in strict mode, and the end", async () => {

@@ -4,7 +4,7 @@ import { afterEach, beforeEach, describe, test } from "node:test";
 import { Backoff } from "../backoff.js";
 import { GatewayClient } from "../client.js";
 import { GatewayError } from "../errors.js";
-import { cursorOfId, event, FakeGateway, finishedLog, JOB, timeOf } from "./fake-gateway.js";
+import { cursorOfId, event, FakeGateway, finishedLog, JOB, timeOf, until } from "./fake-gateway.js";
 
 /** @type {FakeGateway} */
 let gateway;
@@ -316,8 +316,3 @@ describe("over websocket", () => {
     assert.deepEqual(gateway.streams().map(({ method }) => method), ["subscribe", "GET"]);
   });
 });
-
-/** @param {() => boolean} condition */
-async function until(condition) {
-  while (!condition()) await new Promise((resolve) => setImmediate(resolve));
-}
