@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from processors.thread import Portal, run_in_thread
+from tests.faults import PATIENCE_SECONDS
 
 WHO: contextvars.ContextVar[str] = contextvars.ContextVar("WHO", default="nobody")
 
@@ -24,13 +25,19 @@ async def test_a_function_runs_in_a_thread_of_its_own() -> None:
 
 async def test_its_error_is_raised_where_it_is_awaited() -> None:
     """Whatever it is, `StopIteration` and `CancelledError` included, which futures don't take."""
-    for error in (ValueError("no"), StopIteration(1), asyncio.CancelledError()):
+    # Python makes a RuntimeError of a StopIteration that leaves a coroutine.
+    for error, raised in (
+        (ValueError("no"), ValueError),
+        (StopIteration(1), RuntimeError),
+        (asyncio.CancelledError(), asyncio.CancelledError),
+    ):
 
         def fail(error: BaseException = error) -> None:
             raise error
 
-        with pytest.raises((type(error), RuntimeError)):
+        with pytest.raises(raised) as caught:
             await run_in_thread(fail)
+        assert error in {caught.value, caught.value.__cause__}
 
 
 async def test_cancelling_waits_for_the_function() -> None:
@@ -39,10 +46,10 @@ async def test_cancelling_waits_for_the_function() -> None:
 
     def work() -> None:
         running.set()
-        assert go.wait(5)
+        assert go.wait(PATIENCE_SECONDS)
 
     task = asyncio.create_task(run_in_thread(work))
-    await asyncio.to_thread(running.wait, 5)
+    await asyncio.to_thread(running.wait, PATIENCE_SECONDS)
     for _ in range(3):
         task.cancel()
         await asyncio.sleep(0)
@@ -112,5 +119,5 @@ def test_a_thread_that_outlives_the_loop_is_told() -> None:
 
     thread = threading.Thread(target=late)
     thread.start()
-    thread.join(5)
+    thread.join(PATIENCE_SECONDS)
     assert len(outcome) == 1
