@@ -152,9 +152,12 @@ def _stream(content_type: str) -> Handler:
         await response.prepare(request)
         clock = asyncio.get_running_loop().time
         began = clock()
+        await asyncio.sleep(hold)
+        # A busy machine may be late with the first one. Two that are sent together would hide a hop that holds it.
+        first_at = clock()
         for number in range(1, frames + 1):
-            # Against the start, not against the last one: the frames must not drift.
-            await asyncio.sleep(max(0.0, began + hold + (number - 1) * every - clock()))
+            # Against the first one, not against the last: the frames must not drift.
+            await asyncio.sleep(max(0.0, first_at + (number - 1) * every - clock()))
             frame = {"n": number, "sent_seconds": round(clock() - began, 4), "time_ms": time.time_ns() // 1_000_000}
             text = before + to_json(frame | {"padding": padding} if padding else frame) + after
             await response.write((first if number == 1 else between) + text + (last if number == frames else b""))

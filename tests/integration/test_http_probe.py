@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from gateway.app import ROUTES
 from gateway.handlers import probe
 from gateway.handlers.probe import MOST_AT_ONCE, PROBES
 from gateway.store import Store
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.serving import KEYS, Gateway, gateway_for
 
 TOKEN = "p" * 24
@@ -83,6 +84,17 @@ async def test_frames_say_their_number_and_when_they_were_sent(
     assert all(frame["sent_seconds"] >= 0.05 * frame["n"] - 0.005 for frame in frames)
 
 
+async def test_a_first_frame_that_is_late_keeps_its_distance_to_the_second(gateway: Gateway) -> None:
+    """Of two that are sent together nobody sees that a hop held the first one for the second."""
+    address = f"{gateway.url}/_probe/ndjson?frames=2&every=0.1&hold=0.1"
+    async with gateway.session.get(address, headers=OPEN) as response:
+        # The gateway is on this event loop, and as busy.
+        time.sleep(0.25)  # noqa: ASYNC251
+        first, second = [json.loads(line)["sent_seconds"] async for line in response.content]
+
+    assert second - first >= 0.1 - 0.005
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -141,7 +153,7 @@ async def test_silence_is_silent(gateway: Gateway) -> None:
         f"GET /_probe/silent?seconds=0.3 HTTP/1.1\r\nHost: localhost\r\nX-Outlast-Probe: {TOKEN}\r\n\r\n".encode()
     )
 
-    first = await asyncio.wait_for(reader.read(1), 5)
+    first = await asyncio.wait_for(reader.read(1), PATIENCE_SECONDS)
 
     assert asyncio.get_running_loop().time() - began >= 0.29
     assert first == b"H"
@@ -203,7 +215,7 @@ async def test_an_upload_that_is_too_large_is_refused_before_it_is_sent(gateway:
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port)
     writer.write(head.encode())
 
-    answer = await asyncio.wait_for(reader.readuntil(b"too_large"), 5)
+    answer = await asyncio.wait_for(reader.readuntil(b"too_large"), PATIENCE_SECONDS)
 
     assert answer.startswith(b"HTTP/1.1 413 ")
     writer.transport.abort()
