@@ -150,9 +150,10 @@ async def exchange(
         result.ended_seconds = clock() - began
         if sending.done() and (sent := sending.result()) is not None:
             result.sent_seconds = sent - began
+        # First: whatever comes between, such as another cancel, must not leave the connection open.
+        writer.transport.abort()
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
-        writer.transport.abort()
         with suppress(OSError):
             await writer.wait_closed()
     return result

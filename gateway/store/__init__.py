@@ -164,8 +164,8 @@ class Store(Log, Look, Uploads, Handover, Listeners):
         for read in self._wanted:
             if not read.page.done():
                 read.page.set_exception(Unavailable("This gateway is closing; come back."))
-        with suppress(Unavailable):
-            async with translated():
-                await self._client.aclose()
-                await self._blocking.aclose()
-                await self._topology.close()
+        for close in (self._client.aclose, self._blocking.aclose, self._topology.close):
+            # Each by itself: one that meets a broken connection must not leave the others open.
+            with suppress(Unavailable):
+                async with translated():
+                    await close()

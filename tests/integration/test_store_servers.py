@@ -99,6 +99,24 @@ async def test_a_server_that_lost_its_data_is_used_on(other_valkey: str, prefix:
             await store.close()
 
 
+async def test_a_store_closes_all_its_connections_whatever_one_of_them_says(
+    valkey: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that broke a moment ago is no reason to leave the others open."""
+    async with FaultProxy(valkey) as proxy:
+        store = await Store.connect(proxy.url, prefix=prefix)
+        close = store._client.aclose
+
+        async def meet_a_broken_one() -> None:
+            await close()
+            raise redis.ConnectionError("reset by peer")
+
+        monkeypatch.setattr(store._client, "aclose", meet_a_broken_one)
+        await store.close()
+
+        await wait_until(lambda: not proxy.connections, what="the end of all connections")
+
+
 async def test_a_server_that_is_too_old_is_refused(store: Store, valkey: str, prefix: str) -> None:
     """Sharded pub/sub came with 7.0; without it listeners would be deaf. Nothing is written but the server's mark."""
     info = await store.info()
