@@ -1,4 +1,7 @@
-"""Fixtures for all tests: a real Valkey per test process, a random key prefix per test, a connected store."""
+"""Fixtures for all tests: a real Valkey per test process, a random key prefix per test, a connected store.
+
+An async test is also held to leave nothing in its event loop.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 import pytest
 
 from gateway.embedded import EmbeddedValkey
+from tests.faults import wait_until
 from tests.redis_servers import RedisCluster, SentinelTrio
 
 if TYPE_CHECKING:
@@ -28,6 +32,40 @@ _ORDER: Final = {"ocr": 0, "integration": 1, "unit": 3}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the tests by their folder; within a folder nothing changes."""
     items.sort(key=lambda item: _ORDER.get(item.path.parent.name, 2))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(request: pytest.FixtureRequest) -> None:
+    """Fail an async test that leaves a task, a connection or a pipe in its loop.
+
+    As the first autouse fixture it is set up before all others, and so looks after all others are gone.
+    """
+    if request.node.get_closest_marker("asyncio") is not None:
+        request.getfixturevalue("_empty_loop")
+
+
+@pytest.fixture
+async def _empty_loop() -> AsyncIterator[None]:
+    """Look at what a test has left in its loop."""
+    yield
+    try:
+        await wait_until(lambda: not _left_over(), 10)
+    except AssertionError:
+        pytest.fail(f"these are left over: {_left_over()}")
+
+
+def _left_over() -> list[str]:
+    """The tasks of this loop but for the one that asks, and the connections and pipes that it still watches."""
+    loop = asyncio.get_running_loop()
+    tasks = [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    # Whose each watched descriptor is, only its callbacks tell.
+    handles = [handle for key in loop._selector.get_map().values() for handle in key.data if handle]  # type: ignore[attr-defined]
+    owners = {getattr(handle._callback, "__self__", None) for handle in handles}
+    return sorted(tasks) + [
+        f"{owner} from {owner.get_extra_info('sockname')} to {owner.get_extra_info('peername')}"
+        for owner in owners
+        if isinstance(owner, asyncio.BaseTransport)
+    ]
 
 
 @pytest.fixture(scope="session")

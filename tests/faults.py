@@ -73,6 +73,8 @@ class FaultProxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        # Also those that were accepted just now and whose handlers have not begun.
+        self._refusing = True
         self.cut()
         for handler in self._handlers:
             handler.cancel()
@@ -157,30 +159,31 @@ class FaultProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = _Link(writer)
-        if self._refusing:
-            self.refused += 1
-            link.reset()
-            return
         try:
+            if self._refusing:
+                self.refused += 1
+                return
             target = next(self._turns)
-            if target.scheme == "unix":
-                server_reader, link.server = await asyncio.open_unix_connection(unquote(target.path))
-            else:
-                server_reader, link.server = await asyncio.open_connection(target.hostname, target.port)
-        except OSError:
-            link.reset()
-            return
-        self._links.add(link)
-        try:
             with suppress(OSError):
-                async with asyncio.TaskGroup() as pumps:
-                    pumps.create_task(self._pump(link, reader, link.server, to_server=True))
-                    pumps.create_task(self._pump(link, server_reader, writer, to_server=False))
-        except* OSError:
-            pass
+                if target.scheme == "unix":
+                    server_reader, link.server = await asyncio.open_unix_connection(unquote(target.path))
+                else:
+                    server_reader, link.server = await asyncio.open_connection(target.hostname, target.port)
+                self._links.add(link)
+                await self._pass(link, reader, server_reader)
         finally:
+            # However it ends, also where it is cancelled before the server has answered.
             self._links.discard(link)
             link.reset()
+
+    async def _pass(self, link: _Link, reader: asyncio.StreamReader, server_reader: asyncio.StreamReader) -> None:
+        assert link.server is not None
+        try:
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._pump(link, reader, link.server, to_server=True))
+                pumps.create_task(self._pump(link, server_reader, link.client, to_server=False))
+        except* OSError:
+            pass
 
     async def _pump(
         self, link: _Link, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, to_server: bool

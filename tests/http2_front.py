@@ -65,13 +65,16 @@ class Front:
         link = asyncio.current_task()
         assert link is not None
         self._keep(link)
-        with suppress(OSError, aiohttp.ClientError):
-            if writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
-                await self._http2(reader, writer)
-            else:
-                await self._pass(reader, writer)
-            writer.close()
-            await writer.wait_closed()
+        try:
+            with suppress(OSError, aiohttp.ClientError):
+                if writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
+                    await self._http2(reader, writer)
+                else:
+                    await self._pass(reader, writer)
+                writer.close()
+                await writer.wait_closed()
+        finally:
+            writer.transport.abort()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         parts = urlsplit(self._url)

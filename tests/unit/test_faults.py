@@ -178,3 +178,24 @@ async def test_a_share_of_the_connections_can_be_cut(echo: tuple[str, list[bytes
         await wait_until(lambda: proxy.connections == 2)
         for line in lines:
             line.close()
+
+
+async def test_a_proxy_that_ends_before_its_server_has_answered_resets_the_client(
+    echo: tuple[str, list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that went nowhere yet is ended like the others."""
+    reached, connect = asyncio.Event(), asyncio.open_connection
+
+    async def answer_never(*_: object) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio, "open_connection", answer_never)
+    async with FaultProxy(echo[0]) as proxy:
+        reader, writer = await connect("127.0.0.1", proxy.port)
+        await reached.wait()
+
+    with pytest.raises(ConnectionResetError):
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await reader.read()
+    writer.close()
