@@ -78,6 +78,13 @@ async def is_ready(session: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
+async def has_listeners(session: aiohttp.ClientSession, url: str, count: int) -> bool:
+    """Whether a gateway has so many listeners, no more and no fewer."""
+    async with session.get(f"{url}/metrics") as answer:
+        lines = [line for line in (await answer.text()).splitlines() if line.startswith("outlast_listeners{")]
+    return sum(int(line.rpartition(" ")[2]) for line in lines) == count
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
     sys.exit(run_gateway(load_settings()))

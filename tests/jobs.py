@@ -1,4 +1,4 @@
-"""What tests do with a store: submit a job, begin it as a worker would, end it."""
+"""What tests do with a store: submit a job, begin it as a worker would, end it, hear of it."""
 
 from __future__ import annotations
 
@@ -86,3 +86,25 @@ async def use_up(store: Store, kind: KindDocument, **options: Any) -> JobRecord:
     record = await end(store, lease, batch=1, type_="failed", data={"problem": problem, "partial": False})
     await look_later(store, record)
     return await store.job(record.id)
+
+
+class Ear:
+    """A follower of a job's live feed that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+        self.gaps = 0
+
+    def on_message(self, payload: bytes) -> None:
+        """Keep it."""
+        self.heard.append(payload)
+
+    def on_gap(self) -> None:
+        """Messages may have been lost."""
+        self.gaps += 1
+
+    @property
+    def events(self) -> list[bytes]:
+        """The events in it, without the marks of renewals."""
+        lines = [line for payload in self.heard for line in payload.split(b"\n")]
+        return [line for line in lines if not line.startswith(b"seen")]

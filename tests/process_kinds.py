@@ -41,6 +41,13 @@ def in_process(ctx: SyncContext, work: Work) -> dict[str, Any]:
     return {"pid": os.getpid(), "loaded": LOADED} | more
 
 
+@processor("patient_in_process", run_in="process", max_attempts=1, cancel_grace_seconds=30)
+def patient_in_process(ctx: SyncContext, work: Work) -> dict[str, Any]:
+    """The same, for what obeys in its own time, however busy the machine is."""
+    done: dict[str, Any] = in_process.function(ctx, work)
+    return done
+
+
 def read(ctx: SyncContext) -> dict[str, Any]:
     """Read all that can be read."""
     found = ctx.read_output("pid").decode()

@@ -19,7 +19,7 @@ from gateway.hub import Hub
 from gateway.store import Lease, Store
 from tests.edge_origin import Origin, origin_server
 from tests.faults import PATIENCE_SECONDS, wait_until
-from tests.jobs import end, event
+from tests.jobs import begin, end, event
 from tests.ports import free_port
 from tests.serving import KEYS, Gateway, gateway_for
 
@@ -107,16 +107,6 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def begin(store: Store, job: str) -> Lease:
-    """Begin the one job that waits."""
-    [claim] = await store.claim("echo", "worker", 1)
-    begun = await store.begin(claim, "worker")
-    assert begun.lease is not None
-    assert begun.lease.job == job
-    await store.hold(claim, begun.lease)
-    return begun.lease
-
-
 async def log(store: Store, lease: Lease, batch: int) -> None:
     """Append one event."""
     await store.append(lease, batch, [event("log", {"message": str(batch)})])
@@ -150,7 +140,7 @@ async def test_a_stream_passes_live_and_is_resumed_after_the_runtime_was_killed(
     job = await submitted(session, worker)
     events = f"{worker.url}/v1/jobs/{job}/events"
     stream = await session.get(events)
-    lease = await begin(store, job)
+    lease = await begin(store, "echo")
     seen = [await next_event(stream), await next_event(stream)]
     for batch in range(1, 4):
         await log(store, lease, batch)
@@ -176,19 +166,19 @@ async def test_a_websocket_passes_and_is_resumed_after_the_runtime_was_killed(
 ) -> None:
     """With the cursor, on the same path."""
     job = await submitted(session, worker)
-    lease = await begin(store, job)
+    lease = await begin(store, "echo")
     numbers: list[int] = []
 
     async def follow(until: int, after: str) -> str:
         async with session.ws_connect(worker.url + "/v1/ws") as socket:
             await socket.send_json({"op": "subscribe", "job": job, **({"after": after} if after else {})})
             while not numbers or numbers[-1] < until:
-                document = json.loads((await socket.receive(timeout=5)).data)
+                document = json.loads((await socket.receive(timeout=PATIENCE_SECONDS)).data)
                 if "id" in document:
                     numbers.append(document["id"])
             if until == 4:
                 await worker.kill()
-                assert (await socket.receive(timeout=5)).type in {
+                assert (await socket.receive(timeout=PATIENCE_SECONDS)).type in {
                     aiohttp.WSMsgType.CLOSED,
                     aiohttp.WSMsgType.CLOSE,
                     aiohttp.WSMsgType.ERROR,

@@ -14,7 +14,7 @@ from gateway.errors import Unavailable
 from gateway.protocol import START
 from gateway.store import LogPage, Store
 from tests.faults import PATIENCE_SECONDS, wait_until
-from tests.jobs import begin, end, event, submit
+from tests.jobs import Ear, begin, end, event, submit
 from tests.redis_servers import HOST, RedisCluster, RedisProcess
 
 T = TypeVar("T")
@@ -35,22 +35,6 @@ async def store(own_cluster: RedisCluster, prefix: str) -> AsyncIterator[Store]:
     await store.register_kind(KIND)
     yield store
     await store.close()
-
-
-class Ear:
-    """A follower that keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.heard: list[bytes] = []
-        self.gaps = 0
-
-    def on_message(self, payload: bytes) -> None:
-        """One message."""
-        self.heard += [line for line in payload.split(b"\n") if not line.startswith(b"seen")]
-
-    def on_gap(self) -> None:
-        """Messages may be lost."""
-        self.gaps += 1
 
 
 class Move:
@@ -108,7 +92,7 @@ async def test_a_running_jobs_slot_moves_and_nothing_is_missed(own_cluster: Redi
     move = await _move_of(own_cluster, store._keys.record(record.id))
     try:
         await store.append(lease, 1, [event("log", {"message": "before"})])
-        await wait_until(lambda: len(ear.heard) == 1)
+        await wait_until(lambda: len(ear.events) == 1)
         await move.begin()
         assert await move.carry() >= 2
         # A script of several keys has to wait: the server says TRYAGAIN while it can't know whether it has them all.
@@ -121,7 +105,7 @@ async def test_a_running_jobs_slot_moves_and_nothing_is_missed(own_cluster: Redi
         await wait_until(lambda: ear.gaps, what="the new subscription")
         assert not (await asyncio.to_thread(renewer.renew, [lease]))[record.id].lost
         await store.append(lease, 3, [event("log", {"message": "moved"})])
-        await wait_until(lambda: any(b"moved" in line for line in ear.heard), what="a message from the new master")
+        await wait_until(lambda: any(b"moved" in line for line in ear.events), what="a message from the new master")
 
         await end(store, lease, batch=4)
         assert [entry.number for entry in (await store.events(record.id, START)).entries] == [1, 2, 3, 4, 5, 6]

@@ -25,7 +25,7 @@ from gateway.verify.streams import Transport
 from gateway.verify.target import Target, own_work, sessions
 from gateway.verify.trial import Hop, Trial
 from tests.faults import FaultProxy, wait_until
-from tests.gateway_process import GatewayProcess, gateway_process
+from tests.gateway_process import GatewayProcess, gateway_process, has_listeners
 from tests.jobs import begin, end, event, submit
 
 KIND = KindDocument(kind="echo")
@@ -141,7 +141,7 @@ async def test_a_drain_spreads_its_listeners_over_the_window(
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
     ):
         listeners = [asyncio.create_task(one(session, gateway)) for one in (stream, socket) for _ in range(count)]
-        await wait_until(lambda: listening(session, gateway, 2 * count))
+        await wait_until(lambda: has_listeners(session, gateway.url, 2 * count))
         began = monotonic()
         gateway.process.send_signal(signal.SIGTERM)
         await wait_until(lambda: refuses(gateway), window, what="no new connections")
@@ -157,13 +157,6 @@ async def test_a_drain_spreads_its_listeners_over_the_window(
     assert max(tenths.count(tenth) for tenth in range(10)) < 2 * count / 3
     assert len(set(pauses)) > count / 2
     assert took < window + 15
-
-
-async def listening(session: aiohttp.ClientSession, gateway: GatewayProcess, count: int) -> bool:
-    """Whether a gateway has so many listeners."""
-    async with session.get(f"{gateway.url}/metrics") as answer:
-        lines = [line for line in (await answer.text()).splitlines() if line.startswith("outlast_listeners{")]
-    return sum(int(line.rpartition(" ")[2]) for line in lines) == count
 
 
 async def refuses(gateway: GatewayProcess) -> bool:
@@ -209,7 +202,7 @@ async def test_a_storm_of_a_thousand_that_come_back_starves_nobody(
     ):
         before = (await store._client.info("clients"))["connected_clients"]
         coming = [asyncio.create_task(come_back(session, gateway.url)) for _ in range(storm)]
-        await wait_until(lambda: listening(session, gateway, storm), 40)
+        await wait_until(lambda: has_listeners(session, gateway.url, storm), 40)
         during = (await store._client.info("clients"))["connected_clients"]
         # Live and replayed events are one row for everybody.
         await end(store, lease, batch=5)

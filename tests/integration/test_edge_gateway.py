@@ -20,6 +20,7 @@ from tests.edge_matrix import HUB_CLOCK_SECONDS
 from tests.edge_origin import SCALE, edge_for, see
 from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.jobs import begin, end, event
+from tests.processes import program, ran
 from tests.serving import Gateway, gateway_for
 
 
@@ -67,7 +68,7 @@ async def test_a_client_misses_nothing_when_the_edge_restarts(edge: Edge, store:
         following = asyncio.create_task(follow())
         for batch in range(1, 7):
             await store.append(lease, batch, [event("log", {"message": "x"})])
-            await wait_until(lambda seen=2 + batch: len(numbers) >= seen, 10)  # type: ignore[misc]
+            await wait_until(lambda seen=2 + batch: len(numbers) >= seen)  # type: ignore[misc]
             if batch % 2 == 0:
                 assert edge.restart() >= 1
         await end(store, lease, batch=7)
@@ -119,14 +120,12 @@ async def _until_the_end(socket: aiohttp.ClientWebSocketResponse) -> AsyncIterat
 
 async def test_the_command_serves_until_it_is_stopped(gateway: Gateway) -> None:
     """A chain, its addresses on stdout, and an end without an error."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway.cli", "edge", "--chain", "cloudflare, nginx-default", "--port", "0"),
-        *("--origin", gateway.url, "--time-scale", "0.01"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    edges = ("--chain", "cloudflare, nginx-default", "--origin", gateway.url, "--time-scale", "0.01", "--port", "0")
+    async with (
+        program(sys.executable, "-m", "gateway.cli", "edge", *edges) as process,
+        asyncio.timeout(PATIENCE_SECONDS),
+    ):
+        assert process.stdout is not None
         addresses = [(await process.stdout.readline()).decode().split()[0] for _ in range(2)]
         seen = await see(addresses[0], "GET /healthz HTTP/1.1")
         process.send_signal(signal.SIGTERM)
@@ -145,11 +144,8 @@ async def test_the_command_says_what_is_wrong(gateway: Gateway) -> None:
         (["--origin", "ftp://x"], "The origin is http://HOST:PORT"),
         (["--origin", gateway.url, "--time-scale", "7"], "The time scale is above 0 and at most 1"),
     ):
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "gateway.cli", "edge", "--port", "0", *options), stderr=asyncio.subprocess.PIPE
-        )
-        _, errors = await process.communicate()
+        code, _, errors = await ran(sys.executable, "-m", "gateway.cli", "edge", "--port", "0", *options)
 
-        assert process.returncode == 2
-        assert said in errors.decode()
-        assert "Traceback" not in errors.decode()
+        assert code == 2
+        assert said in errors
+        assert "Traceback" not in errors

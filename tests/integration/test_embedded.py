@@ -17,6 +17,7 @@ from gateway import embedded
 from gateway.embedded import MAX_SOCKET_PATH_BYTES, EmbeddedValkey, find_server
 from gateway.errors import ConfigurationError, Unavailable
 from tests.faults import wait_until
+from tests.processes import runs
 
 # A product that starts its server, says where it is, and waits.
 _PRODUCT = """
@@ -31,17 +32,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-def _gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except ProcessLookupError:
-        return True
-    except FileNotFoundError:
-        return sys.platform == "linux"
-    return state == "Z"  # It ended, and its foster parent hasn't asked yet.
 
 
 async def _start_product(data: Path) -> tuple[asyncio.subprocess.Process, int, str]:
@@ -138,7 +128,7 @@ async def test_the_server_ends_when_its_product_is_killed(tmp_path: Path) -> Non
     async with EmbeddedValkey(tmp_path) as server, redis.Redis.from_url(server.url) as client:
         assert await client.get("kept") == b"yes"
 
-    await wait_until(lambda: _gone(pid), what="the end of the old server")
+    await wait_until(lambda: not runs(pid), what="the end of the old server")
 
 
 async def test_a_server_left_behind_is_ended_by_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +144,7 @@ async def test_a_server_left_behind_is_ended_by_the_next_start(tmp_path: Path, m
         await product.wait()
 
         async with EmbeddedValkey(tmp_path) as server, redis.Redis.from_url(server.url) as other:
-            assert _gone(pid)
+            assert not runs(pid)
             assert await other.get("kept") == b"yes"
         with pytest.raises(redis.ConnectionError):
             await looping

@@ -21,7 +21,7 @@ from gateway.errors import ConfigurationError
 from gateway.handlers.context import HUB
 from gateway.store import Store
 from tests.faults import wait_until
-from tests.gateway_process import gateway_process, is_ready
+from tests.gateway_process import gateway_process, has_listeners, is_ready
 from tests.jobs import begin, end, submit
 from tests.serving import Gateway, gateway_for
 
@@ -36,7 +36,7 @@ async def test_sigterm_ends_streams_with_advice_and_the_process_with_zero(
         stream = await session.get(f"{job}/events")
         await stream.content.readuntil(b'"type":"queued"')
         waiting = asyncio.create_task(session.get(f"{job}?wait=50"))
-        await wait_until(lambda: open_listeners(session, gateway.url, 2), what="both listeners")
+        await wait_until(lambda: has_listeners(session, gateway.url, 2), what="both listeners")
 
         began = time.monotonic()
         # As Ctrl-C does it: to the whole process group, and once more from the parent. That is one wish.
@@ -53,13 +53,6 @@ async def test_sigterm_ends_streams_with_advice_and_the_process_with_zero(
         assert (await answer.json())["state"] == "queued"
     assert (await store.job(record.id)).terminal is False
     assert "Traceback" not in gateway.said
-
-
-async def open_listeners(session: aiohttp.ClientSession, url: str, count: int) -> bool:
-    """Whether the gateway's hub has so many listeners."""
-    async with session.get(f"{url}/metrics") as answer:
-        lines = [line for line in (await answer.text()).splitlines() if line.startswith("outlast_listeners{")]
-    return sum(int(line.rpartition(" ")[2]) for line in lines) == count
 
 
 async def test_a_watched_gateway_says_that_it_leaves_before_it_does(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
 import sys
 from collections.abc import AsyncIterator
@@ -12,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gateway.store import Store
-from tests.faults import PATIENCE_SECONDS
 from tests.llm_jobs import llm_worker
+from tests.processes import ran
 from tests.serving import Gateway, gateway_for
 from tests.token_source import TokenSource
 
@@ -41,20 +39,9 @@ async def gateway(
 
 async def output(*command: str, **environment: str) -> str:
     """What a command prints. It must succeed."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        env=os.environ | environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        printed, complained = await asyncio.wait_for(process.communicate(), 2 * PATIENCE_SECONDS)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, complained.decode()
-    return printed.decode()
+    code, printed, complained = await ran(*command, **environment)
+    assert code == 0, complained
+    return printed
 
 
 async def test_the_python_examples_print_the_answer(gateway: Gateway, source: TokenSource) -> None:

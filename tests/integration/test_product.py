@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 
 from tests.faults import PATIENCE_SECONDS, wait_until
+from tests.processes import runs
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
@@ -93,13 +94,6 @@ def _children(parent: int) -> list[int]:
     return found
 
 
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @asynccontextmanager
 async def product(data: Path, *arguments: str, **environment: str) -> AsyncIterator[ProductProcess]:
     """Start a product on a free port; it is gone after the block, whatever happened in it."""
@@ -150,7 +144,7 @@ async def test_everything_starts_works_and_ends_with_an_interrupt(tmp_path: Path
 
         running.process.send_signal(signal.SIGINT)
         assert await running.ended() == 0
-        assert not [name for name, pid in family.items() if _runs(pid)]
+        assert not [name for name, pid in family.items() if runs(pid)]
 
 
 async def test_the_product_runs_on_a_cluster_of_ones_own(tmp_path: Path, cluster: str, prefix: str) -> None:
@@ -179,7 +173,7 @@ async def test_a_product_that_was_killed_finishes_its_job_at_the_next_start(tmp_
 
         running.process.kill()
         await running.ended()
-        await wait_until(lambda: not [pid for pid in family.values() if _runs(pid)], what="the end of the children")
+        await wait_until(lambda: not [pid for pid in family.values() if runs(pid)], what="the end of the children")
 
     again = {"OUTLAST_LEASE_SECONDS": "2", "OUTLAST_DURABILITY": "disk"}
     async with product(tmp_path, _MODULE, **again) as running, aiohttp.ClientSession() as session:
@@ -233,7 +227,7 @@ async def test_a_second_interrupt_hurries(tmp_path: Path) -> None:
 
         running.process.send_signal(signal.SIGINT)
         await wait_until(lambda: "Stopping" in running.printed, what="an answer to the signal")
-        assert _runs(running.family()["worker"])
+        assert runs(running.family()["worker"])
         running.process.send_signal(signal.SIGINT)
 
         assert await running.ended(20) == 0

@@ -22,6 +22,7 @@ from gateway.store import JobRecord, Store
 from processors import AsyncReporter, Reporter, Retry
 from tests.faults import PATIENCE_SECONDS, FaultProxy, wait_until
 from tests.jobs import begin, hand_over, new_job, submit
+from tests.processes import program
 from tests.worker_jobs import log_of
 
 KIND = KindDocument(kind="echo", max_attempts=2)
@@ -63,16 +64,11 @@ async def process(settings: Settings, token: str, how: str) -> AsyncIterator[asy
         "OUTLAST_DATA": str(settings.data),
     }
     command = (sys.executable, "-m", "tests.reporting_process", token, how)
-    started = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE)
-    try:
+    async with program(*command, env=environment, stderr=None) as started:
         assert started.stdout is not None
         async with asyncio.timeout(PATIENCE_SECONDS):
             assert await started.stdout.readline() == b"reported\n"
         yield started
-    finally:
-        if started.returncode is None:
-            started.kill()
-        await started.wait()
 
 
 async def test_another_process_does_the_job_from_its_token(settings: Settings, store: Store) -> None:

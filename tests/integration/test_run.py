@@ -17,6 +17,7 @@ from gateway.protocol import State
 from gateway.store import JobRecord, Store
 from tests.faults import PATIENCE_SECONDS, FaultProxy, wait_until
 from tests.jobs import begin, end, event
+from tests.processes import program
 from tests.serving import Answer, Gateway, gateway_for
 
 RUN = "/v1/kinds/echo/run"
@@ -410,10 +411,7 @@ def command(client: str, url: str) -> list[str]:
 async def test_an_unchanged_client_reads_the_answer(hasty: Gateway, client: str, ending: str) -> None:
     """The program as anybody writes it, in a process of its own: white space before the JSON is nothing to it."""
     data = {"result": {"text": "done"}} if ending == "succeeded" else {"problem": {"code": "nope", "detail": "x"}}
-    process = await asyncio.create_subprocess_exec(
-        *command(client, hasty.url + RUN), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(30):
+    async with program(*command(client, hasty.url + RUN)) as process, asyncio.timeout(PATIENCE_SECONDS):
         [listener] = await wait_until(lambda: list(hasty.app[HUB].listeners))
         await wait_until(lambda: not listener.silent)
         await end_next(hasty.store, ending, data)

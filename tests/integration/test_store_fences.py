@@ -10,23 +10,9 @@ from gateway.event_text import encode_event_tail
 from gateway.protocol import START, State
 from gateway.store import Lease, Store
 from tests.faults import wait_until
-from tests.jobs import begin, end, event, new_job, submit
+from tests.jobs import Ear, begin, end, event, new_job, submit
 
 KIND = KindDocument(kind="echo")
-
-
-class Ear:
-    """A follower that keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.heard: list[bytes] = []
-
-    def on_message(self, payload: bytes) -> None:
-        """Keep it."""
-        self.heard.append(payload)
-
-    def on_gap(self) -> None:
-        """Nobody cuts this feed."""
 
 
 async def types_of(store: Store, job: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,17 +17,15 @@ from gateway.errors import Unavailable
 from gateway.protocol import START
 from gateway.store import Store
 from tests.faults import wait_until
-from tests.jobs import begin, event, submit
+from tests.http2_front import certificate as make_certificate
+from tests.jobs import Ear, begin, event, submit
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate of our own for 127.0.0.1; its key is beside it as `key.pem`."""
     folder = tmp_path_factory.mktemp("tls")
-    kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1")
-    names = ("-subj", "/CN=redis", "-addext", "subjectAltName=IP:127.0.0.1")
-    made = ("-keyout", str(folder / "key.pem"), "-out", str(folder / "certificate.pem"))
-    subprocess.run(("openssl", "req", "-x509", *kind, *names, *made), check=True, capture_output=True)
+    make_certificate(folder)
     return folder / "certificate.pem"
 
 
@@ -67,20 +64,6 @@ async def behind_tls(valkey: str, certificate: Path) -> AsyncIterator[int]:
         for handler in list(handlers):
             handler.cancel()
         await asyncio.gather(*handlers, return_exceptions=True)
-
-
-class Ear:
-    """A follower that keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.heard: list[bytes] = []
-
-    def on_message(self, payload: bytes) -> None:
-        """A message came."""
-        self.heard.append(payload)
-
-    def on_gap(self) -> None:
-        """Messages may have been lost."""
 
 
 async def test_a_job_s_whole_life_passes_through_tls(valkey: str, certificate: Path, prefix: str) -> None:

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from gateway.store import Store
-from tests.faults import FaultProxy, wait_until
+from tests.faults import PATIENCE_SECONDS, FaultProxy, wait_until
+from tests.processes import program
 from tests.serving import Gateway, gateway_for
 
 _SCRIPT = Path(__file__).parents[2] / "client_js" / "tests" / "tus-upload.js"
@@ -27,20 +28,12 @@ async def test_tus_js_client_uploads_through_cuts(store: Store, tmp_path: Path, 
     path.write_bytes(content)
     async with gateway_for(store, tmp_path / "blobs") as gateway, FaultProxy(gateway.url) as proxy:
         proxy.bytes_per_second = 4_000_000
-        process = await asyncio.create_subprocess_exec(
-            *(str(_NODE), str(_SCRIPT), f"{proxy.url}/v1/uploads", str(path), chunk_bytes),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        reading = asyncio.create_task(process.communicate())
-        try:
+        command = (str(_NODE), str(_SCRIPT), f"{proxy.url}/v1/uploads", str(path), chunk_bytes)
+        async with program(*command) as process, asyncio.timeout(2 * PATIENCE_SECONDS):
             for mark in (500_000, 1_800_000):
                 await wait_until(lambda mark=mark: received(gateway) > mark, what=f"{mark} bytes")  # type: ignore[misc]
                 proxy.cut()
-            printed, complained = await asyncio.wait_for(reading, 30)
-        finally:
-            if process.returncode is None:
-                process.kill()
+            printed, complained = await process.communicate()
         assert process.returncode == 0, complained.decode()
 
         upload = urlsplit(printed.decode().strip()).path.rpartition("/")[2]

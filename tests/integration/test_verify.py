@@ -17,6 +17,7 @@ from gateway.verify import CHECKS, PROMISES, Report, Verdict, verify
 from processors.processor import load_processors
 from tests.faults import FaultProxy
 from tests.ports import free_port
+from tests.processes import ran
 from tests.relay import relay
 from tests.serving import KEY, KEYS, Gateway, gateway_for
 from tests.worker_jobs import working
@@ -166,13 +167,7 @@ async def test_what_cannot_be_tested_at_all_is_an_error(store: Store, tmp_path: 
 
 async def outlast_verify(*arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of the command."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway.cli", "verify", *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
+    return await ran(sys.executable, "-m", "gateway.cli", "verify", *arguments)
 
 
 async def test_the_command_reports_in_words_in_json_and_by_its_exit_code(store: Store, tmp_path: Path) -> None:

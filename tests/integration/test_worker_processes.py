@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -14,6 +13,7 @@ from gateway.protocol import State
 from gateway.store import Store
 from tests.faults import FaultProxy, wait_until
 from tests.integration.test_worker import seen, submit
+from tests.processes import runs
 from tests.worker_jobs import end_of, log_of
 from tests.worker_process import WorkerProcess, worker_process
 
@@ -71,14 +71,7 @@ async def test_a_killed_workers_programs_end_with_it(store: Store, tmp_path: Pat
         pids += [int(pid) for pid in await wait_until(lambda: children.read_text().split())]
         killed.signal(signal.SIGKILL)
 
-        await wait_until(lambda: not any(_runs(pid) for pid in pids), what="their end")
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+        await wait_until(lambda: not any(runs(pid) for pid in pids), what="their end")
 
 
 @pytest.mark.alone
@@ -177,7 +170,7 @@ async def test_a_worker_leaves_although_a_thread_ignores_it(store: Store, tmp_pa
         assert await worker.exit_code() == 1
 
     assert (await store.job(job)).state is State.QUEUED
-    assert not _lives(pid)
+    assert not runs(pid)
 
 
 @pytest.mark.slow
@@ -196,11 +189,3 @@ async def test_jobs_survive_workers_that_are_killed_one_after_another(store: Sto
         events = await log_of(store, job)
         assert events[-1].terminal
         assert len({event.data["index"] for event in events if event.type == "output"}) == 20
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -26,6 +26,7 @@ from tests import worker_jobs
 from tests.faults import wait_until
 from tests.jobs import submit
 from tests.ports import free_port
+from tests.processes import program
 from tests.serving import Gateway, gateway_for
 from tests.worker_jobs import end_of, working
 
@@ -59,14 +60,10 @@ def worker_for(gateway: Gateway) -> AbstractAsyncContextManager[Worker]:
 @asynccontextmanager
 async def service_at(port: int) -> AsyncIterator[asyncio.subprocess.Process]:
     """The slow service of the examples, in a process of its own."""
-    process = await asyncio.create_subprocess_exec(sys.executable, examples.slow_service.__file__, str(port))
-    try:
+    command = (sys.executable, examples.slow_service.__file__, str(port))
+    async with program(*command, stdout=None, stderr=None) as process:
         await wait_until(lambda: _listens(port), what="the service")
         yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 async def _listens(port: int) -> bool:

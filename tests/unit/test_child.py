@@ -13,6 +13,7 @@ import pytest
 
 from gateway.child import Child, Restarts
 from tests.faults import wait_until
+from tests.processes import runs
 
 # Says so once it takes no SIGTERM, and stays.
 _STUBBORN = (
@@ -116,14 +117,7 @@ asyncio.run(main())
 
     # The pipe's end is closed when its last holder is gone.
     assert await parent.stdout.read() == b""
-    await wait_until(lambda: not _runs(pid), what="the child's end")
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    await wait_until(lambda: not runs(pid), what="the child's end")
 
 
 async def test_a_child_keeps_what_it_was_given(tmp_path: Path) -> None:

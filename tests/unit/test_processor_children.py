@@ -11,20 +11,12 @@ import pytest
 
 from processors.children import Children
 from tests.faults import PATIENCE_SECONDS, wait_until
+from tests.processes import runs
 
 STUBBORN = (
     "import os, signal, subprocess, sys, time; signal.signal(15, signal.SIG_IGN);"
     "child = subprocess.Popen(['sleep', '600']); print(child.pid, flush=True); time.sleep(600)"
 )
-
-
-def lives(pid: int) -> bool:
-    """Whether a process runs; one that nobody has waited for is dead all the same."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 async def test_a_child_is_killed_at_the_end_of_its_block() -> None:
@@ -35,7 +27,7 @@ async def test_a_child_is_killed_at_the_end_of_its_block() -> None:
         grandchild = int(await process.stdout.readline())
 
     assert process.returncode == -9
-    await wait_until(lambda: not lives(grandchild))
+    await wait_until(lambda: not runs(grandchild))
 
 
 async def test_a_child_that_ended_by_itself_keeps_its_exit_code() -> None:
@@ -86,10 +78,10 @@ def test_a_thread_has_the_same() -> None:
     with children.start_sync(sys.executable, "-c", STUBBORN, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         grandchild = int(process.stdout.readline())
-        assert lives(grandchild)
+        assert runs(grandchild)
 
     assert process.returncode == -9
-    assert not lives(process.pid)
+    assert not runs(process.pid)
 
 
 async def test_a_program_that_is_not_there_says_so() -> None:
