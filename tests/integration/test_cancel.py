@@ -54,11 +54,11 @@ async def test_a_cancel_reaches_a_processor_within_200_ms(
 async def test_a_cancel_that_races_the_end_leaves_one_end(store: Store, ending: str) -> None:
     """A hundred times, both sent at once over different connections; the log and the record agree on who was first."""
     outcomes: Counter[str] = Counter()
-    for _ in range(100):
+    for head_start in [0, 1, 2, 3] * 25:
         record = await submit(store, KIND)
         lease = await begin(store, "echo")
 
-        await asyncio.gather(_end(store, lease, ending), store.cancel(record.id, "me", "enough"))
+        await asyncio.gather(_end(store, lease, ending), _cancel(store, record.id, head_start))
 
         events = [decode_event(entry.text) for entry in (await store.events(record.id, START)).entries]
         ends = [one for one in events if one.type in TERMINAL_TYPES]
@@ -78,7 +78,14 @@ async def test_a_cancel_that_races_the_end_leaves_one_end(store: Store, ending: 
         outcomes["cancel first" if events[-2].type == "cancel_requested" else "end first"] += 1
         await store.leave(lease, now)
 
-    assert sum(outcomes.values()) == 100
+    assert set(outcomes) == {"later" if ending == "retrying" else "cancel first", "end first"}
+
+
+async def _cancel(store: Store, job: str, head_start: int) -> None:
+    # An end has a step or two of the event loop more to go before it is sent.
+    for _ in range(head_start):
+        await asyncio.sleep(0)
+    await store.cancel(job, "me", "enough")
 
 
 async def _end(store: Store, lease: Lease, ending: str) -> None:

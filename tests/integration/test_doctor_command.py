@@ -9,11 +9,13 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.app import DOOR
 from gateway.cli import Exit, main
 from gateway.doctor.capture import Captured, capture
 from gateway.doctor.diagnosis import diagnose
@@ -23,7 +25,9 @@ from gateway.doctor.probes import Pace, Probes, Target, answered
 from gateway.doctor.report import Outcome, Report, load_report
 from gateway.edge import Edge, Profile, load_profile
 from gateway.store import Store
+from tests.faults import wait_until
 from tests.meddler import Meddler, page
+from tests.processes import program
 from tests.serving import Gateway, gateway_for
 
 TOKEN = "p" * 24
@@ -329,14 +333,10 @@ async def test_a_probeless_gateway_tells_how_to_measure(store: Store, tmp_path: 
 PAGE = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
 
 
-async def outlast(*words: str, folder: Path) -> asyncio.subprocess.Process:
-    """A command as a process of its own."""
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway.cli", *words),
-        cwd=folder,
-        env=os.environ | {"OUTLAST_PROBE_TOKEN": TOKEN, "COLUMNS": "98", "PYTHONPATH": str(Path.cwd())},
-        stdout=asyncio.subprocess.PIPE,
-    )
+def outlast(*words: str, folder: Path) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """A command as a process of its own, for the length of the block."""
+    environment = os.environ | {"OUTLAST_PROBE_TOKEN": TOKEN, "COLUMNS": "98", "PYTHONPATH": str(Path.cwd())}
+    return program(sys.executable, "-m", "gateway.cli", *words, cwd=folder, env=environment, stderr=None)
 
 
 def as_told(printed: str) -> str:
@@ -349,17 +349,13 @@ def as_told(printed: str) -> str:
 async def test_the_printed_run_of_the_page_is_what_the_commands_print(gateway: Gateway, tmp_path: Path) -> None:
     """`outlast edge` with the page's profile, and `outlast doctor` through it, at the pace of production."""
     (tmp_path / "holding.toml").write_text(PAGE.partition("<!-- profile -->\n```toml\n")[2].partition("```")[0])
-    edge = await outlast(
-        *("edge", "--profile", "holding.toml", "--origin", gateway.url, "--port", "0"), folder=tmp_path
-    )
-    try:
+    origin = ("--origin", gateway.url)
+    async with outlast("edge", "--profile", "holding.toml", *origin, "--port", "0", folder=tmp_path) as edge:
         assert edge.stdout is not None
         url = (await edge.stdout.readline()).decode().split()[0]
-        doctor = await outlast(
-            *("doctor", f"{url}/v1/kinds", "--origin", gateway.url, "--save", "incident.json"), folder=tmp_path
-        )
-        printed, _ = await doctor.communicate()
-    finally:
+        asked = ("doctor", f"{url}/v1/kinds", *origin, "--save", "incident.json")
+        async with outlast(*asked, folder=tmp_path) as doctor:
+            printed, _ = await doctor.communicate()
         edge.terminate()
         await edge.communicate()
 
@@ -371,10 +367,12 @@ async def test_the_printed_run_of_the_page_is_what_the_commands_print(gateway: G
 
 
 async def test_ctrl_c_leaves_no_connection_behind(gateway: Gateway) -> None:
-    """Cancelled in the middle of a measurement."""
+    """Cancelled in the middle of a measurement, when all streams of the matrix stand."""
+    connections = gateway.app[DOOR].connections
     running = asyncio.create_task(ask(at(gateway.url)))
-    await asyncio.sleep(0.1)
+    await wait_until(lambda: len(connections) > 16, what="the matrix")
     running.cancel()
 
     with pytest.raises(asyncio.CancelledError):
         await running
+    await wait_until(lambda: not connections, what="the end of all connections")

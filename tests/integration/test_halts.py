@@ -115,7 +115,7 @@ async def submit_over(gateway: Gateway, kind: str, input_: dict[str, Any]) -> st
 
 async def check_end(store: Store, job: str, *, attempts: int) -> None:
     """One job, one end, a whole log, and no more attempts than these."""
-    await end_of(store, job, 15)
+    await end_of(store, job)
     events = await log_of(store, job)
     assert [event.terminal for event in events].count(True) == 1
     assert events[-1].terminal
@@ -225,7 +225,7 @@ async def test_a_worker_that_stops_there_and_wakes_up_late_changes_nothing(
         sleeper.signal(signal.SIGCONT)
         # It has heard what became of the job when it takes another one.
         other = await _submit_another(healthy)
-        await end_of(store, other, 15)
+        await end_of(store, other)
         sleeper.signal(signal.SIGTERM)
         assert await sleeper.ended() == 0
 
@@ -317,7 +317,7 @@ async def test_a_gateway_that_dies_in_a_redrive_makes_one_new_job(
             assert await doomed.ended() == -signal.SIGKILL
         answers = [await healthy.post(f"/v1/jobs/{old}/retry", headers=again) for _ in range(2)]
         new = answers[0].json()["id"]
-        record = await end_of(store, new, 15)
+        record = await end_of(store, new)
 
     assert [(answer.status, answer.json()["id"]) for answer in answers] == [(202, new), (202, new)]
     assert sorted(await jobs_in_redis(store)) == sorted([old, new])

@@ -38,7 +38,8 @@ async def test_a_connection_without_a_whole_head_is_closed(gateway: Gateway, sen
 
     assert await gateway.raw(sent) == b""
 
-    assert clock() - began < 2
+    # Unset, that is ten seconds.
+    assert clock() - began < 8
 
 
 async def test_a_head_that_drips_is_closed(gateway: Gateway) -> None:

@@ -20,7 +20,7 @@ from gateway.collector import collect
 from gateway.config import Settings
 from gateway.metrics import Registry
 from gateway.store import Store
-from tests.faults import FaultProxy, wait_until
+from tests.faults import PATIENCE_SECONDS, FaultProxy, wait_until
 from tests.serving import AS_ME, AS_OTHER, FILES, KEYS, Answer, Gateway, gateway_for
 
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -220,7 +220,7 @@ async def test_a_websocket_s_submit_names_uploads(gateway: Gateway) -> None:
     async with gateway.session.ws_connect(gateway.url + "/v1/ws") as socket:
         files = [{"upload": path.rpartition("/")[2]}]
         await socket.send_json({"op": "submit", "kind": "read", "files": files, "subscribe": False})
-        answer = await socket.receive_json(timeout=5)
+        answer = await socket.receive_json(timeout=PATIENCE_SECONDS)
 
     assert answer["op"] == "submitted", answer
     assert (await gateway.get(answer["job"]["files"][0]["url"])).body == PDF

@@ -243,12 +243,14 @@ async def test_a_slow_listener_is_not_waited_for_and_reads_on_when_it_can(hub: H
     lease = await begin(store, "echo")
     slow, fast = await listen(hub, record), await listen(hub, record)
     slow.slow.stopped = True
+    hub.pulse.write_stall_seconds = PATIENCE_SECONDS
 
     last = 2
     for batch in range(1, 101):
         last = (await store.append(lease, batch, [event("log", {"message": "x" * 10_000})])).last.number
     await until(hub, fast, last)
     assert slow.waiting_bytes < 256 * 1024
+    assert len(slow.numbers) < last
     slow.slow.stopped = False
     await until(hub, slow, last)
 

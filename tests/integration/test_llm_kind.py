@@ -364,7 +364,7 @@ async def test_a_server_that_falls_silent_after_a_token_is_given_up(asking: Aski
     assert (record.state, end["problem"]["code"], end["partial"]) == ("failed", "upstream_silent", True)
     assert await asking.said(job) == "The answer"
     assert source.asked == 1
-    await wait_until(lambda: source.cancelled == 1, 5, what="the upstream sees it")
+    await wait_until(lambda: source.cancelled == 1, what="the upstream sees it")
 
 
 @pytest.mark.usefixtures("impatient")
@@ -375,7 +375,7 @@ async def test_a_server_that_is_silent_from_the_start_is_asked_again(
     """Nobody has read anything yet."""
     vars(source).update(switch)
     job = await asking.submit()
-    await wait_until(lambda: source.cancelled == 1, 5, what="the end of the first try")
+    await wait_until(lambda: source.cancelled == 1, what="the end of the first try")
     source.go.set()
 
     assert (await asking.end(job)).state == "succeeded"

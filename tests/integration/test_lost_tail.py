@@ -19,7 +19,7 @@ from gateway.protocol import START
 from gateway.requests import JobOptions
 from gateway.store import NewJob, Store
 from processors.worker import Worker
-from tests.faults import FaultProxy, wait_until
+from tests.faults import PATIENCE_SECONDS, FaultProxy, wait_until
 from tests.integration.test_failover import Listening, paced
 from tests.jobs import begin, end, event, submit
 from tests.worker_jobs import log_of
@@ -81,7 +81,7 @@ async def test_a_job_whose_slot_lost_its_tail_ends_once_and_its_listener_is_told
             seen = len(listener.numbers)
             await wait_until(lambda: len(listener.numbers) > seen + 3 or listener.closed.done())
             if restored == "ended":
-                await asyncio.wait_for(asyncio.shield(listener.closed), 10)
+                await asyncio.wait_for(asyncio.shield(listener.closed), PATIENCE_SECONDS)
 
             await fail_over(store, copy)
             if restored == "ended":
@@ -95,7 +95,7 @@ async def test_a_job_whose_slot_lost_its_tail_ends_once_and_its_listener_is_told
             events = await log_of(store, job)
             assert [event.type for event in events if event.terminal] == ["succeeded"]
             if restored == "running":
-                await asyncio.wait_for(asyncio.shield(listener.closed), 10)
+                await asyncio.wait_for(asyncio.shield(listener.closed), PATIENCE_SECONDS)
                 assert listener.rows[-1][-1] == events[-1].id
                 assert len(listener.rows) == 2
                 assert [type_ for type_, _, _ in listener.unnumbered].count("reset") == 1
@@ -104,7 +104,7 @@ async def test_a_job_whose_slot_lost_its_tail_ends_once_and_its_listener_is_told
                 again = Listening(hub)
                 hub.open(again)
                 await hub.start(hub.place(again, await store.job(job), listener.cursors[-1]))
-                await asyncio.wait_for(again.closed, 10)
+                await asyncio.wait_for(again.closed, PATIENCE_SECONDS)
                 assert again.unnumbered[0][0] == "reset"
                 assert again.rows[-1] == list(range(again.rows[-1][0], (events[-1].id or 0) + 1))
             for row in listener.rows:
@@ -140,7 +140,7 @@ async def test_a_feed_that_loses_every_message_delays_and_loses_nothing(valkey: 
                     await store.append(lease, batch, [event("log", {"message": str(batch)})])
                 await end(store, lease, batch=31)
 
-                await asyncio.wait_for(listener.closed, 10)
+                await asyncio.wait_for(listener.closed, PATIENCE_SECONDS)
                 assert listener.numbers == list(range(1, 34))
                 assert deaf.feed.reconnects == 0
         finally:

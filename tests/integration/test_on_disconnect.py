@@ -181,17 +181,20 @@ async def _silent(*_: Any) -> None:
     """What a dead gateway says."""
 
 
-async def test_marks_are_renewed(
-    store: Store, looking: None, gateways: tuple[Gateway, Gateway], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A listener that stays for many times a mark's length keeps its job."""
+@pytest.fixture
+def short_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks that soon end, and are renewed as often by gateways that start after this."""
     monkeypatch.setattr("gateway.hub.MARK_SECONDS", 0.3)
     monkeypatch.setattr(Hub._mark, "__defaults__", (0.3,))
+
+
+async def test_marks_are_renewed(
+    store: Store, looking: None, short_marks: None, gateways: tuple[Gateway, Gateway]
+) -> None:
+    """A listener that stays for many times a mark's length keeps its job."""
     job = await lonely_job(store)
     async with listening(gateways[0], job.id):
-        # The loop that renews sleeps for its old time once more.
-        await store.mark(job.id, "test", 3.2)
-        await still_open(store, job.id, 5)
+        await still_open(store, job.id, 2 * (0.3 + GRACE))
 
 
 async def test_a_running_jobs_worker_is_asked_to_stop(store: Store, looking: None) -> None:

@@ -17,7 +17,7 @@ from gateway.documents import KindDocument
 from gateway.errors import ConfigurationError
 from gateway.handlers.context import HUB
 from gateway.store import Store
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.llm_jobs import ASK, llm_worker
 from tests.serving import AS_ME, KEY, KEYS, Gateway, gateway_for
 from tests.token_source import MODEL, TokenSource
@@ -63,11 +63,13 @@ async def test_an_answer_comes_whole(client: openai.AsyncOpenAI, source: TokenSo
     assert source.seen[0]["temperature"] == 0.25
 
 
-async def test_an_answer_that_takes_long_is_held(client: openai.AsyncOpenAI, source: TokenSource) -> None:
+async def test_an_answer_that_takes_long_is_held(
+    client: openai.AsyncOpenAI, gateway: Gateway, source: TokenSource
+) -> None:
     """White space keeps the connection alive, and the package doesn't mind it."""
     source.hold_after = 1
     asking = asyncio.create_task(client.chat.completions.create(model=MODEL, messages=Messages))
-    await asyncio.wait({asking}, timeout=1.2)
+    await wait_until(lambda: any(not one.silent for one in gateway.app[HUB].listeners), what="white space")  # type: ignore[attr-defined]
     source.go.set()
 
     assert (await asking).choices[0].message.content == source.text
@@ -122,7 +124,7 @@ async def test_silence_has_heartbeats(gateway: Gateway, source: TokenSource) -> 
     async with gateway.session.post(f"{gateway.url}/openai/v1/chat/completions", json=body, headers=AS_ME) as response:
         heard = b""
         while heard.count(b":\n\n") < 3:
-            heard += await asyncio.wait_for(response.content.readany(), 5)
+            heard += await asyncio.wait_for(response.content.readany(), PATIENCE_SECONDS)
         source.go.set()
         heard += await response.read()
 

@@ -16,8 +16,9 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import BaseModel
 
 from gateway.store import Store
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.llm_jobs import llm_worker
+from tests.processes import program
 from tests.serving import AS_OTHER, KEY, KEYS, Gateway, gateway_for
 from tests.token_source import MODEL, TokenSource
 
@@ -49,10 +50,18 @@ async def client(gateway: Gateway) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
-async def followed(client: openai.AsyncOpenAI, response: str, after: int | None = None) -> list[ResponseStreamEvent]:
-    """A response's events, to its end."""
+async def followed(
+    client: openai.AsyncOpenAI,
+    response: str,
+    after: int | None = None,
+    heard: list[ResponseStreamEvent] | None = None,
+) -> list[ResponseStreamEvent]:
+    """A response's events, to its end; in `heard` each is as soon as it has come."""
     more: dict[str, Any] = {} if after is None else {"starting_after": after}
-    return [event async for event in await client.responses.retrieve(response, stream=True, **more)]
+    heard = [] if heard is None else heard
+    async for event in await client.responses.retrieve(response, stream=True, **more):
+        heard.append(event)
+    return heard
 
 
 def numbers(events: list[ResponseStreamEvent]) -> list[int]:
@@ -208,9 +217,9 @@ async def test_a_cancel_ends_a_response_and_the_upstreams_stream(
     """Its status says so, what was said stays, and the model server sees its caller go."""
     source.hold_after = 2
     response = await client.responses.create(model=MODEL, input="What?", background=True)
-    following = asyncio.create_task(followed(client, response.id))
-    await wait_until(lambda: source.asked == 1, what="the model server is asked")
-    await asyncio.wait({following}, timeout=0.3)
+    heard: list[ResponseStreamEvent] = []
+    following = asyncio.create_task(followed(client, response.id, heard=heard))
+    await wait_until(lambda: said(heard) == "The answer", what="the first tokens")
 
     cancelled = await client.responses.cancel(response.id)
 
@@ -241,9 +250,10 @@ async def test_a_lost_worker_is_told_to_those_who_have_read_its_text(
     async with gateway_for(store, tmp_path / "data", api_keys=KEYS) as gateway, package(gateway) as client:
         async with llm_worker(store, gateway.blobs, source, monkeypatch):
             response = await client.responses.create(model=MODEL, input="What?", background=True)
-            first = [event async for event in _until_text(client, response.id, "The answer")]
-            following = asyncio.create_task(followed(client, response.id))
-            await asyncio.wait({following}, timeout=0.3)
+            heard: list[ResponseStreamEvent] = []
+            following = asyncio.create_task(followed(client, response.id, heard=heard))
+            await wait_until(lambda: said(heard) == "The answer", what="the first tokens")
+            last = heard[-1].sequence_number
         source.hold_after = None
         async with llm_worker(store, gateway.blobs, source, monkeypatch):
             with pytest.raises(openai.APIError, match="midst of this answer") as broken:
@@ -251,20 +261,10 @@ async def test_a_lost_worker_is_told_to_those_who_have_read_its_text(
             assert broken.value.code == "worker_lost"
             again = await followed(client, response.id)
             with pytest.raises(openai.APIError, match="midst of this answer"):
-                await followed(client, response.id, first[-1].sequence_number)
+                await followed(client, response.id, last)
 
     assert said(again) == source.text
     assert [event.type for event in again][:2] == ["response.created", "response.in_progress"]
-
-
-async def _until_text(client: openai.AsyncOpenAI, response: str, text: str) -> AsyncIterator[ResponseStreamEvent]:
-    """A response's events until so much has been said."""
-    heard = ""
-    async for event in await client.responses.retrieve(response, stream=True):
-        yield event
-        heard += event.delta if event.type == "response.output_text.delta" else ""
-        if heard == text:
-            return
 
 
 @pytest.mark.parametrize(
@@ -302,21 +302,12 @@ async def test_a_response_is_its_owners_alone(gateway: Gateway, client: openai.A
 async def test_the_javascript_package_works_as_well(gateway: Gateway, source: TokenSource) -> None:
     """Chats whole and streamed, models, a cancel, and a background stream that is cut and resumed."""
     source.tokens, source.hold_after, source.hold_from = [f"{number} " for number in range(20)], 10, 3
-    process = await asyncio.create_subprocess_exec(
-        *(str(NODE), str(SCRIPT), f"{gateway.url}/openai/v1", KEY, MODEL),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
+    command = (str(NODE), str(SCRIPT), f"{gateway.url}/openai/v1", KEY, MODEL)
+    async with program(*command) as process, asyncio.timeout(2 * PATIENCE_SECONDS):
         assert process.stdout is not None
-        assert process.stderr is not None
-        was_cut = await asyncio.wait_for(process.stdout.readline(), 30)
+        was_cut = await process.stdout.readline()
         source.go.set()
-        printed, complained = await asyncio.wait_for(process.communicate(), 30)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        printed, complained = await process.communicate()
 
     assert (was_cut, process.returncode) == (b"cut\n", 0), complained.decode()
     told = json.loads(printed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import time
@@ -24,8 +23,9 @@ from processors import ProcessorError, processor
 from processors.process import _Child as Child
 from processors.processor import load_processors
 from processors.worker import Worker
-from tests.faults import PATIENCE_SECONDS, wait_until
+from tests.faults import wait_until
 from tests.process_kinds import in_process
+from tests.processes import runs
 from tests.worker_jobs import end_of, working
 from tests.worker_process import worker_process
 
@@ -62,15 +62,6 @@ async def output(store: Store, job: str, index: str) -> Any:
 
     event: Event = await wait_until(there)
     return event.data.get("value")
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs."""
-    try:
-        # A process that has ended and whose parent hasn't asked yet is still there, as a name.
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 async def test_a_child_does_one_job_after_another_and_loads_once(worker: Worker, store: Store) -> None:
@@ -238,16 +229,20 @@ async def test_what_a_function_says_after_its_end_is_in_no_other_job(worker: Wor
     assert [event.data["index"] for event in log if event.type == "output"] == ["pid"]
 
 
-@pytest.mark.parametrize(("how", "same"), [("obey", True), ("ignore", False)])
-async def test_a_cancelled_function_stops_or_is_killed(worker: Worker, store: Store, how: str, same: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "how", "same"), [("patient_in_process", "obey", True), ("in_process", "ignore", False)]
+)
+async def test_a_cancelled_function_stops_or_is_killed(
+    worker: Worker, store: Store, kind: str, how: str, same: bool
+) -> None:
     """It is told first; one that goes on all the same ends with its process, and the next job is done."""
-    job = await submit(store, "in_process", how=how)
+    job = await submit(store, kind, how=how)
     pid = await output(store, job, "pid")
     await store.cancel(job, "me", "enough")
 
     assert (await end_of(store, job)).state is State.CANCELLED
-    assert alive(pid) is same
-    following = await end_of(store, await submit(store, "in_process", how="well"))
+    assert runs(pid) is same
+    following = await end_of(store, await submit(store, kind, how="well"))
     assert (following.end_data()["result"]["pid"] == pid) is same
 
 
@@ -257,21 +252,26 @@ async def test_a_function_that_runs_for_too_long_ends_with_its_process(worker: W
     pid = await output(store, job, "pid")
 
     assert (await end_of(store, job)).end_data()["problem"]["code"] == "run_timeout"
-    await wait_until(lambda: not alive(pid))
+    await wait_until(lambda: not runs(pid))
 
 
 @pytest.mark.parametrize(
-    ("how", "same"), [("start a program", True), ("leave a program", False), ("leave a program and crash", False)]
+    ("kind", "how", "same"),
+    [
+        ("patient_in_process", "start a program", True),
+        ("in_process", "leave a program", False),
+        ("in_process", "leave a program and crash", False),
+    ],
 )
-async def test_what_a_child_started_ends_with_it(worker: Worker, store: Store, how: str, same: bool) -> None:
+async def test_what_a_child_started_ends_with_it(worker: Worker, store: Store, kind: str, how: str, same: bool) -> None:
     """A program is told to end; what is left when the process ends, by itself or killed, ends with it."""
-    job = await submit(store, "in_process", how=how)
+    job = await submit(store, kind, how=how)
     pid, sleeping = [await output(store, job, index) for index in ("pid", "sleeping")]
     await store.cancel(job, "me", "enough")
     await end_of(store, job)
 
-    await wait_until(lambda: not alive(sleeping))
-    assert alive(pid) is same
+    await wait_until(lambda: not runs(sleeping))
+    assert runs(pid) is same
 
 
 async def test_a_start_that_is_broken_off_leaves_nothing() -> None:
@@ -304,27 +304,15 @@ async def test_no_child_outlives_a_killed_worker(store: Store, tmp_path: Path) -
         pids = [await output(store, job, index) for index in ("pid", "sleeping")]
         killed.signal(signal.SIGKILL)
 
-        await wait_until(lambda: not any(alive(pid) for pid in pids), what="their end")
+        await wait_until(lambda: not any(runs(pid) for pid in pids), what="their end")
 
 
 async def test_no_child_outlives_its_worker(store: Store, blobs: Blobs) -> None:
     """Also idle ones."""
-    kinds = {"in_process": KINDS["in_process"]}
-    worker = Worker(store, blobs, kinds, concurrency=1, stop_grace_seconds=0, max_inline_bytes=64 * 1024)
-    running = asyncio.create_task(worker.run())
-    pid = (await end_of(store, await submit_when_ready(worker, store))).end_data()["result"]["pid"]
+    async with working(store, blobs, {KINDS["in_process"]}):
+        pid = (await end_of(store, await submit(store, "in_process", how="well"))).end_data()["result"]["pid"]
 
-    worker.stop()
-    await running
-
-    assert not alive(pid)
-
-
-async def submit_when_ready(worker: Worker, store: Store) -> str:
-    """A job for a worker that has begun."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        await worker.ready.wait()
-    return await submit(store, "in_process", how="well")
+    assert not runs(pid)
 
 
 def test_what_can_not_run_in_a_process_is_refused_where_it_is_decorated() -> None:

@@ -246,7 +246,7 @@ async def test_what_an_edge_would_replace_has_another_status(
     if path == "/later":
         place = answer.headers["Location"]
         answer = await gateway.get(place + "?wait=10")
-        async with Client(gateway.url) as client, asyncio.timeout(5):
+        async with Client(gateway.url) as client, asyncio.timeout(PATIENCE_SECONDS):
             with pytest.raises(JobBroke, match=f"The upstream answered {status}"):
                 await client.fetch(place)
 
@@ -462,9 +462,7 @@ async def test_a_stream_that_only_its_upstream_guards_is_resumed_by_who_asked_fo
 
 async def test_a_route_is_no_way_around_the_guards(gateway: Gateway, app: SlowApp) -> None:
     """Not out of its upstream, not as the kind `http`, not from a foreign page."""
-    up = await gateway.raw(
-        b"GET /all/%2e%2e/admin HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n", read_seconds=5
-    )
+    up = await gateway.raw(b"GET /all/%2e%2e/admin HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
     assert b"upstream_bad_url" in up
     direct = await gateway.post("/v1/kinds/http/jobs", json={"input": {"url": f"{app.url}/slow"}})
     assert (direct.status, direct.json()["code"]) == (422, "upstream_not_allowed")

@@ -312,7 +312,7 @@ async def test_a_cancel_reaches_the_step_of_plain_code(store: Store, blobs: Blob
         job = await submit(store, parent)
         await wait_until(lambda: CALLS)
         await store.cancel(job, "me", "enough")
-        record = await end_of(store, job, 5)
+        record = await end_of(store, job)
 
     child = await only_child(store, job)
     assert [one.state for one in (record, child)] == [State.CANCELLED] * 2
@@ -326,7 +326,7 @@ async def test_a_step_that_ignores_its_cancel_costs_its_parents_worker_no_place(
         job = await submit(store, hasty)
         await wait_until(lambda: CALLS)
         await store.cancel(job, "me", "enough")
-        await end_of(store, job, 10)
+        await end_of(store, job)
         await wait_until(lambda: not worker._tasks)
         assert (repr(worker._places), worker._places.free) == ("<places: {} taken, {} aside, 0 come back>", 2)
 

@@ -251,7 +251,7 @@ async def test_silence_is_broken_by_pings(socket: Socket, store: Store) -> None:
     record = await job(store)
     await socket.send(op="subscribe", job=record.id)
     await socket.until("queued")
-    message = await socket.socket.receive(timeout=5)
+    message = await socket.socket.receive(timeout=PATIENCE_SECONDS)
     assert message.type is aiohttp.WSMsgType.PING
 
 

@@ -59,6 +59,7 @@ async def not_wanted_any_more(ctx: Context) -> None:
 @pytest.fixture(autouse=True)
 async def worker(store: Store, blobs: Blobs) -> AsyncIterator[Worker]:
     """A worker with one place, for all kinds of this file."""
+    TOKENS.clear()
     kinds = (passed_on, passed_on_from_a_thread, nobody_takes_it, lingers, not_wanted_any_more)
     async with working(store, blobs, kinds) as worker:
         yield worker
@@ -73,7 +74,6 @@ async def types_of(store: Store, job: str) -> list[str]:
 async def test_the_worker_lets_go_and_the_adopter_ends_the_job(store: Store, kind: Processor) -> None:
     """Its place is free for the next job while the first one runs elsewhere, for longer than a lease."""
     first, second = [await submit(store, kind.document) for _ in range(2)]
-    TOKENS.clear()
     tokens: list[str] = await wait_until(lambda: len(TOKENS) == 2 and TOKENS)
     leases = [read_token(token).lease for token in tokens]
     assert {lease.job for lease in leases} == {first.id, second.id}
@@ -92,7 +92,6 @@ async def test_the_worker_lets_go_and_the_adopter_ends_the_job(store: Store, kin
 async def test_an_attempt_that_is_to_stop_hands_nothing_over(store: Store) -> None:
     """The cancel came before the token was made, so nobody gets one, and the worker ends the job."""
     job = (await submit(store, not_wanted_any_more.document)).id
-    TOKENS.clear()
 
     assert (await end_of(store, job)).state is State.CANCELLED
 
@@ -103,7 +102,6 @@ async def test_an_attempt_that_is_to_stop_hands_nothing_over(store: Store) -> No
 async def test_a_job_that_is_cancelled_on_its_way_ends_at_once(store: Store) -> None:
     """Its worker has let go and nobody has come for it yet."""
     job = (await submit(store, passed_on.document)).id
-    TOKENS.clear()
     await wait_until(lambda: TOKENS)
 
     await store.cancel(job, "me", "changed my mind")
@@ -116,7 +114,6 @@ async def test_a_job_that_is_cancelled_on_its_way_ends_at_once(store: Store) -> 
 async def test_a_worker_that_lingers_leaves_a_cancel_to_whoever_uses_the_token(store: Store) -> None:
     """The work is done elsewhere, so it is over when it has stopped there."""
     job = (await submit(store, lingers.document)).id
-    TOKENS.clear()
     await wait_until(lambda: TOKENS)
     lease = read_token(TOKENS[0]).lease
     await store.renew(lease)
@@ -133,7 +130,6 @@ async def test_a_worker_that_lingers_leaves_a_cancel_to_whoever_uses_the_token(s
 async def test_a_worker_that_stops_while_it_hands_over_gives_the_job_back(store: Store, worker: Worker) -> None:
     """Whether the token went anywhere isn't known, so nobody waits for its time to be over."""
     job = (await submit(store, lingers.document)).id
-    TOKENS.clear()
     await wait_until(lambda: TOKENS)
 
     worker.stop()

@@ -34,6 +34,7 @@ from gateway.errors import (
 from gateway.hub import websocket_frame
 from gateway.protocol import CLOSE_CODES, CloseCode, Cursor, Event, State
 from gateway.sse import comment
+from tests.faults import PATIENCE_SECONDS
 from tests.scripted_gateway import (
     JOB,
     LOG,
@@ -517,7 +518,7 @@ async def test_cancelling_the_loop_closes_the_connection_and_nothing_else() -> N
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.wait_for(gone.wait(), 2)
+        await asyncio.wait_for(gone.wait(), PATIENCE_SECONDS)
 
         assert [asked.method for asked in gateway.asked] == ["GET"]
 
@@ -798,10 +799,11 @@ async def test_jobs_are_listed_page_by_page() -> None:
 
     async with opened(handler) as (client, gateway):
         everything = [job.id[-2:] async for job in client.jobs(state=State.RUNNING, kind="ocr", tag="t")]
-        four = [job.id[-2:] async for job in client.jobs(limit=6)]
+        six = [job.id[-2:] async for job in client.jobs(limit=6)]
 
     assert everything == ["00", "01", "02", "10", "11", "12", "20", "21", "22"]
-    assert len(four) == 6
+    assert six == everything[:6]
+    assert len(gateway.asked) == 3 + 2
     assert gateway.asked[0].query == {"state": "running", "kind": "ocr", "tag": "t", "limit": "100"}
 
 
