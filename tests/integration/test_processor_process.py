@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -199,7 +200,7 @@ async def test_a_child_that_was_killed_between_two_jobs_is_nobodys_failure(worke
 def kill(pid: int) -> None:
     """Kill a process and wait for its death, without a turn of the event loop."""
     os.kill(pid, signal.SIGKILL)
-    while alive(pid):
+    while runs(pid):
         time.sleep(0.001)
 
 
