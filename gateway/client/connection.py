@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
@@ -288,11 +289,21 @@ def _translate(error: Exception) -> Exception:
                 f"The gateway's certificate can't be trusted, or it speaks no TLS: {error}. Check the address.",
                 code="tls_failed",
             )
+        case aiohttp.ClientConnectorError():
+            # Its own text tells of the client's settings and of Python's calls, and not what is wrong.
+            reason = f"{error.host}:{error.port}: {_system_words(error.os_error)}"
+            return Unreachable(f"The connection to the gateway failed: {reason}. Is it running, at this address?")
         case aiohttp.ClientError() | OSError() | EOFError():
             reason = str(error) or type(error).__name__
             return Unreachable(f"The connection to the gateway failed: {reason}. Is it running, at this address?")
         case _:
             return error
+
+
+def _system_words(error: OSError) -> str:
+    """What the system says of an error. A name that isn't known has no number of the system's, but words of its own."""
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else error.strerror or str(error)
 
 
 def _refused_handshake(error: aiohttp.WSServerHandshakeError) -> OutlastError:

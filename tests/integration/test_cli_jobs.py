@@ -300,4 +300,5 @@ async def test_a_gateway_that_is_away_is_4_within_seconds(shell: Shell, tmp_path
 
     for code, _, err in answers:
         assert code == 4
+        assert "127.0.0.1:1: Connection refused. Is it running" in err
         assert "outlast up" in err
