@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +153,15 @@ async def test_a_job_that_is_cancelled_while_its_block_is_entered_is_nobodys_to_
     settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever enters hears so; the task that did is not cancelled for it."""
-    job, token = await handed_over(store)
+    job = await store.job_id("me", None)
+    await store.submit(job, replace(new_job(KIND), input_blob="large"), keyed=False)
+    _, token = await hand_over(store, "echo")
 
     async def slow_input(*_: object) -> None:
         await store.cancel(job, "me", "enough")
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("processors.reporter._input", slow_input)
+    monkeypatch.setattr("gateway.blobs.Blobs.get", slow_input)
     async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(LeaseLost, match="asked for its end"):
             await AsyncReporter(token, settings=settings).__aenter__()
