@@ -44,7 +44,7 @@ import { SilenceTimer } from "./silence.js";
 import { submitJob } from "./submitting.js";
 import { Subscription } from "./subscription.js";
 import { authorization, openSse, openWebSocket } from "./transports.js";
-import { send } from "./upload.js";
+import { read, send } from "./upload.js";
 
 /** @type {Record<TransportName, import("./transports.js").Transport>} */
 export const TRANSPORTS = { sse: openSse, websocket: openWebSocket };
@@ -94,7 +94,7 @@ export class GatewayClient {
       signal,
       onprogress: onUploadProgress,
     });
-    return JSON.parse(answer.body);
+    return read(answer);
   }
 
   /**

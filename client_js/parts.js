@@ -11,6 +11,7 @@
 
 import { Backoff, pause } from "./backoff.js";
 import { GatewayError } from "./errors.js";
+import { read } from "./upload.js";
 
 // A part that a line brings through in a second even where it is slow, and that every edge takes: nginx's limit is 1 MB.
 export const LEAST_PART_BYTES = 256 * 1024;
@@ -83,7 +84,7 @@ export class Parts {
     const pairs = Object.entries(said).map(([key, value]) => `${key} ${base64(value)}`);
     const headers = { ...TUS, "Upload-Length": String(blob.size), "Upload-Metadata": pairs.join(",") };
     const begun = await this.#persist(() => this.options.ask({ method: "POST", path: "/v1/uploads", headers }));
-    const path = `/v1/uploads/${JSON.parse(begun.body).id}`;
+    const path = `/v1/uploads/${read(begun).id}`;
     let failures = 0;
     for (let offset = 0; offset < blob.size; ) {
       const piece = blob.slice(offset, offset + this.#bytes);
@@ -130,7 +131,9 @@ export class Parts {
     this.#bytes = Math.max(LEAST_PART_BYTES, Math.floor(this.#bytes / 2));
     await pause(backoff.nextMs(error.retryAfterMs), signal);
     const answer = await this.#persist(() => this.options.ask({ method: "GET", path, signal }));
-    return Number(JSON.parse(answer.body).offset);
+    const { offset: known } = read(answer);
+    if (!Number.isSafeInteger(known)) throw error;
+    return known;
   }
 
   /** Ask until there is an answer of the gateway's. @template T @param {() => Promise<T>} ask @returns {Promise<T>} */

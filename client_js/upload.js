@@ -16,7 +16,7 @@
  * @property {typeof fetch} fetch
  */
 
-import { connectionError } from "./errors.js";
+import { connectionError, GatewayError } from "./errors.js";
 import { SilenceTimer } from "./silence.js";
 
 /** @param {Upload} upload @returns {Promise<Answer>} */
@@ -32,6 +32,16 @@ export async function send(upload) {
     return { status: response.status, body: text, header: (name) => response.headers.get(name) };
   } finally {
     silence.stop();
+  }
+}
+
+/** What an answer says. Throws `GatewayError` where something answered in the gateway's place. @param {Answer} answer */
+export function read({ status, body }) {
+  try {
+    return JSON.parse(body);
+  } catch {
+    const detail = `Something answered ${status} with a body that is no JSON; check that the address is a gateway's.`;
+    throw new GatewayError({ code: "not_a_gateway", detail }, { mayPass: false });
   }
 }
 

@@ -92,6 +92,18 @@ test("an upload that the gateway has forgotten begins again, once", async () => 
   await assert.rejects(client.submit("ocr", { files: FILES }), (/** @type {GatewayError} */ error) => error.code === "upload_not_found");
 });
 
+test("what answers in the gateway's place is named, and ends no upload before its end", async () => {
+  const begun = { status: 201, body: { id: "upload0", offset: 0 } };
+  const later = { status: 503, headers: { "Retry-After": "0" } };
+  for (const [body, code] of /** @type {const} */ ([["<html>", "not_a_gateway"], [{ id: "other" }, "http_503"]])) {
+    gateway.refusals = [begun, later, { status: 200, body }];
+
+    await assert.rejects(client.submit("ocr", { files: FILES }), (/** @type {GatewayError} */ error) => error.code === code);
+  }
+  gateway.refusals = [{ status: 200, body: "<html>" }];
+  await assert.rejects(client.submit("ocr"), (/** @type {GatewayError} */ error) => error.code === "not_a_gateway");
+});
+
 test("progress never goes back and ends at the whole", () => {
   /** @type {number[]} */
   const told = [];
