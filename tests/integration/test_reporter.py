@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gateway.blobs import Blobs
 from gateway.config import Settings
 from gateway.documents import KindDocument
 from gateway.errors import LeaseLost
@@ -157,9 +158,13 @@ async def test_a_job_that_is_cancelled_while_its_block_is_entered_is_nobodys_to_
     await store.submit(job, replace(new_job(KIND), input_blob="large"), keyed=False)
     _, token = await hand_over(store, "echo")
 
-    async def slow_input(*_: object) -> None:
-        await store.cancel(job, "me", "enough")
-        await asyncio.Event().wait()
+    read = Blobs.get
+
+    async def slow_input(blobs: Blobs, key: str) -> bytes:
+        if key == "large":
+            await store.cancel(job, "me", "enough")
+            await asyncio.Event().wait()
+        return await read(blobs, key)
 
     monkeypatch.setattr("gateway.blobs.Blobs.get", slow_input)
     async with asyncio.timeout(PATIENCE_SECONDS):
