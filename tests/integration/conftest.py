@@ -9,7 +9,9 @@ import pytest
 from gateway.protocol import TERMINAL
 from gateway.store.deployment import Deployment
 from gateway.store.masters import Masters
+from tests.edge_origin import Origin, origin_server
 from tests.faults import FaultProxy
+from tests.slow_app import SlowApp, slow_app
 from tests.token_source import TokenSource, token_source
 
 _ENDED = {state.value.encode() for state in TERMINAL}
@@ -35,6 +37,20 @@ async def source() -> AsyncIterator[TokenSource]:
     """A model server."""
     async with token_source() as source:
         yield source
+
+
+@pytest.fixture
+async def app() -> AsyncIterator[SlowApp]:
+    """A slow application."""
+    async with slow_app() as app:
+        yield app
+
+
+@pytest.fixture
+async def origin() -> AsyncIterator[Origin]:
+    """What is behind a simulated edge."""
+    async with origin_server() as origin:
+        yield origin
 
 
 @pytest.fixture

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
 import pytest
 
 from gateway.edge import Edge
-from tests.edge_origin import Origin, Seen, edge_for, origin_server, raw_origin, see
+from tests.edge_origin import Origin, Seen, edge_for, raw_origin, see
 from tests.faults import wait_until
-
-
-@pytest.fixture
-async def origin() -> AsyncIterator[Origin]:
-    """A server."""
-    async with origin_server() as origin:
-        yield origin
 
 
 def body_of(seen: Seen) -> Any:

@@ -5,22 +5,14 @@ from __future__ import annotations
 import asyncio
 import gzip
 import zlib
-from collections.abc import AsyncIterator
 from itertools import pairwise
 
 import pytest
 
 from gateway.edge import Edge, load_profile
 from gateway.edge.wire import Wire
-from tests.edge_origin import SCALE, Origin, Seen, edge_for, origin_server, raw_origin, see
+from tests.edge_origin import SCALE, Origin, Seen, edge_for, raw_origin, see
 from tests.faults import wait_until
-
-
-@pytest.fixture
-async def origin() -> AsyncIterator[Origin]:
-    """A server."""
-    async with origin_server() as origin:
-        yield origin
 
 
 def is_live(seen: Seen, count: int, every: float) -> bool:

@@ -5,25 +5,17 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 
 from gateway.edge import Edge, load_profile
 from gateway.edge.clock import Clock, Silence
 from gateway.edge.profile import Timers
-from tests.edge_origin import SCALE, Origin, edge_for, origin_server, raw_origin, see
+from tests.edge_origin import SCALE, Origin, edge_for, raw_origin, see
 from tests.faults import PATIENCE_SECONDS, wait_until
 
 WRITE, CONNECT = (getattr(load_profile("cloudflare").timers, f"{name}_seconds") for name in ("write", "connect"))
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-
-
-@pytest.fixture
-async def origin() -> AsyncIterator[Origin]:
-    """A server."""
-    async with origin_server() as origin:
-        yield origin
 
 
 async def pause(seconds: float) -> None:

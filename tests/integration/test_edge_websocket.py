@@ -15,15 +15,8 @@ from aiohttp import WSMsgType
 
 from gateway.edge import Edge, chain, load_profile
 from gateway.errors import ConfigurationError
-from tests.edge_origin import SCALE, Origin, edge_for, origin_server, raw_origin, see
+from tests.edge_origin import SCALE, Origin, edge_for, raw_origin, see
 from tests.faults import PATIENCE_SECONDS, wait_until
-
-
-@pytest.fixture
-async def origin() -> AsyncIterator[Origin]:
-    """A server."""
-    async with origin_server() as origin:
-        yield origin
 
 
 @pytest.fixture

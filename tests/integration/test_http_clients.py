@@ -19,15 +19,8 @@ from processors.http import http
 from tests.edge_origin import edge_for
 from tests.faults import FaultProxy, wait_until
 from tests.serving import Gateway, gateway_for
-from tests.slow_app import SlowApp, slow_app
+from tests.slow_app import SlowApp
 from tests.worker_jobs import working
-
-
-@pytest.fixture
-async def app() -> AsyncIterator[SlowApp]:
-    """A slow application."""
-    async with slow_app() as app:
-        yield app
 
 
 @pytest.fixture

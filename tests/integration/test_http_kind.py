@@ -22,7 +22,7 @@ from gateway.store import JobRecord, NewJob, Store, StoredFile
 from processors import upstream
 from processors.http import http
 from tests.faults import wait_until
-from tests.slow_app import SlowApp, raw_server, slow_app
+from tests.slow_app import SlowApp, raw_server
 from tests.worker_jobs import end_of, working
 
 LIMIT_BYTES = 300_000
@@ -72,13 +72,6 @@ class Calls:
     async def said(self, job: str) -> str:
         """The text of the channel `body` so far."""
         return "".join(event.data["text"] for event in await self.events(job) if event.type == "delta")
-
-
-@pytest.fixture
-async def app() -> AsyncIterator[SlowApp]:
-    """A slow application."""
-    async with slow_app() as app:
-        yield app
 
 
 @pytest.fixture

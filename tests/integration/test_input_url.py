@@ -11,7 +11,7 @@ import pytest
 from gateway.store import Store
 from processors import Context, SyncContext, pipeline, processor, step, upstream
 from tests.serving import Gateway, gateway_for
-from tests.slow_app import SlowApp, slow_app
+from tests.slow_app import SlowApp
 from tests.worker_jobs import working
 
 
@@ -28,13 +28,6 @@ def thread_sizes(ctx: SyncContext) -> list[int]:
 
 
 IN_A_STEP = pipeline("in-a-step", step(sizes), files="required")
-
-
-@pytest.fixture
-async def app() -> AsyncIterator[SlowApp]:
-    """The server of the files."""
-    async with slow_app() as app:
-        yield app
 
 
 @pytest.fixture

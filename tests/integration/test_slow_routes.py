@@ -24,7 +24,7 @@ from processors import upstream
 from processors.http import http
 from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.serving import KEY, KEYS, Gateway, gateway_for
-from tests.slow_app import SlowApp, slow_app
+from tests.slow_app import SlowApp
 from tests.worker_jobs import working
 
 ROUTES = """
@@ -90,13 +90,6 @@ upstream = "{app}/stream/*"
 mode = "sse"
 on_disconnect = "cancel"
 """
-
-
-@pytest.fixture
-async def app() -> AsyncIterator[SlowApp]:
-    """The origin."""
-    async with slow_app() as app:
-        yield app
 
 
 @asynccontextmanager
