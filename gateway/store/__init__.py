@@ -8,10 +8,12 @@ await store.close()
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
+from collections.abc import Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 from gateway.config import Settings
 from gateway.errors import ConfigurationError, Unavailable
@@ -73,6 +75,9 @@ __all__ = [
 ]
 
 
+logger = logging.getLogger(__name__)
+
+
 class Store(Log, Look, Uploads, Handover, Listeners):
     """All operations on jobs and uploads. Each raises `Unavailable` while Redis does not answer."""
 
@@ -110,16 +115,20 @@ class Store(Log, Look, Uploads, Handover, Listeners):
         except BaseException:
             await store.close()
             raise
-        store._tasks += [
-            asyncio.create_task(store._read_loop(), name="store reads the log"),
-            asyncio.create_task(store._appends.keep_going(), name="store sends appends"),
-            asyncio.create_task(store.feed.run(), name="store keeps the live feed"),
-        ]
+        store._keep(store._read_loop(), "store reads the log")
+        store._keep(store._appends.keep_going(), "store sends appends")
+        store._keep(store.feed.run(), "store keeps the live feed")
         if store._topology.period_seconds is not None:
-            store._tasks.append(asyncio.create_task(store._topology.run(), name="store asks where the masters are"))
+            store._keep(store._topology.run(), "store asks where the masters are")
         return store
 
     _tasks: list[asyncio.Task[None]]
+
+    def _keep(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run what goes on until `close`."""
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(_tell_of_failure)
+        self._tasks.append(task)
 
     async def _meet(self) -> None:
         """Find the servers, and see whether they are what they should be."""
@@ -158,9 +167,7 @@ class Store(Log, Look, Uploads, Handover, Listeners):
         """Stop the feed and close all connections."""
         for task in self._tasks:
             task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for read in self._wanted:
             if not read.page.done():
                 read.page.set_exception(Unavailable("This gateway is closing; come back."))
@@ -169,3 +176,9 @@ class Store(Log, Look, Uploads, Handover, Listeners):
             with suppress(Unavailable):
                 async with translated():
                     await close()
+
+
+def _tell_of_failure(task: asyncio.Task[None]) -> None:
+    """A defect in what should never end is told when it happens, not when somebody closes the store."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("%s: it has failed; start this process again", task.get_name(), exc_info=error)

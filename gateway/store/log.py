@@ -143,8 +143,8 @@ class Log(Jobs):
                     if not read.page.done():
                         read.page.set_exception(error)
             except asyncio.CancelledError:
-                for read in batch:
-                    read.page.cancel()
+                # Nobody cancelled the readers: `close` tells them, with those whose turn had not come.
+                self._wanted.extendleft(batch)
                 raise
 
     async def _read_batch(self, batch: list[_Read]) -> None:

@@ -8,7 +8,8 @@ import pytest
 import redis.asyncio as redis
 
 from gateway.errors import Unavailable
-from gateway.store import Store
+from gateway.protocol import START
+from gateway.store import Feed, Store
 from gateway.store.clients import open_server
 from gateway.store.deployment import Deployment
 from gateway.store.wire import Wire
@@ -100,3 +101,32 @@ async def test_who_waited_for_its_subscription_in_vain_is_told_to_read_the_log(
         await wait_until(lambda: ear.gaps)
     finally:
         await store.close()
+
+
+async def test_who_reads_while_the_store_is_closed_is_told_and_not_cancelled(proxy: FaultProxy, prefix: str) -> None:
+    """A cancel would be taken for one of the reader's own."""
+    store = await Store.connect(proxy.url, prefix=prefix)
+    proxy.stall()
+    reading = asyncio.create_task(store.events("a" * 26, START))
+    await asyncio.sleep(0)
+    await wait_until(lambda: not store._wanted)
+
+    await store.close()
+
+    with pytest.raises(Unavailable):
+        await reading
+
+
+async def test_a_defect_in_what_the_store_keeps_going_is_told_at_once(
+    valkey: str, prefix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says it, and closing goes on to the last connection."""
+
+    async def broken(_: Feed) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Feed, "run", broken)
+    store = await Store.connect(valkey, prefix=prefix)
+
+    await wait_until(lambda: "store keeps the live feed: it has failed" in caplog.text)
+    await store.close()
