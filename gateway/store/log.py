@@ -175,12 +175,14 @@ class Log(Jobs):
                 read.page.set_exception(error)
 
     async def heads(self, jobs: list[str]) -> list[Cursor | None]:
-        """The newest event of each job; None for a job that is not there."""
+        """The newest event of each job; None for one that is not there, or is at a master of a cluster that is away."""
         async with translated(), self._client.pipeline(transaction=False) as pipe:
             for job in jobs:
                 pipe.hmget(self._keys.record(job), "last", "last_ms")
-            rows = await pipe.execute()
-        return [None if last is None else Cursor(int(last), int(last_ms)) for last, last_ms in rows]
+            rows = await pipe.execute(raise_on_error=False)
+        return [
+            None if isinstance(row, Exception) or row[0] is None else Cursor(int(row[0]), int(row[1])) for row in rows
+        ]
 
     async def log_bytes(self, job: str) -> int:
         """How large a job's log is: what was written, less what was trimmed."""

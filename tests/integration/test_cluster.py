@@ -184,6 +184,7 @@ async def test_a_killed_master_keeps_nobody_from_the_logs_of_others(own_cluster:
 
     await killed.kill()
     read = await asyncio.gather(*(store.events(job, START) for job in jobs.values()), return_exceptions=True)
+    heads = dict(zip(jobs, await store.heads(list(jobs.values())), strict=True))
     await killed.start()
 
     pages = dict(zip(jobs, read, strict=True))
@@ -191,6 +192,8 @@ async def test_a_killed_master_keeps_nobody_from_the_logs_of_others(own_cluster:
     [page] = pages.values()
     assert isinstance(page, LogPage), page
     assert [entry.number for entry in page.entries] == [1]
+    assert heads.pop(killed.port) is None
+    assert list(heads.values()) == [page.head]
 
 
 async def test_the_feed_of_a_killed_master_does_not_disturb_the_others(own_cluster: RedisCluster, store: Store) -> None:
