@@ -196,7 +196,11 @@ function startsByFile() {
 
 /** @param {Iterable<File>} chosen */
 function take(chosen) {
-  if (!kind || kind.files === "none") return;
+  if (!kind) return;
+  if (kind.files === "none") {
+    const others = Array.from(by("kinds").querySelectorAll("input"), ({ value }) => value).filter((name) => kinds.get(name)?.files !== "none");
+    return showProblem(new Error(`${kind.kind} takes no files${others.length ? `; choose ${others.join(" or ")} for that` : ""}.`));
+  }
   files = [...chosen];
   showFiles();
   if (files.length && startsByFile()) void submit();

@@ -395,6 +395,16 @@ def test_what_the_gateway_refuses_is_said_beside_the_form(shown: JobPage) -> Non
     expect(shown.page.locator("#option-pages")).to_be_focused()
 
 
+def test_a_file_for_a_kind_that_takes_none_is_not_swallowed(shown: JobPage) -> None:
+    """The page says so, and which kind would take it; choosing that one takes the word back."""
+    shown.page.get_by_role("radio", name="story").check(force=True)
+    shown.drop_file(event="paste")
+
+    expect(shown.page.locator("#compose-problem")).to_have_text("story takes no files; choose paper for that.")
+    shown.page.get_by_role("radio", name="paper").check(force=True)
+    expect(shown.page.locator("#compose-problem")).to_be_hidden()
+
+
 @pytest.mark.parametrize("transport", ["SSE", "WebSocket"])
 def test_a_key_is_asked_for_only_where_it_is_needed(new_page: NewPage, keyed_product: Product, transport: str) -> None:
     """A wrong one is refused, the right one opens everything: list, upload, stream, pictures, download."""
