@@ -83,8 +83,10 @@ class SlowRoute(BaseModel):
     def _check(self) -> SlowRoute:
         if self.path.endswith("/*") != self.upstream.endswith("/*"):
             raise ValueError("path and upstream both end in /*, or neither does")
-        if self.mode == "async" and not self.key:
-            raise ValueError("mode async needs key = true: whoever has no key could not fetch the answer")
+        comes_later = self.mode == "async" or (self.mode == "hold" and not self.json_)
+        if comes_later and not self.key:
+            what = "mode async" if self.mode == "async" else "json = false"
+            raise ValueError(f"{what} needs key = true: whoever has no key could not fetch an answer that comes later")
         if self.mode == "sse" and "HEAD" in self.methods:
             raise ValueError("mode sse takes no HEAD: a stream is all body")
         return self

@@ -58,6 +58,7 @@ def test_the_file_is_read_as_it_is_meant(tmp_path: Path) -> None:
         ('"http://app:8000/api/ocr"', '"http://*/api/ocr"', 4, "upstream: name one host"),
         ('methods = ["POST"]', 'methods = ["BREW"]', 12, "methods: Input should be"),
         ('methods = ["POST"]', "key = false", 8, "mode async needs key = true"),
+        ('mode = "hold"', "json = false\nkey = false", 2, "json = false needs key = true"),
         ('mode = "hold"', 'mode = "sse"\nmethods = ["HEAD"]', 2, "mode sse takes no HEAD"),
         ('path = "/reports/*"', 'path = "/api/ocr"', 8, "path and upstream"),
         ('mode = "hold"', 'mode = "hold" "sse"', 5, "this is no TOML"),
