@@ -14,20 +14,7 @@ from gateway.store.clients import open_server
 from gateway.store.deployment import Deployment
 from gateway.store.wire import Wire
 from tests.faults import PATIENCE_SECONDS, FaultProxy, wait_until
-
-
-class Ear:
-    """Counts how often it is told that messages may be lost."""
-
-    def __init__(self) -> None:
-        self.gaps = 0
-
-    def on_message(self, payload: bytes) -> None:
-        """Hear nothing."""
-
-    def on_gap(self) -> None:
-        """Count it."""
-        self.gaps += 1
+from tests.jobs import Ear
 
 
 @pytest.mark.parametrize("redis_url", ["valkey", "cluster", "sentinel"], indirect=True)
