@@ -50,7 +50,7 @@ async def test_the_python_examples_print_the_answer(gateway: Gateway, source: To
     assert len(examples) == 2
 
     for example in examples:
-        assert await output(sys.executable, "-c", example, OUTLAST=gateway.url) == source.text
+        assert await output(sys.executable, "-c", example, OUTLAST_URL=gateway.url) == source.text
 
 
 async def test_the_curl_example_follows_the_answer(gateway: Gateway) -> None:
