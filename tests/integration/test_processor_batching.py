@@ -48,7 +48,7 @@ def embed(contexts: list[SyncContext], inputs: list[Text]) -> list[int | Excepti
     return [Rejected("There is nothing in it.", "empty_text") if not one.text else len(one.text) for one in inputs]
 
 
-@processor("wait_together", max_batch=8, max_wait_seconds=0.05)
+@processor("wait_together", max_batch=2, max_wait_seconds=20)
 async def wait_together(contexts: list[Context], inputs: list[dict[str, Any]]) -> list[int]:
     """Done when the test says so."""
     CALLS.append([str(len(contexts))])
@@ -60,7 +60,7 @@ async def wait_together(contexts: list[Context], inputs: list[dict[str, Any]]) -
     return [len(contexts)] * len(contexts)
 
 
-@processor("in_a_thread", max_batch=2, max_wait_seconds=0.05, cancel_grace_seconds=0.1, max_attempts=1)
+@processor("in_a_thread", max_batch=2, max_wait_seconds=1, cancel_grace_seconds=0.1, max_attempts=1)
 def in_a_thread(contexts: list[SyncContext]) -> list[int]:
     """Done when the test says so, whatever it is told."""
     CALLS.append([ctx.job_id for ctx in contexts])
