@@ -116,7 +116,9 @@ class Settings(BaseSettings):
         100 * 1024 * 1024, ge=1024, description="Largest answer of an upstream, and largest file behind `input_url`."
     )
 
-    concurrency: int = Field(0, ge=0, description="Attempts at once in one worker; 0: as many as there are cores.")
+    concurrency: int = Field(
+        0, ge=0, description="Attempts at once in one worker; 0: one a core, or 256 of kinds that only wait."
+    )
     stop_grace_seconds: float = Field(10, ge=0, description="A stopping worker waits this long for its attempts.")
 
     dev: bool = Field(False, description="Allows ?cut= on streams, to see the resume work.")

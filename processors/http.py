@@ -91,7 +91,7 @@ class HttpResult(BaseModel):
     body_url: str | None = Field(None, description="Where the body is: the output `body`.")
 
 
-@processor("http", files="optional", max_attempts=5, run_timeout_seconds=86_400, setup=configured)
+@processor("http", files="optional", waits=True, max_attempts=5, run_timeout_seconds=86_400, setup=configured)
 async def http(ctx: Context, input: HttpInput) -> HttpResult:
     """Calls a slow HTTP upstream, waits as long as it takes, and keeps its answer."""
     if ctx.attempt > 1 and not input.is_repeatable:

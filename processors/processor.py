@@ -49,6 +49,7 @@ class Processor:
     result_adapter: TypeAdapter[Any] | None
     """Encodes the result; None for a function without a typed result."""
     concurrency: int | None = None
+    waits: bool = False
     cancel_grace_seconds: float = 5
     setup: Callable[[], Any] | None = None
     memory_bytes: int = 0
@@ -91,6 +92,7 @@ def processor(
     content_types: Iterable[str] = (),
     listed: bool = True,
     concurrency: int | None = None,
+    waits: bool = False,
     max_running: int | None = None,
     max_attempts: int = 3,
     run_timeout_seconds: float = 3600,
@@ -119,6 +121,8 @@ def processor(
         content_types: What the files may be, such as `image/png` or `image/*`; empty: anything.
         listed: Whether the page offers it; say no for what is only a step of other kinds. Who names it can submit it.
         concurrency: At most so many attempts at once in one worker.
+        waits: Whether the function only waits for others, such as a model server, and needs no core: a worker of such
+            kinds alone does 256 at once where nothing else is set.
         max_running: At most so many at once over all workers.
         max_attempts: So many failed attempts end the job.
         run_timeout_seconds: An attempt that runs longer fails the job; a job can ask for less or more.
@@ -185,6 +189,7 @@ def processor(
             input_adapter,
             result_adapter,
             concurrency,
+            waits,
             cancel_grace_seconds,
             setup,
             memory_bytes,

@@ -36,6 +36,8 @@ from processors.tasks import cancel_all, first_of
 
 logger = logging.getLogger(__name__)
 
+# An attempt that waits costs a connection and some memory.
+_WAITING_CONCURRENCY: Final = 256
 PRESENCE_SECONDS: Final = 5.0
 HEALTH_SECONDS: Final = 15.0
 # The bell rings for new work; this finds what a lost ring, a retry or another worker's end has left.
@@ -390,7 +392,7 @@ async def _serve(settings: Settings, processors: Mapping[str, Processor]) -> int
             store,
             blobs,
             processors,
-            concurrency=settings.concurrency or _cores(),
+            concurrency=settings.concurrency or concurrency_for(processors.values()),
             stop_grace_seconds=settings.stop_grace_seconds,
             max_inline_bytes=settings.max_inline_bytes,
         )
@@ -408,7 +410,9 @@ async def _serve(settings: Settings, processors: Mapping[str, Processor]) -> int
     return 0
 
 
-def _cores() -> int:
-    """How many cores this process may use."""
+def concurrency_for(processors: Iterable[Processor]) -> int:
+    """How many attempts at once suit them: one for each core, or 256 where all of them only wait for others."""
+    if all(processor.waits for processor in processors):
+        return _WAITING_CONCURRENCY
     # Not on every system; a container's share of a core is not counted anywhere.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS: Final = 0.05
 # Attempts of kinds that only wait for others: a socket and some memory each, no core.
-_WAITING_CONCURRENCY: Final = 256
 # Beyond what a gateway or worker was told to wait for by its own settings.
 _STOP_MARGIN_SECONDS: Final = 15.0
 
@@ -98,7 +97,7 @@ class Service:
 class Product:
     """Starts everything, says so through `announce`, and runs until a signal.
 
-    The kinds of `waiting_modules` wait for others and use no core: they get a worker of their own, with many places.
+    The kinds of `waiting_modules` wait for others and use no core: their many attempts have a worker of their own.
     """
 
     def __init__(
@@ -198,9 +197,9 @@ class Product:
             for _ in range(self._workers)
         ]
         if self._waiting_modules:
-            many = {"OUTLAST_CONCURRENCY": str(max(_WAITING_CONCURRENCY, settings.concurrency))}
+            # What is set is meant for those that need a core.
             command = (*outlast, "worker", *self._waiting_modules)
-            workers.append(Service("worker", command, environment | many, worker_seconds))
+            workers.append(Service("worker", command, environment | {"OUTLAST_CONCURRENCY": "0"}, worker_seconds))
         return [gateway, *workers]
 
     async def _stop_services(self) -> None:

@@ -101,6 +101,7 @@ def configured() -> _Llm:
     "llm",
     files="optional",
     content_types=["application/json"],
+    waits=True,
     max_attempts=_MAX_TRIES + 3,
     run_timeout_seconds=86_400,
     setup=configured,
@@ -121,7 +122,15 @@ async def llm(ctx: Context, input: LlmInput) -> LlmResult:
     return reply.result()
 
 
-@processor("llm.models", listed=False, max_attempts=1, run_timeout_seconds=60, retention_seconds=60, setup=configured)
+@processor(
+    "llm.models",
+    listed=False,
+    waits=True,
+    max_attempts=1,
+    run_timeout_seconds=60,
+    retention_seconds=60,
+    setup=configured,
+)
 async def llm_models(ctx: Context) -> LlmModels:
     """Lists the models that the kind llm can ask."""
     asked = configured()

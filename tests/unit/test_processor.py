@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from gateway.errors import ConfigurationError
 from processors import Context, Processor, SyncContext, load_processors, processor
 from processors.processor import Style
+from processors.worker import concurrency_for
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -241,6 +242,24 @@ def test_two_processors_of_one_kind_are_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ConfigurationError, match="do the same kind"):
         load_processors(["one_twin", "other_twin"])
     assert list(load_processors(["one_twin", "one_twin"])) == ["twin"]
+
+
+def test_a_worker_of_kinds_that_only_wait_does_many_at_once_and_any_other_one_for_each_core(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A kind that computes must not be begun hundreds of times because others wait beside it."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2})
+
+    @processor("computes")
+    def computes(ctx: SyncContext) -> None: ...
+
+    @processor("asks", waits=True)
+    async def asks(ctx: Context) -> None: ...
+
+    shipped = load_processors(["processors.http", "processors.llm"])
+
+    assert concurrency_for([asks, *shipped.values()]) == 256
+    assert concurrency_for([asks, computes]) == 3
 
 
 def test_a_module_of_processors_loads_nothing_of_the_store() -> None:
