@@ -147,17 +147,15 @@ class Held:
                 await self._speak(self._content_type)
                 continue
             if self._listener.closed.done() and self._listener.closed.result() is CloseCode.DRAINING:
-                raise Unavailable(
-                    "This gateway is stopping; the job goes on. Send the request again with the same Idempotency-Key,"
-                    f" or wait for it: GET /v1/jobs/{record.id}?wait=50.",
-                    code="draining",
-                    retry_after_seconds=random.uniform(1, 3),
-                )
+                raise _broken_off("This gateway is stopping", record, code="draining")
             try:
                 record = await owned(store, record.id, record.owner)
             except Unavailable:
                 await asyncio.sleep(random.uniform(0.3, 1.0))
                 continue
+            if not record.terminal and self._listener.closed.done():
+                # Redis had lost it for a moment, as in a failover, and a closed listener hears nothing any more.
+                raise _broken_off("The wait for this job broke off", record)
             if not record.terminal:
                 # Redis lost the end that was heard: the job goes on, and so does the wait.
                 self._follow(record)
@@ -192,6 +190,15 @@ class Held:
                 await response.write(piece)
         await response.write_eof()
         return response
+
+
+def _broken_off(what: str, record: JobRecord, code: str | None = None) -> Unavailable:
+    return Unavailable(
+        f"{what}; the job goes on. Send the request again with the same Idempotency-Key, or wait for it:"
+        f" GET /v1/jobs/{record.id}?wait=50.",
+        code=code,
+        retry_after_seconds=random.uniform(1, 3),
+    )
 
 
 def merged(base: Mapping[str, str], headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gateway.handlers.context import HUB, STREAMS
-from gateway.protocol import State
+from gateway.protocol import CloseCode, State
 from gateway.store import JobRecord, Store
 from tests.faults import PATIENCE_SECONDS, FaultProxy, wait_until
 from tests.jobs import begin, end, event
@@ -323,6 +323,19 @@ async def test_a_gateway_that_stops_says_where_the_job_is(store: Store, tmp_path
         assert document["terminal"] is False
         assert ("Retry-After" in answer.headers) == (not late)
         assert (await store.job(document["id"])).state is State.QUEUED
+
+
+async def test_a_wait_that_broke_off_for_a_job_that_is_there_says_so(store: Store, gateway: Gateway) -> None:
+    """As where a failover lost the job for a moment: the listener hears nothing any more, and must not wait on."""
+    running = asyncio.create_task(gateway.post(RUN, json={}))
+    await queued(store)
+    [listener] = await wait_until(lambda: list(gateway.app[HUB].listeners))
+
+    listener.close(CloseCode.MAX_AGE)
+    answer = await running
+
+    assert (answer.status, answer.json()["error"]["code"]) == (503, "store_unavailable")
+    assert f"/v1/jobs/{answer.json()['id']}?wait" in answer.json()["error"]["detail"]
 
 
 # --- whatever else happens ------------------------------------------------------------------------------------------
