@@ -14,9 +14,8 @@ from gateway.errors import EventsLost, LeaseLost, Unavailable
 from gateway.event_text import decode_event, encode_event_tail
 from gateway.protocol import MAX_BATCH_EVENTS, Cursor, Event, EventType, State
 from gateway.store import Appended, JobRecord, Lease, LogEntry, LogPage, WriterEvent
-from processors.beat import Beat
+from processors.beat import BEAT_SECONDS, Beat
 from processors.writer import (
-    DELTA_GATHER_SECONDS,
     MAX_BATCH_BYTES,
     MAX_WAITING_EVENTS,
     PROGRESS_PAUSE_SECONDS,
@@ -230,13 +229,17 @@ async def test_deltas_are_gathered_and_merged() -> None:
 
 
 async def test_the_first_delta_after_a_pause_is_not_held_back() -> None:
-    """A slow stream of tokens gains nothing from gathering."""
+    """A slow stream of tokens gains nothing from gathering: it leaves on the very next beat."""
+    time = asyncio.get_running_loop().time
     async with at_work() as bench:
         await bench.writer.delta("text", "a")
-        started = asyncio.get_running_loop().time()
         await wait_until(lambda: bench.log.appended)
+        await wait_until(lambda: time() > bench.writer._delta_due)
 
-        assert asyncio.get_running_loop().time() - started < DELTA_GATHER_SECONDS
+        await bench.writer.delta("text", "b")
+
+        assert bench.writer._awaited_beat * BEAT_SECONDS <= time() + BEAT_SECONDS
+        await wait_until(lambda: len(bench.log.appended) == 2)
         await bench.writer.delta("text", "b")
         await bench.writer.delta("text", "c")
         await wait_until(lambda: len(bench.log.appended) == 2)
