@@ -240,10 +240,10 @@ async def test_the_first_delta_after_a_pause_is_not_held_back() -> None:
 
         assert bench.writer._awaited_beat * BEAT_SECONDS <= time() + BEAT_SECONDS
         await wait_until(lambda: len(bench.log.appended) == 2)
-        await bench.writer.delta("text", "b")
         await bench.writer.delta("text", "c")
-        await wait_until(lambda: len(bench.log.appended) == 2)
-        assert bench.log.appended[1] == ("delta", {"channel": "text", "text": "bc"})
+        await bench.writer.delta("text", "d")
+        await wait_until(lambda: len(bench.log.appended) == 3)
+        assert bench.log.appended[2] == ("delta", {"channel": "text", "text": "cd"})
 
 
 async def test_channels_are_gathered_each_by_itself() -> None:
