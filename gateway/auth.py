@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from gateway.errors import BadRequest, Forbidden, TooMany, Unauthorized
+from gateway.errors import BadRequest, Forbidden, TooMany, Unauthorized, encodable
 from gateway.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -250,7 +250,7 @@ def origin_guard(keys: Keyring, allowed: Collection[str], public: Collection[obj
             # A form on a foreign page, in a browser that hides its origin.
             fetch_site == "cross-site" and "Origin" not in headers and request.method not in _SAFE_METHODS
         ):
-            origin = headers.get("Origin", "unknown")[:200]
+            origin = encodable(headers.get("Origin", "unknown")[:200])
             log(origin)
             raise Forbidden(
                 f"A page of the origin {origin} may not use this gateway; if it should, add the origin to"
