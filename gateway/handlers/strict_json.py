@@ -44,8 +44,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _bounded_int(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise ValueError(f"an integer of {len(text)} digits; at most {_MAX_DIGITS} are read")
+    digits = len(text.removeprefix("-"))
+    if digits > _MAX_DIGITS:
+        raise ValueError(f"an integer of {digits} digits; at most {_MAX_DIGITS} are read")
     return int(text)
 
 

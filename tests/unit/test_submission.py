@@ -57,6 +57,7 @@ def test_good_json_is_read_as_ever(text: bytes) -> None:
     ),
     st.booleans(),
 )
+@example(-(10**99), True)
 def test_whatever_json_can_say_is_read_as_it_was_said(value: Any, ascii_: bool) -> None:
     """Any nesting, any characters, escaped or not."""
     assert read_json(json.dumps(value, ensure_ascii=ascii_).encode(), "It") == value
