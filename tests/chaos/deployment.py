@@ -41,6 +41,12 @@ class Slot:
         self.halt: str | None = None
         self.expected = False
         """Whether what happens to the node now was done to it from outside, rather than by itself."""
+        self.told_to_end = False
+        """Whether the node was killed or told to end: its end may come much later, after a pause."""
+
+    def resumed(self) -> None:
+        """The node goes on: only an end that it was told is expected from now on."""
+        self.expected = self.told_to_end
 
 
 class Deployment:
@@ -127,7 +133,7 @@ class Deployment:
             places.append(place)
             nth = self._rng.randint(1, 3) if "/" not in place else self._rng.randint(3, 12)
             slot.halt = f"{place}:{nth}:{self._rng.choice(('KILL', 'KILL', 'STOP'))}"
-        slot.expected = False
+        slot.expected = slot.told_to_end = False
         role = "gateway" if slot.role == "gateway" else "tests.chaos.kinds"
         slot.node = start_node(role, slot.name, self.folder, slot.settings, halt=slot.halt)
 
@@ -146,7 +152,7 @@ class Deployment:
                 await asyncio.sleep(self._rng.uniform(0.3, 2 * LEASE_SECONDS))
                 node.signal(signal.SIGCONT)
                 await asyncio.sleep(0.05)
-                slot.expected = False
+                slot.resumed()
                 continue
             await node.end()
             if slot.expected and slot.halt is not None:
@@ -159,10 +165,12 @@ class Deployment:
 
     def kill(self, slot: Slot) -> None:
         """SIGKILL."""
+        slot.told_to_end = True
         self._send(slot, signal.SIGKILL)
 
     def terminate(self, slot: Slot) -> None:
         """SIGTERM: it drains, hands back, and ends."""
+        slot.told_to_end = True
         self._send(slot, signal.SIGTERM)
 
     def _send(self, slot: Slot, number: signal.Signals) -> None:
@@ -180,7 +188,7 @@ class Deployment:
         if slot.node is node:
             node.signal(signal.SIGCONT)
             await asyncio.sleep(0.05)
-            slot.expected = False
+            slot.resumed()
 
     def restart_redis(self, number: signal.Signals) -> None:
         """End the server; it is started again at once and reads its append-only file."""
