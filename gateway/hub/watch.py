@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from gateway.event_text import encode_transient
+from gateway.event_text import decode_event, encode_transient
 from gateway.hub.frame import Frame
 from gateway.hub.listener import Pulse
 from gateway.hub.subscription import Source, Subscription
@@ -25,7 +25,7 @@ class Watch:
     ) -> None:
         self.record = record
         self.tail = Tail(record.id)
-        self.source = Source(store, self, self.tail, record.created_ms, spawn)
+        self.source = Source(store, self, self.tail, record.created_ms, spawn, self._note)
         self.state = record.state
         self.subscriptions: set[Subscription] = set()
         self.heard_at = pulse.clock()
@@ -68,6 +68,8 @@ class Watch:
     def _note(self, frame: Frame) -> None:
         if frame.number > self._state_number and (state := _STATE_AFTER.get(frame.type)) is not None:
             self.state = state
+            if frame.type == b"started":
+                self._worker = str(decode_event(frame.text).data.get("worker", self._worker))
             self._state_number = frame.number
             self._position = None
 

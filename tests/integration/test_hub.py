@@ -309,6 +309,19 @@ async def test_the_first_liveness_of_an_attempt_names_its_worker(hub: Hub, store
     assert all(b"worker-8" in text for text in liveness())
 
 
+async def test_a_job_that_began_before_its_feed_was_followed_has_liveness(hub: Hub, store: Store) -> None:
+    """Its `started` is read from the log then, and says as much as if it had been heard."""
+    record = await submit(store, KIND)
+    await begin(store, "echo", "worker-9")
+    collector = await listen(hub, record)
+
+    def liveness() -> list[bytes]:
+        return [text for type_, text, _ in collector.unnumbered if type_ == EventType.LIVENESS]
+
+    await wait_until(liveness)
+    assert all(b"worker-9" in text for text in liveness())
+
+
 async def test_a_queued_jobs_listener_hears_its_position(
     hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
