@@ -31,8 +31,6 @@ class Source:
     created_ms: int
     spawn: Callable[[Coroutine[Any, Any, None]], None]
     """Runs a catch-up beside its handler."""
-    note: Callable[[Frame], None]
-    """Hears of each event that was read from the log: the job may have begun before its feed was followed."""
 
 
 class Subscription:
@@ -140,7 +138,6 @@ class Subscription:
                 self.listener.close(CloseCode.MAX_AGE)
                 return
             for frame in tail.frames(page.entries):
-                self._source.note(frame)
                 self._pass_on(frame)
             self.listener.flush()
             if page.terminal and not page.entries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from gateway.hub.frame import Frame
@@ -13,10 +14,14 @@ _RECENT_FRAMES: Final = 512
 
 
 class Tail:
-    """Shared by all of a job's subscriptions, so that a thousand that come back together build each frame once."""
+    """Shared by all of a job's subscriptions, so that a thousand that come back together build each frame once.
 
-    def __init__(self, job: str) -> None:
+    `note` hears of each when it is built, whether it was heard or read.
+    """
+
+    def __init__(self, job: str, note: Callable[[Frame], None]) -> None:
         self.job = job
+        self._note = note
         self.head = 0
         """The newest number that was heard or read; 0 while nothing is known."""
         self.gaps = 0
@@ -34,6 +39,7 @@ class Tail:
         if len(self._recent) >= _RECENT_FRAMES:
             self._recent.clear()
         frame = self._recent[number] = Frame(number, time_ms, type_, text)
+        self._note(frame)
         return frame
 
     def hear(self, payload: bytes) -> list[Frame] | None:

@@ -24,8 +24,8 @@ class Watch:
         self, store: Store, pulse: Pulse, record: JobRecord, spawn: Callable[[Coroutine[Any, Any, None]], None]
     ) -> None:
         self.record = record
-        self.tail = Tail(record.id)
-        self.source = Source(store, self, self.tail, record.created_ms, spawn, self._note)
+        self.tail = Tail(record.id, self._note)
+        self.source = Source(store, self, self.tail, record.created_ms, spawn)
         self.state = record.state
         self.subscriptions: set[Subscription] = set()
         self.heard_at = pulse.clock()
@@ -59,13 +59,12 @@ class Watch:
             # Everybody's cursor must be checked.
             self.on_gap()
             return
-        for frame in frames:
-            self._note(frame)
         for subscription in tuple(self.subscriptions):
             if subscription.live:
                 subscription.deliver(frames)
 
     def _note(self, frame: Frame) -> None:
+        """Take a new event's news of the job: also where it was read, since the job may begin before it is followed."""
         if frame.number > self._state_number and (state := _STATE_AFTER.get(frame.type)) is not None:
             self.state = state
             if frame.type == b"started":
