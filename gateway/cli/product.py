@@ -28,7 +28,6 @@ from gateway.store import Store, until_available
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS: Final = 0.05
-# Attempts of kinds that only wait for others: a socket and some memory each, no core.
 # Beyond what a gateway or worker was told to wait for by its own settings.
 _STOP_MARGIN_SECONDS: Final = 15.0
 

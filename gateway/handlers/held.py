@@ -153,12 +153,13 @@ class Held:
             except Unavailable:
                 await asyncio.sleep(random.uniform(0.3, 1.0))
                 continue
-            if not record.terminal and self._listener.closed.done():
+            if record.terminal:
+                break
+            if self._listener.closed.done():
                 # Redis had lost it for a moment, as in a failover, and a closed listener hears nothing any more.
                 raise _broken_off("The wait for this job broke off", record)
-            if not record.terminal:
-                # Redis lost the end that was heard: the job goes on, and so does the wait.
-                self._follow(record)
+            # Redis lost the end that was heard: the job goes on, and so does the wait.
+            self._follow(record)
         return record
 
     async def _speak(self, content_type: str) -> None:

@@ -27,6 +27,7 @@ from tests.faults import wait_until
 from tests.ocr.conftest import Jobs, working
 from tests.ocr.documents import STRIPES, encoded, pdf, png_of_size, striped, striped_tiff, text_at
 from tests.ocr.engine import StripeEngine, text_of_page
+from tests.processes import program
 from tests.worker_jobs import log_of
 
 LAYER = b"".join(text_at(72, 720 - 20 * line, f"Line {line} of a text layer that is good.") for line in range(4))
@@ -356,13 +357,8 @@ async def counting_worker(jobs: Jobs, folder: Path, gated: int) -> AsyncIterator
         "OCR_GATED": str(gated),
     }
     command = (sys.executable, "-m", "tests.ocr.counting_worker")
-    process = await asyncio.create_subprocess_exec(*command, env=os.environ | environment)
-    try:
+    async with program(*command, env=os.environ | environment, stdout=None, stderr=None) as process:
         yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 async def test_a_worker_that_takes_over_does_not_read_finished_pages_again(jobs: Jobs, tmp_path: Path) -> None:
