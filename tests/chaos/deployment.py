@@ -7,12 +7,13 @@ import os
 import random
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
 import redis.asyncio as redis
+from redis.exceptions import RedisError
 
 from gateway.embedded import EmbeddedValkey
 from gateway.protocol import TERMINAL, State
@@ -55,11 +56,15 @@ class Deployment:
     def __init__(self, folder: Path, seed: int, *, gateways: int, workers: int, concurrency: int) -> None:
         self.folder = folder
         self.keys = Keys(_PREFIX)
-        self.on_halt: Callable[[Slot, str], Any] | None = None
-        """Called with the slot and its halt when a node has halted by itself, before anything is done about it."""
+        self.on_halt: Callable[[Slot, str], Awaitable[bool]] | None = None
+        """Asked about a node that halted as it was to, before anything is done about it: whether that met a job."""
+        self.on_crash: Callable[[Slot], None] | None = None
+        """Told of a node that ended and was neither to halt nor sent a signal."""
         self._rng = random.Random(f"{seed}/nodes")
         self._counts = (gateways, workers, concurrency)
         self._halts = {"gateway": deque(GATEWAY_HALTS), "worker": deque(WORKER_HALTS)}
+        self._met: set[str] = set()
+        """The places at which a halt has met a job."""
         self._stack = AsyncExitStack()
         self._keepers: list[asyncio.Task[None]] = []
         self.calm = False
@@ -132,7 +137,9 @@ class Deployment:
             place = places.popleft()
             places.append(place)
             nth = self._rng.randint(1, 3) if "/" not in place else self._rng.randint(3, 12)
-            slot.halt = f"{place}:{nth}:{self._rng.choice(('KILL', 'KILL', 'STOP'))}"
+            # A node that stands still shows whom it has met. After a kill the submitter is at another gateway at once.
+            how = self._rng.choice(("KILL", "KILL", "STOP")) if place in self._met else "STOP"
+            slot.halt = f"{place}:{nth}:{how}"
         slot.expected = slot.told_to_end = False
         role = "gateway" if slot.role == "gateway" else "tests.chaos.kinds"
         slot.node = start_node(role, slot.name, self.folder, slot.settings, halt=slot.halt)
@@ -145,8 +152,8 @@ class Deployment:
             while node.exit_code is None and not (node.paused and not slot.expected):
                 with suppress(TimeoutError):
                     await node.ended(0.05)
-            if not slot.expected and self.on_halt is not None:
-                await self.on_halt(slot, slot.halt or "by itself")
+            if not slot.expected:
+                await self._hear_of(slot, node)
             if node.exit_code is None:
                 slot.expected = True
                 await asyncio.sleep(self._rng.uniform(0.3, 2 * LEASE_SECONDS))
@@ -155,13 +162,26 @@ class Deployment:
                 slot.resumed()
                 continue
             await node.end()
-            if slot.expected and slot.halt is not None:
-                # Something else came first: the next node halts there, or a short run would never meet that step.
+            if slot.halt is not None:
+                # Something else came first, or met nobody: the next node halts there, or a short run would never meet
+                # that step.
                 place = slot.halt.partition(":")[0]
                 self._halts[slot.role].remove(place)
                 self._halts[slot.role].appendleft(place)
             await asyncio.sleep(self._rng.uniform(0.1, 0.5))
             self._fill(slot)
+
+    async def _hear_of(self, slot: Slot, node: Node) -> None:
+        """Tell of a node that has halted or ended, and nothing was done to it; what has met a job need not come again.
+
+        Who is stopped at its halt and goes on has none any more.
+        """
+        if slot.halt is None or node.exit_code not in {None, -signal.SIGKILL}:
+            if self.on_crash is not None:
+                self.on_crash(slot)
+        elif self.on_halt is not None and await self.on_halt(slot, slot.halt):
+            self._met.add(slot.halt.partition(":")[0])
+            slot.halt = None
 
     def kill(self, slot: Slot) -> None:
         """SIGKILL."""
@@ -195,6 +215,12 @@ class Deployment:
         if (pid := self.valkey.pid) is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+    async def has_redis(self) -> bool:
+        """Whether Redis answers, past all proxies."""
+        with suppress(RedisError, OSError):
+            return bool(await self.client.ping())
+        return False
 
     async def has_ended(self, job: str) -> bool:
         """Whether a job has ended, as Redis has it, past all proxies."""

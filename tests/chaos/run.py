@@ -74,6 +74,7 @@ class Run:
         self._load = load
         self._outcome = outcome
         site.on_halt = self._on_halt
+        site.on_crash = self._on_crash
 
     async def through(self, faults: Sequence[Fault], seconds: float) -> None:
         """Do each fault at its time; those that last go on beside the others."""
@@ -133,16 +134,23 @@ class Run:
 
     # --- what a fault has met -----------------------------------------------------------------------------------
 
-    async def _on_halt(self, slot: Slot, halt: str) -> None:
-        if halt == "by itself":
-            assert slot.node is not None
-            code, words = slot.node.exit_code, slot.node.said[-2000:]
-            self._outcome.book.breach("crashed", f"{slot.name} ended by itself (exit code {code}): {words}")
-            return
-        await self._note(f"{slot.role} halted", slot, halt.partition(":")[0])
+    def _on_crash(self, slot: Slot) -> None:
+        assert slot.node is not None
+        code, words = slot.node.exit_code, slot.node.said[-2000:]
+        self._outcome.book.breach("crashed", f"{slot.name} ended by itself (exit code {code}): {words}")
 
-    async def _note(self, name: str, slot: Slot | None, place: str = "", kind: str = "") -> None:
+    async def _on_halt(self, slot: Slot, halt: str) -> bool:
+        place = halt.partition(":")[0]
+        # Where Redis is down, nothing could be said of whom the halt has met; who halted waits.
+        with suppress(AssertionError):
+            await wait_until(self._site.has_redis, 3)
+        steps = await self._note(f"{slot.role} halted", slot, place)
+        return _STEP_OF_HALT[place] in steps if place in _STEP_OF_HALT else bool(steps)
+
+    async def _note(self, name: str, slot: Slot | None, place: str = "", kind: str = "") -> set[Step]:
+        """Count a fault and the jobs that it has met; returns the steps that these were in."""
         self._outcome.faults[name] += 1
+        steps = set()
         # Redis may be the one that is away.
         with suppress(RedisError, OSError):
             for job, standing in (await standings(self._site.client, self._site.keys, KINDS)).items():
@@ -151,6 +159,8 @@ class Run:
                     continue
                 if self._meets(job, standing, slot, place):
                     self._outcome.met[name, standing.step] += 1
+                    steps.add(standing.step)
+        return steps
 
     def _meets(self, job: str, standing: Standing, slot: Slot | None, place: str) -> bool:
         """Whether a fault that is done to a node (None: to Redis) has to do with this job."""
