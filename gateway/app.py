@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from aiohttp import http_parser, web
 from aiohttp.http import RawRequestMessage
-from aiohttp.typedefs import Middleware
+from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict, CIMultiDictProxy
 from pydantic_core import to_json
 
@@ -37,15 +37,11 @@ from gateway.handlers.context import (
     Readiness,
     principal,
 )
+from gateway.handlers.cross_origin import cross_origin_headers, cross_origin_middleware
 from gateway.handlers.joining import JOINS, Joins
 from gateway.handlers.openai import chat, models, responses
-from gateway.handlers.problems import (
-    cross_origin_headers,
-    cross_origin_middleware,
-    finish_headers,
-    problem_middleware,
-)
-from gateway.handlers.routes import Handler, Route
+from gateway.handlers.problems import finish_headers, problem_middleware
+from gateway.handlers.routes import Route
 from gateway.handlers.submission import SLOW_ROUTES, VALIDATORS
 from gateway.handlers.uploads import expect_later
 from gateway.handlers.validation import Validators

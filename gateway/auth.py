@@ -14,13 +14,13 @@ import hmac
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
 from aiohttp import web
-from aiohttp.typedefs import Middleware
+from aiohttp.typedefs import Handler, Middleware
 
 from gateway.errors import BadRequest, Forbidden, TooMany, Unauthorized, encodable
 from gateway.metrics import Metrics
@@ -187,9 +187,7 @@ def authentication(keys: Keyring, public: Collection[object], metrics: Metrics) 
         raise refuse(request, "no_key", "Send an API key: `Authorization: Bearer ...`.")
 
     @web.middleware
-    async def authenticated(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def authenticated(request: web.Request, handler: Handler) -> web.StreamResponse:
         # What matches no route is answered 404 or 405 to anybody: which routes there are is no secret.
         if request.match_info.http_exception is None and request.match_info.handler not in public:
             request[PRINCIPAL] = authenticate(request)
@@ -265,9 +263,7 @@ def origin_guard(keys: Keyring, allowed: Collection[str], public: Collection[obj
             )
 
     @web.middleware
-    async def guarded(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         missed = request.match_info.http_exception
         unanswered = isinstance(missed, web.HTTPMethodNotAllowed)
         is_preflight = unanswered and "Access-Control-Request-Method" in request.headers

@@ -10,12 +10,12 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 from aiohttp import web
-from aiohttp.typedefs import Middleware
+from aiohttp.typedefs import Handler, Middleware
 
 from gateway.errors import BadRequest, OutlastError, Timeout, TooMany, Unavailable
 from gateway.metrics import Metrics
@@ -216,9 +216,7 @@ def door_guard(exempt: set[object]) -> Middleware:
     """
 
     @web.middleware
-    async def guarded(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         connection = request.protocol
         if isinstance(connection, Connection) and connection.refused and request.match_info.handler not in exempt:
             raise Unavailable(

@@ -310,9 +310,9 @@ async def _attempt(store: Store, claim: Claim) -> None:
     await end(store, lease, batch=_BEATS + 1)
 
 
-def _scaled_wait(request: web.Request, *, default: float, most: float) -> float | None:
+def _scaled_wait(request: web.Request) -> float | None:
     """`Prefer: wait` takes whole seconds, so it is scaled behind the header."""
-    wait = preferred_wait(request, default=default, most=most)
+    wait = preferred_wait(request)
     return None if wait is None else wait * request.app[SETTINGS].heartbeat_seconds / 15
 
 

@@ -30,6 +30,9 @@ OPENAPI: Final = web.AppKey("openapi", bytes)
 DOCS: Final = web.AppKey("docs", str)
 
 
+# Longer waits are asked for again: below what any hop between here and the client waits for a byte.
+_MAX_WAIT_SECONDS: Final = 50.0
+_BARE_WAIT_SECONDS: Final = 25.0
 # Who has asked again within this time is a load balancer that goes by the answer.
 _WATCHED_SECONDS: Final = 60.0
 
@@ -142,13 +145,29 @@ def requested_preferences(request: web.Request) -> dict[str, str]:
     return preferences
 
 
-def preferred_wait(request: web.Request, *, default: float, most: float) -> float | None:
-    """The seconds of `Prefer: wait=N`, at most `most`; `default` for a bare `wait`; None where it isn't asked for."""
+def preferred_wait(request: web.Request) -> float | None:
+    """The seconds of `Prefer: wait=N`, at most 50; 25 for a bare `wait`; None where it isn't asked for."""
     value = requested_preferences(request).get("wait")
     if value is None:
         return None
     if value == "":
-        return default
+        return _BARE_WAIT_SECONDS
     if not (value.isascii() and value.isdigit()):
         raise BadRequest(f"Prefer: wait= takes whole seconds, such as wait=25; not {value[:20]!r}.")
-    return min(float(value[:6]), most)
+    return min(float(value[:6]), _MAX_WAIT_SECONDS)
+
+
+def requested_wait(request: web.Request) -> float:
+    """The seconds of `?wait=N`, at most 50; 0 where it isn't given."""
+    return requested_seconds(request, "wait", _MAX_WAIT_SECONDS) or 0
+
+
+def requested_seconds(request: web.Request, name: str, most: float) -> float | None:
+    """A query parameter in seconds, such as `wait=25` or `cut=5s`; None where it is not given."""
+    text = request.query.get(name)
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)s?", text, re.ASCII)
+    if match is None:
+        raise BadRequest(f"?{name}= takes seconds, such as {name}=25; not {text[:40]!r}.")
+    return min(float(match[1]), most)

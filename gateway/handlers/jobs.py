@@ -23,18 +23,16 @@ from gateway.handlers.context import (
     preferred_wait,
     principal,
     requested_preferences,
+    requested_wait,
     wait_for_end,
 )
 from gateway.handlers.documents import answer_with, job_document
 from gateway.handlers.routes import EVENT_STREAM, NO_BODY, SECONDS, Answer, Parameter, Route
 from gateway.handlers.streams import (
-    DEFAULT_WAIT_SECONDS,
-    MAX_WAIT_SECONDS,
     Format,
     Wishes,
     accepted_format,
     requested_cursor,
-    requested_seconds,
     requested_wishes,
     stream,
 )
@@ -77,7 +75,7 @@ async def submit_job(request: web.Request) -> web.StreamResponse:
         return await _resume_instead(request, await repeated_job(request))
     # What is wrong with how it wants its answer, and that there is no place for it, is said before there is a job.
     format_, wishes = accepted_format(request, "json"), requested_wishes(request)
-    wait = preferred_wait(request, default=DEFAULT_WAIT_SECONDS, most=MAX_WAIT_SECONDS)
+    wait = preferred_wait(request)
     stays = format_ != "json" or wait
     with request.app[STREAMS].place(principal(request)) if stays else nullcontext():
         return await _answer_submit(request, await accept(request), format_, wishes, wait)
@@ -148,8 +146,8 @@ async def _answer_submit(
 
 async def read_job(request: web.Request) -> web.Response:
     """`GET /v1/jobs/{job}`."""
-    wait = requested_seconds(request, "wait", MAX_WAIT_SECONDS)
-    return _document(request, await wait_for_end(request, await owned_job(request), wait or 0))
+    wait = requested_wait(request)
+    return _document(request, await wait_for_end(request, await owned_job(request), wait))
 
 
 async def list_jobs(request: web.Request) -> web.Response:
@@ -199,7 +197,7 @@ def _page(request: web.Request, records: list[JobRecord], cursor: str | None) ->
 
 async def cancel_job(request: web.Request) -> web.Response:
     """`POST /v1/jobs/{job}/cancel`."""
-    wait = preferred_wait(request, default=DEFAULT_WAIT_SECONDS, most=MAX_WAIT_SECONDS)
+    wait = preferred_wait(request)
     record = await owned_job(request)
     asked = validated(CancelRequest, await small_json(request, _MAX_REASON_BODY, _LONG_REASON))
     record = await request.app[STORE].cancel(record.id, principal(request), asked.reason)

@@ -16,11 +16,12 @@ from functools import wraps
 from typing import Any, Final, Literal
 
 from aiohttp import WSMsgType, hdrs, web
+from aiohttp.typedefs import Handler
 from pydantic_core import to_json
 
 from gateway.errors import BadRequest, NotFound, ProbeTokenNeeded, TooLarge
 from gateway.handlers.context import SETTINGS
-from gateway.handlers.routes import Handler, Route
+from gateway.handlers.routes import Route
 from gateway.handlers.streams import STREAM_HEADERS
 from gateway.limits import StreamLimit
 

@@ -10,13 +10,13 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, Final
 
 from aiohttp import ClientConnectionResetError, web
-from aiohttp.typedefs import Middleware
+from aiohttp.typedefs import Handler, Middleware
 from aiohttp.web_protocol import RequestPayloadError
 from pydantic_core import to_json
 
@@ -48,32 +48,25 @@ SECURITY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
 # A document of ours that a browser shows by itself runs nothing and loads nothing; the page has its own policy.
 DATA_POLICY: Final = "default-src 'none'; frame-ancestors 'none'; sandbox"
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-
-def problem_document(error: OutlastError, request_id: str | None) -> dict[str, Any]:
+def problem_document(error: OutlastError, request_id: str) -> dict[str, Any]:
     """The error's document; what is our fault has the id with it under which the log tells more."""
     document = error.problem()
-    if error.status >= 500 and request_id:
+    if error.status >= 500:
         document["request_id"] = request_id
     return document
-
-
-def problem_response(error: OutlastError, request_id: str | None = None) -> web.Response:
-    """The error as an answer."""
-    return web.Response(
-        status=error.status,
-        body=to_json(problem_document(error, request_id)),
-        content_type="application/problem+json",
-        headers=refusal_headers(error),
-    )
 
 
 def _response(request: web.Request, error: OutlastError) -> web.Response:
     """The error as the client that asked can read it."""
     if request.path.startswith(openai.PREFIX):
         return openai.error_response(error)
-    return problem_response(error, request[REQUEST_ID])
+    return web.Response(
+        status=error.status,
+        body=to_json(problem_document(error, request[REQUEST_ID])),
+        content_type="application/problem+json",
+        headers=refusal_headers(error),
+    )
 
 
 def translate(error: Exception, request: web.Request) -> OutlastError:
@@ -181,87 +174,3 @@ async def finish_headers(request: web.Request, response: web.StreamResponse) -> 
     request_id = request.get(REQUEST_ID)
     if request_id is not None:
         headers.setdefault("X-Request-ID", request_id)
-
-
-def cross_origin_middleware(allowed: frozenset[str]) -> Middleware:
-    """A middleware for pages of other origins: preflights, and the headers that let them read our answers."""
-
-    @web.middleware
-    async def shared(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if (
-            request.method == "OPTIONS"
-            and request.headers.get("Origin") in allowed
-            and "Access-Control-Request-Method" in request.headers
-            and not isinstance(request.match_info.http_exception, web.HTTPNotFound)
-        ):
-            return web.Response(
-                status=204,
-                headers={
-                    "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE",
-                    "Access-Control-Allow-Headers": ", ".join(_ASKED_HEADERS),
-                    "Access-Control-Max-Age": "600",
-                },
-            )
-        return await handler(request)
-
-    return shared
-
-
-_ASKED_HEADERS: Final = (
-    "Accept",
-    "Authorization",
-    "Content-Disposition",
-    "Content-Type",
-    "Idempotency-Key",
-    "If-None-Match",
-    "If-Range",
-    "Last-Event-ID",
-    "Prefer",
-    "Range",
-    "Tus-Resumable",
-    "Upload-Defer-Length",
-    "Upload-Length",
-    "Upload-Metadata",
-    "Upload-Offset",
-    "X-HTTP-Method-Override",
-    "X-Request-ID",
-)
-_SHOWN_HEADERS: Final = (
-    "Accept-Ranges",
-    "Content-Disposition",
-    "Content-Range",
-    "ETag",
-    "Idempotency-Replayed",
-    "Last-Event-ID",
-    "Location",
-    "Preference-Applied",
-    "Retry-After",
-    "Tus-Extension",
-    "Tus-Max-Size",
-    "Tus-Resumable",
-    "Tus-Version",
-    "Upload-Defer-Length",
-    "Upload-Expires",
-    "Upload-Length",
-    "Upload-Offset",
-    "X-Job-Id",
-    "X-Request-ID",
-    "X-Upstream-Status",
-)
-
-
-def cross_origin_headers(allowed: frozenset[str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """A signal handler that lets the allowed origins, and no others, read an answer."""
-
-    async def share(request: web.Request, response: web.StreamResponse) -> None:
-        if not allowed:
-            return
-        vary = response.headers.get("Vary")
-        response.headers["Vary"] = f"{vary}, Origin" if vary else "Origin"
-        origin = request.headers.get("Origin")
-        if origin in allowed:
-            response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Access-Control-Expose-Headers"] = ", ".join(_SHOWN_HEADERS)
-            response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
-
-    return share

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from pydantic_core import from_json, to_json
 
 from gateway.auth import LOCAL, PRINCIPAL, Principal
@@ -25,20 +26,19 @@ from gateway.handlers.context import (
     owned,
     owned_job,
     principal,
+    requested_wait,
     wait_for_end,
 )
 from gateway.handlers.documents import failure, job_document
 from gateway.handlers.held import Held, merged
 from gateway.handlers.problems import DATA_POLICY
 from gateway.handlers.results import output_content
-from gateway.handlers.routes import SECONDS, Answer, Handler, Parameter, Route
+from gateway.handlers.routes import SECONDS, Answer, Parameter, Route
 from gateway.handlers.streams import (
-    MAX_WAIT_SECONDS,
     Format,
     Wishes,
     accepted_format,
     requested_cursor,
-    requested_seconds,
     stream,
 )
 from gateway.handlers.submission import HTTP, checked_key
@@ -312,8 +312,8 @@ def _credentials(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
 
 async def read_response(request: web.Request) -> web.StreamResponse:
     """`GET /v1/jobs/{job}/response`."""
-    wait = requested_seconds(request, "wait", MAX_WAIT_SECONDS)
-    record = await wait_for_end(request, await owned_job(request), wait or 0)
+    wait = requested_wait(request)
+    record = await wait_for_end(request, await owned_job(request), wait)
     if not record.terminal:
         return await _answer_later(request, Submitted(record, False))
     return await _answer(request, await response_of(request, record), {"X-Job-Id": record.id}, ours=True)

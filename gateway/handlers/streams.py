@@ -16,7 +16,17 @@ from aiohttp import web
 
 from gateway.errors import BadRequest
 from gateway.event_text import encode_transient
-from gateway.handlers.context import HUB, METRICS, SETTINGS, STORE, owned, owned_job, principal
+from gateway.handlers.context import (
+    HUB,
+    METRICS,
+    SETTINGS,
+    STORE,
+    owned,
+    owned_job,
+    principal,
+    requested_seconds,
+    requested_wait,
+)
 from gateway.handlers.routes import EVENT_STREAM, NO_BODY, SECONDS, Answer, Parameter, Route
 from gateway.hub import Frame, Listener, Place, Pulse, Subscription
 from gateway.protocol import START, TYPE_PATTERN, CloseCode, Cursor, EventType
@@ -37,8 +47,6 @@ STREAM_HEADERS: Final = {
     "X-Accel-Buffering": "no",
     "Vary": "Accept",
 }
-MAX_WAIT_SECONDS: Final = 50.0
-DEFAULT_WAIT_SECONDS: Final = 25.0
 _PAGE_EVENTS: Final = 1000
 _PAGE_BYTES: Final = 1 << 20
 _HEARTBEAT: Final = comment("")
@@ -165,17 +173,6 @@ def requested_types(request: web.Request) -> frozenset[str] | None:
     if wrong or len(types) > 64:
         raise BadRequest(f"?types= takes event types separated by commas; {wrong[:1] or 'more than 64'} is not good.")
     return types
-
-
-def requested_seconds(request: web.Request, name: str, most: float) -> float | None:
-    """A query parameter in seconds, such as `wait=25` or `cut=5s`; None where it is not given."""
-    text = request.query.get(name)
-    if text is None:
-        return None
-    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)s?", text, re.ASCII)
-    if match is None:
-        raise BadRequest(f"?{name}= takes seconds, such as {name}=25; not {text[:40]!r}.")
-    return min(float(match[1]), most)
 
 
 def requested_cut(request: web.Request) -> float | None:
@@ -354,7 +351,7 @@ def _jittered_ms(seconds: float) -> int:
 async def _page(request: web.Request, record: JobRecord, after: Cursor) -> web.Response:
     """A JSON array of events; `?wait=N` waits for the first one where there is none yet."""
     store, hub = request.app[STORE], request.app[HUB]
-    wait = requested_seconds(request, "wait", MAX_WAIT_SECONDS)
+    wait = requested_wait(request)
     types = requested_types(request)
     page = await store.events(record.id, after, _PAGE_EVENTS)
     if not page.entries and not page.broken and not page.terminal and wait:

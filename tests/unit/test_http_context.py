@@ -63,7 +63,7 @@ def test_prefer_wait_is_read_as_its_standard_says(header: str, expected: float |
     """The first counts; parameters of another preference don't; there is a most."""
     request = make_mocked_request("POST", "/", headers={"Prefer": header})
 
-    assert preferred_wait(request, default=25, most=50) == expected
+    assert preferred_wait(request) == expected
 
 
 def test_preferences_may_stand_in_several_headers() -> None:
@@ -77,7 +77,7 @@ def test_preferences_may_stand_in_several_headers() -> None:
 def test_a_wait_that_is_no_number_is_refused(value: str) -> None:
     """Whole seconds."""
     with pytest.raises(BadRequest):
-        preferred_wait(make_mocked_request("POST", "/", headers={"Prefer": f"wait={value}"}), default=25, most=50)
+        preferred_wait(make_mocked_request("POST", "/", headers={"Prefer": f"wait={value}"}))
 
 
 def test_a_gateway_is_watched_once_somebody_asks_again_and_again() -> None:
