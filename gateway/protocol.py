@@ -52,12 +52,13 @@ class EventType(StrEnum):
     SNAPSHOT = "snapshot"
     RESET = "reset"
     CLOSING = "closing"
+    MISSING = "missing"
 
 
-TRANSIENT: Final = frozenset({EventType.POSITION, EventType.LIVENESS, EventType.CLOSING})
+TRANSIENT: Final = frozenset({EventType.POSITION, EventType.LIVENESS, EventType.CLOSING, EventType.MISSING})
 TERMINAL_TYPES: Final = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED})
 # `?types=` never hides these: a listener that missed one of them would draw a wrong conclusion.
-NEVER_HIDDEN: Final = TERMINAL_TYPES | {EventType.RESET, EventType.SNAPSHOT}
+NEVER_HIDDEN: Final = TERMINAL_TYPES | {EventType.RESET, EventType.SNAPSHOT, EventType.MISSING}
 
 # Types that no log holds; a listener's cursor moves over none of them but a snapshot.
 UNNUMBERED: Final = TRANSIENT | {EventType.RESET, EventType.SNAPSHOT}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +13,7 @@ from gateway.auth import PRINCIPAL
 from gateway.blobs import Blobs
 from gateway.config import Settings
 from gateway.documents import KindDocument
-from gateway.errors import BadRequest, Gone, NotFound
+from gateway.errors import BadRequest, Gone, NotFound, RequestError
 from gateway.hub import Hub
 from gateway.limits import StreamLimit
 from gateway.metrics import Metrics
@@ -87,22 +88,24 @@ async def owned_job(request: web.Request) -> JobRecord:
 
 async def owned(store: Store, job: str, owner: str) -> JobRecord:
     """An owner's job. Raises `NotFound` and `Gone`."""
-    missing = NotFound(
-        f"There is no job {job[:40]!r}; it was never made, or it is another owner's.", code="job_not_found"
-    )
-    if _JOB.fullmatch(job) is None:
-        raise missing
-    try:
-        record = await store.job(job)
-    except NotFound:
-        raise missing from None
-    except Gone as gone:
-        if gone.owner != owner:
-            raise missing from None
-        raise
-    if record.owner != owner:
-        raise missing
-    return record
+    [found] = await owned_jobs(store, [job], owner)
+    if isinstance(found, RequestError):
+        raise found
+    return found
+
+
+async def owned_jobs(store: Store, jobs: Sequence[str], owner: str) -> list[JobRecord | NotFound | Gone]:
+    """An owner's jobs; in the place of one that can't be had, the error that `owned` raises."""
+    possible = [job for job in jobs if _JOB.fullmatch(job)]
+    found = dict(zip(possible, await store.find_jobs(possible), strict=True)) if possible else {}
+    return [_if_owned(job, found.get(job), owner) for job in jobs]
+
+
+def _if_owned(job: str, found: JobRecord | NotFound | Gone | None, owner: str) -> JobRecord | NotFound | Gone:
+    if isinstance(found, JobRecord | Gone) and found.owner == owner:
+        return found
+    # The same whether it is another owner's or was never made.
+    return NotFound(f"There is no job {job[:40]!r}; it was never made, or it is another owner's.", code="job_not_found")
 
 
 async def wait_for_end(request: web.Request, record: JobRecord, seconds: float) -> JobRecord:

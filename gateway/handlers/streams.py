@@ -14,15 +14,15 @@ from typing import Final, Literal
 
 from aiohttp import web
 
-from gateway.errors import BadRequest
+from gateway.errors import BadRequest, OutlastError, encodable
 from gateway.event_text import encode_transient
 from gateway.handlers.context import (
     HUB,
     METRICS,
     SETTINGS,
     STORE,
-    owned,
     owned_job,
+    owned_jobs,
     principal,
     requested_seconds,
     requested_wait,
@@ -50,6 +50,8 @@ STREAM_HEADERS: Final = {
 _PAGE_EVENTS: Final = 1000
 _PAGE_BYTES: Final = 1 << 20
 _HEARTBEAT: Final = comment("")
+# In a cursor of several jobs: its client has been told that this one can't be followed.
+_TOLD: Final = "x"
 _TYPE: Final = re.compile(TYPE_PATTERN, re.ASCII)
 
 
@@ -85,12 +87,27 @@ class SseListener(StreamListener):
 
 
 class ManyListener(SseListener):
-    """Server-Sent Events of several jobs: the cursor is their numbers in the order of the query, joined by dots."""
+    """Server-Sent Events of several jobs: the cursor is their numbers in the order of the query, joined by dots.
 
-    def __init__(self, pulse: Pulse, transport: asyncio.WriteTransport, *, chunked: bool, open_jobs: int) -> None:
+    In the place of a job that can't be followed stands the number that the client came with, and an `x` once it has
+    been told so.
+    """
+
+    def __init__(self, pulse: Pulse, transport: asyncio.WriteTransport, *, chunked: bool) -> None:
         super().__init__(pulse, transport, transport_name="sse", chunked=chunked)
-        self.order: list[Subscription] = []
-        self._open_jobs = open_jobs
+        self._order: list[Subscription | Cursor | None] = []
+        self._open: set[Place] = set()
+
+    def begin(self, order: list[Subscription | Cursor | None]) -> None:
+        """Take the jobs' places in the order of the query; None for what was told to be missing before."""
+        self._order = order
+        self._open = {place for place in order if isinstance(place, Subscription)}
+
+    def push_missing(self, at: int, job: str, error: OutlastError) -> None:
+        """Say of the job at this place of the query that it can't be followed, and why."""
+        self._order[at] = None
+        text = encode_transient(EventType.MISSING, encodable(job), Pulse.now_ms(), {"problem": error.problem()})
+        self.push(b"id: %b\n%b" % (self._cursor(), encode_event(text)))
 
     def encode(self, place: Place, frame: Frame) -> bytes:
         return b"id: %b\ndata: %b\n\n" % (self._cursor(), frame.text)
@@ -101,11 +118,12 @@ class ManyListener(SseListener):
         return b"id: %b\n" % self._cursor() + (b"data: %b\n\n" % text if text else b"\n")
 
     def _cursor(self) -> bytes:
-        return ".".join(str(place.number) for place in self.order).encode()
+        return ".".join(_TOLD if place is None else str(place.number) for place in self._order).encode()
 
     def finished(self, place: Place) -> None:
-        self._open_jobs -= 1
-        if self._open_jobs == 0:
+        # Said again of a job whose log is read again after a gap.
+        self._open.discard(place)
+        if not self._open:
             self.close(None)
 
 
@@ -277,8 +295,13 @@ async def listen(
     hub.open(listener)
     reason = "gone"
     try:
-        for place in places:
-            await hub.start(place, snapshot=wishes.snapshot)
+        if len(places) == 1:
+            await hub.start(places[0], snapshot=wishes.snapshot)
+        else:
+            # Side by side: a job with a long log, or whose master is away, keeps no other waiting.
+            async with asyncio.TaskGroup() as group:
+                for place in places:
+                    group.create_task(hub.start(place, snapshot=wishes.snapshot))
         code = await listener.closed
         reason = code.value if code else "end"
         return code
@@ -294,16 +317,15 @@ async def many_events(request: web.Request) -> web.StreamResponse:
     jobs = [job for job in request.query.get("jobs", "").split(",") if job]
     if not 1 <= len(jobs) <= MAX_SUBSCRIPTIONS or len(set(jobs)) != len(jobs):
         raise BadRequest(f"?jobs= takes 1 to {MAX_SUBSCRIPTIONS} different job ids separated by commas.")
-    owner = principal(request)
-    records = [await owned(store, job, owner) for job in jobs]
-    text = request.headers.get("Last-Event-ID") or request.query.get("after")
-    cursors = [Cursor.parse(part) for part in text.split(".")] if text else [START] * len(jobs)
-    if len(cursors) != len(jobs):
-        raise BadRequest(f"The cursor has {len(cursors)} numbers for {len(jobs)} jobs.", code="bad_cursor")
-    for record, cursor in zip(records, cursors, strict=True):
-        check_cursor(record, cursor)
-    if all(
-        record.terminal and cursor.number == record.last.number for record, cursor in zip(records, cursors, strict=True)
+    cursors = dict(zip(jobs, _many_cursors(request, len(jobs)), strict=True))
+    asked = {job: cursor for job, cursor in cursors.items() if cursor is not None}
+    found = dict(zip(asked, await owned_jobs(store, list(asked), principal(request)), strict=True))
+    missing = {job: error for job, error in found.items() if isinstance(error, OutlastError)}
+    records = {job: record for job, record in found.items() if isinstance(record, JobRecord)}
+    if missing and not records:
+        raise next(iter(missing.values()))
+    if not missing and all(
+        record.terminal and asked[job].number == record.last.number for job, record in records.items()
     ):
         return web.Response(status=204, headers=STREAM_HEADERS)
 
@@ -315,14 +337,37 @@ async def many_events(request: web.Request) -> web.StreamResponse:
     await response.prepare(request)
     if (transport := request.transport) is None:
         return response
-    listener = ManyListener(hub.pulse, transport, chunked=request.version >= (1, 1), open_jobs=len(jobs))
+    listener = ManyListener(hub.pulse, transport, chunked=request.version >= (1, 1))
     listener.send(comment("ok"))
     listener.send(retry(_jittered_ms(settings.retry_seconds)))
-    places = [
-        hub.place(listener, record, cursor, types=wishes.types) for record, cursor in zip(records, cursors, strict=True)
-    ]
-    listener.order = places
-    return await _serve(request, response, listener, places, wishes, planned_end=True)
+    places = {
+        job: hub.place(listener, record, _checkable(asked[job], record), types=wishes.types)
+        for job, record in records.items()
+    }
+    listener.begin([places.get(job, cursor) for job, cursor in cursors.items()])
+    for at, job in enumerate(jobs):
+        if job in missing:
+            listener.push_missing(at, job, missing[job])
+    return await _serve(request, response, listener, list(places.values()), wishes, planned_end=True)
+
+
+def _many_cursors(request: web.Request, jobs: int) -> list[Cursor | None]:
+    """Where to go on with each job of the query; None for those of which the client knows that they are missing."""
+    text = request.headers.get("Last-Event-ID") or request.query.get("after")
+    if not text:
+        return [START] * jobs
+    parts = text.split(".")
+    if len(parts) != jobs:
+        raise BadRequest(f"The cursor has {len(parts)} numbers for {jobs} jobs.", code="bad_cursor")
+    return [None if part == _TOLD else Cursor.parse(part) for part in parts]
+
+
+def _checkable(cursor: Cursor, record: JobRecord) -> Cursor:
+    """A cursor of which a number that the job has no more is answered with a `reset`: Redis lost its newest events.
+
+    A client of several jobs is given bare numbers, and must not lose all of them for one.
+    """
+    return cursor if cursor.number <= record.last.number else Cursor(cursor.number, cursor.time_ms or 0)
 
 
 def check_cursor(record: JobRecord, after: Cursor) -> None:
@@ -429,10 +474,14 @@ routes: Final = [
         "/v1/events",
         many_events,
         "Follow several jobs on one connection",
-        "Server-Sent Events of up to 100 jobs; the cursor is their numbers in the query's order, joined by dots.",
+        "Server-Sent Events of up to 100 jobs; the cursor is their numbers in the query's order, joined by dots. Where"
+        " some can't be followed, `missing` says so, once, and the others go on.",
         responses={
             200: Answer("The events, as they come.", content_types=("text/event-stream",)),
-            204: Answer("All jobs have ended and you have all their events: don't come back.", content_types=NO_BODY),
+            204: Answer(
+                "All jobs that there are have ended and you have all their events: don't come back.",
+                content_types=NO_BODY,
+            ),
         },
         parameters=(Parameter("jobs", "Job ids, separated by commas."), *CURSOR_PARAMETERS, *STREAM_PARAMETERS[1:2]),
         held=True,

@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn
 
 from pydantic_core import from_json, to_json
 
-from gateway.errors import Gone, KeyReused, NotFound, OutlastError, TooMany, Unavailable
+from gateway.errors import Gone, KeyReused, NotFound, OutlastError, RequestError, TooMany, Unavailable
 from gateway.event_text import encode_event_tail
 from gateway.protocol import DAY_SECONDS, PRIORITY_STEPS, Cursor, EventType, State
 from gateway.requests import JobOptions
@@ -272,7 +272,17 @@ class Jobs(Connection):
 
     async def job(self, job: str) -> JobRecord:
         """A job's record. Raises `NotFound`, and `Gone` for a job whose retention time is over."""
-        return (await self.read_jobs([job]))[0] or await self._missing(job)
+        [found] = await self.find_jobs([job])
+        if isinstance(found, RequestError):
+            raise found
+        return found
+
+    async def find_jobs(self, jobs: list[str]) -> list[JobRecord | NotFound | Gone]:
+        """Several records at once; in the place of one that is not there, the error that `job` raises."""
+        records = await self.read_jobs(jobs)
+        lost = [job for job, record in zip(jobs, records, strict=True) if record is None]
+        reasons = iter(await self._why_missing(lost)) if lost else iter(())
+        return [next(reasons) if record is None else record for record in records]
 
     async def read_jobs(self, jobs: list[str]) -> list[JobRecord | None]:
         """Several records at once; None for those that are not there."""
@@ -291,13 +301,15 @@ class Jobs(Connection):
         return text
 
     async def _missing(self, job: str) -> NoReturn:
-        async with translated():
-            owner = await self._client.hget(self._keys.job(job)[5], "owner")
-        if owner is None:
-            raise NotFound(f"There is no job {job}.", code="job_not_found")
-        gone = Gone(f"Job {job} has ended, and its data was removed after its retention time.")
-        gone.owner = owner.decode()
-        raise gone
+        [reason] = await self._why_missing([job])
+        raise reason
+
+    async def _why_missing(self, jobs: list[str]) -> list[NotFound | Gone]:
+        async with translated(), self._client.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                pipe.hget(self._keys.job(job)[5], "owner")
+            owners: list[bytes | None] = await pipe.execute()
+        return [_absence(job, owner) for job, owner in zip(jobs, owners, strict=True)]
 
     async def jobs(
         self,
@@ -382,6 +394,14 @@ class Jobs(Connection):
                 pipe.zcount(keys[2], 0, "+inf")
             counts = await pipe.execute()
         return {kind: (counts[2 * i], counts[2 * i + 1]) for i, kind in enumerate(kinds)}
+
+
+def _absence(job: str, owner: bytes | None) -> NotFound | Gone:
+    if owner is None:
+        return NotFound(f"There is no job {job}.", code="job_not_found")
+    gone = Gone(f"Job {job} has ended, and its data was removed after its retention time.")
+    gone.owner = owner.decode()
+    return gone
 
 
 def _key_reused() -> KeyReused:

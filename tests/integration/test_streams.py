@@ -12,6 +12,7 @@ import pytest
 from pydantic_core import from_json
 
 from gateway.documents import KindDocument
+from gateway.handlers.context import HUB
 from gateway.protocol import Cursor
 from gateway.sse import Decoder, Message
 from gateway.store import JobRecord, Store
@@ -326,12 +327,80 @@ async def test_several_jobs_share_one_connection_and_one_cursor(gateway: Gateway
     assert (await gateway.get(path, headers={"Last-Event-ID": whole[-1].id})).status == 204
 
 
+async def test_jobs_that_are_not_there_leave_the_others_theirs(gateway: Gateway, store: Store) -> None:
+    """One that has expired, an id that never was, another owner's job: a word about each, once, and then the rest."""
+    expired, there, other = await job(store), await job(store), await submit(store, KIND, owner="somebody")
+    await store.cancel(expired.id, "local", "")
+    assert (await gateway.ask("DELETE", f"/v1/jobs/{expired.id}")).status == 204
+    await store.cancel(there.id, "local", "")
+    never = "a" * 26
+    path = f"/v1/events?types=log&jobs={expired.id},{never},{there.id},{other.id},%FF"
+
+    whole, _ = await messages(gateway, path)
+    events = [from_json(message.data) for message in whole]
+    problems = {one["job"]: one["data"]["problem"] for one in events if one["type"] == "missing"}
+
+    assert [message.id for message in whole] == ["x.0.0.0.0", "x.x.0.0.0", "x.x.0.x.0", "x.x.0.x.x", "x.x.2.x.x"]
+    assert list(problems)[:3] == [expired.id, never, other.id]
+    codes = [(problem["status"], problem["code"]) for problem in problems.values()]
+    assert codes == [(410, "expired"), *[(404, "job_not_found")] * 3]
+    assert problems[other.id]["detail"].replace(other.id, never) == problems[never]["detail"]
+    assert (events[-1]["job"], events[-1]["terminal"]) == (there.id, True)
+
+    for place, message in enumerate(whole[:-1], 1):
+        rest, _ = await messages(gateway, path, **{"Last-Event-ID": message.id})
+        assert [one.id for one in rest] == [one.id for one in whole[place:]]
+    for done in (whole[-1].id, "x.x.x.x.x"):
+        assert (await gateway.get(path, headers={"Last-Event-ID": done})).status == 204
+    alone = await gateway.get(f"/v1/events?jobs={expired.id},{never}")
+    assert (alone.status, alone.json()["code"]) == (410, "expired")
+
+
+async def test_one_job_whose_newest_events_redis_lost_leaves_the_others_theirs(gateway: Gateway, store: Store) -> None:
+    """A number that the job has no more is announced, as on a stream of its own, and is no error of all."""
+    lost, other = await job(store), await job(store)
+    for one in (lost, other):
+        await store.cancel(one.id, "local", "")
+
+    rest, _ = await messages(gateway, f"/v1/events?jobs={lost.id},{other.id}&after=7.1")
+
+    of = {
+        one.id: [from_json(row.data)["type"] for row in rest if from_json(row.data)["job"] == one.id]
+        for one in (lost, other)
+    }
+    assert of == {lost.id: ["reset", "snapshot", "queued", "cancelled"], other.id: ["cancelled"]}
+
+
+async def test_an_end_that_is_read_again_is_not_the_end_of_another_job(gateway: Gateway, store: Store) -> None:
+    """A gap in the feed makes every log be read again, also that of a job whose end was sent."""
+    ended, open_ = await job(store), await job(store)
+    await store.cancel(ended.id, "local", "")
+    hub = gateway.app[HUB]
+    decoder = Decoder()
+    told: list[tuple[str, str]] = []
+    async with gateway.session.get(f"{gateway.url}/v1/events?jobs={ended.id},{open_.id}") as response:
+
+        async def hear(type_: str, record: JobRecord) -> None:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while (type_, record.id) not in told:
+                    piece = await response.content.readany()
+                    assert piece, "the stream has ended"
+                    told.extend(
+                        (one["type"], one["job"]) for one in map(from_json, (m.data for m in decoder.feed(piece)))
+                    )
+
+        await hear("cancelled", ended)
+        await hear("queued", open_)
+        hub._watches[ended.id].on_gap()
+        await wait_until(lambda: not hub._tasks)
+        await store.cancel(open_.id, "local", "")
+        await hear("cancelled", open_)
+
+
 @pytest.mark.alone
 async def test_a_client_that_goes_frees_its_subscription_within_a_second(gateway: Gateway, store: Store) -> None:
     """aiohttp lets a handler run on after its client has gone, unless it is told otherwise."""
     record = await job(store)
-    from gateway.handlers.context import HUB
-
     hub = gateway.app[HUB]
     _, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port)
     writer.write(f"GET /v1/jobs/{record.id}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
