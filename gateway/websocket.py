@@ -221,9 +221,8 @@ class Session:
     async def _submit(self, frame: SubmitFrame, group: asyncio.TaskGroup) -> None:
         body = JobRequest.model_validate(frame.model_dump(include=set(JobRequest.model_fields), exclude_unset=True))
         kind = await known_kind(self._store, frame.kind)
-        job = await self._store.job_id(self._owner, checked_key(frame.idempotency_key))
-        async with Received(self._app, kind, job, body) as received:
-            submitted = await received.submit(self._owner, frame.idempotency_key)
+        async with Received(self._app, kind, self._owner, checked_key(frame.idempotency_key), body) as received:
+            submitted = await received.submit()
         document = self._document(submitted.record)
         self._answer("submitted", frame.ref, replayed=submitted.replayed, **document)
         if frame.subscribe and submitted.record.id not in self._jobs:

@@ -15,7 +15,7 @@ from gateway.config import Settings
 from gateway.documents import FileInfo, JobDocument, JobUrls, Liveness, Problem
 from gateway.errors import JobBroke, JobFailed, OutlastError
 from gateway.protocol import State, format_time
-from gateway.store import JobRecord
+from gateway.store import JobRecord, Submitted
 
 # Endings that are nobody's input's fault: the same job would have ended the same with any. A processor's own problem
 # says the same by its `status`.
@@ -66,6 +66,13 @@ def job_document(record: JobRecord, settings: Settings) -> JobDocument:
         urls=job_urls(record, settings),
         **extra,
     )
+
+
+def job_headers(submitted: Submitted) -> dict[str, str]:
+    """Which job the answer is about, and whether an earlier request had made it already."""
+    job = submitted.record.id
+    replayed = {"Idempotency-Replayed": "true"} if submitted.replayed else {}
+    return {"Location": f"/v1/jobs/{job}", "X-Job-Id": job} | replayed
 
 
 def job_urls(record: JobRecord, settings: Settings) -> JobUrls:

@@ -17,10 +17,11 @@ from multidict import CIMultiDict
 
 from gateway.errors import Gone, NotFound, OutlastError, Unavailable
 from gateway.handlers.context import HUB, SETTINGS, STORE, owned
+from gateway.handlers.documents import job_headers
 from gateway.handlers.streams import STREAM_HEADERS, StreamListener
 from gateway.hub import Frame, Place, Pulse, Subscription
 from gateway.protocol import CloseCode, Cursor
-from gateway.store import JobRecord
+from gateway.store import JobRecord, Submitted
 
 # [spec] "Insignificant whitespace is allowed before or after any of the six structural characters." (RFC 8259, 2)
 _WHITE_SPACE: Final = b" "
@@ -93,15 +94,13 @@ class Held:
     Without a content type nothing can be sent before the answer is known.
     """
 
-    def __init__(
-        self, request: web.Request, record: JobRecord, headers: Mapping[str, str], content_type: str | None
-    ) -> None:
+    def __init__(self, request: web.Request, submitted: Submitted, content_type: str | None) -> None:
         if request.transport is None:
             raise ConnectionResetError("the client has gone")
         settings, self._hub = request.app[SETTINGS], request.app[HUB]
         self._request = request
-        self._record = record
-        self._headers = {**STREAM_HEADERS, "X-Job-Id": record.id, "Location": f"/v1/jobs/{record.id}", **headers}
+        self._record = submitted.record
+        self._headers = STREAM_HEADERS | job_headers(submitted)
         self._content_type = content_type
         self._response: web.StreamResponse | None = None
         self._listener = HeldListener(
@@ -172,11 +171,14 @@ class Held:
     async def answer(
         self,
         status: int,
-        body: AsyncIterable[bytes],
+        body: bytes | AsyncIterable[bytes],
         size: int | None = None,
         headers: Iterable[tuple[str, str]] = (),
     ) -> web.StreamResponse:
-        """Send the body. Its status, size and headers are told only if the head has not been sent yet."""
+        """Send the body. Its status, size and headers are told only if the head has not been sent yet.
+
+        The size of bytes is known; that of a stream is None where it isn't.
+        """
         # Before the first byte of it: white space in the midst of a body would be a part of it.
         self._hub.close(self._listener, "end")
         response = self._response
@@ -184,8 +186,11 @@ class Held:
             response = web.StreamResponse(status=status, headers=merged(self._headers, headers))
             if "Content-Type" not in response.headers and self._content_type:
                 response.headers["Content-Type"] = self._content_type
-            response.content_length = size
+            response.content_length = len(body) if isinstance(body, bytes) else size
             await response.prepare(self._request)
+        if isinstance(body, bytes):
+            await response.write_eof(b"" if self._request.method == "HEAD" else body)
+            return response
         if self._request.method != "HEAD":
             async for piece in body:
                 await response.write(piece)

@@ -10,7 +10,7 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from gateway.documents import JobDocument
-from gateway.errors import BadRequest, Conflict, Gone, NotFound
+from gateway.errors import BadRequest, Conflict, Gone, NotFound, TooLarge
 from gateway.handlers.context import (
     BLOBS,
     SETTINGS,
@@ -26,7 +26,7 @@ from gateway.handlers.context import (
     requested_wait,
     wait_for_end,
 )
-from gateway.handlers.documents import answer_with, job_document
+from gateway.handlers.documents import answer_with, job_document, job_headers
 from gateway.handlers.routes import EVENT_STREAM, NO_BODY, SECONDS, Answer, Parameter, Route
 from gateway.handlers.streams import (
     Format,
@@ -36,7 +36,7 @@ from gateway.handlers.streams import (
     requested_wishes,
     stream,
 )
-from gateway.handlers.submission import checked_key
+from gateway.handlers.submission import requested_key
 from gateway.handlers.uploads import Received, small_json
 from gateway.handlers.validation import validated
 from gateway.protocol import START, State
@@ -86,22 +86,20 @@ async def accept(request: web.Request) -> Submitted:
 
     Raises what is wrong with the request before anything is kept; cancelling it leaves open whether there is a job.
     """
-    store, owner = request.app[STORE], principal(request)
-    key = checked_key(request.headers.get("Idempotency-Key"))
-    kind = await known_kind(store, request.match_info["kind"])
-    job = await store.job_id(owner, key)
-    async with Received(request.app, kind, job) as received:
+    key = requested_key(request)
+    kind = await known_kind(request.app[STORE], request.match_info["kind"])
+    async with Received(request.app, kind, principal(request), key) as received:
         await received.read(request)
-        return await received.submit(owner, key)
+        return await received.submit()
 
 
-async def repeated_job(request: web.Request) -> JobRecord:
+async def repeated_job(request: web.Request) -> Submitted:
     """The job of a POST with Last-Event-ID: a client repeats one that broke off, which never submits a second job.
 
     Raises `Conflict` without an Idempotency-Key, `NotFound` and `Gone`.
     """
     store, owner = request.app[STORE], principal(request)
-    key = checked_key(request.headers.get("Idempotency-Key"))
+    key = requested_key(request)
     if key is None:
         raise Conflict(
             "This POST carries Last-Event-ID, so it repeats a stream that broke off, but no Idempotency-Key says which"
@@ -109,14 +107,14 @@ async def repeated_job(request: web.Request) -> JobRecord:
             code="resubmitted_stream",
             events="/v1/jobs/{id}/events",
         )
-    return await owned(store, await store.job_id(owner, key), owner)
+    return Submitted(await owned(store, await store.job_id(owner, key), owner), replayed=True)
 
 
-async def _resume_instead(request: web.Request, record: JobRecord) -> web.StreamResponse:
+async def _resume_instead(request: web.Request, repeated: Submitted) -> web.StreamResponse:
     """Go on with the stream, or answer with the job as it is."""
     after, wishes = requested_cursor(request), requested_wishes(request)
     format_ = accepted_format(request, "json")
-    headers = {"Location": f"/v1/jobs/{record.id}", "Idempotency-Replayed": "true"}
+    record, headers = repeated.record, job_headers(repeated)
     if format_ == "json":
         return _document(request, record, headers=headers)
     with request.app[STREAMS].place(record.owner):
@@ -126,10 +124,7 @@ async def _resume_instead(request: web.Request, record: JobRecord) -> web.Stream
 async def _answer_submit(
     request: web.Request, submitted: Submitted, format_: Format, wishes: Wishes, wait: float | None
 ) -> web.StreamResponse:
-    record = submitted.record
-    headers = {"Location": f"/v1/jobs/{record.id}"}
-    if submitted.replayed:
-        headers["Idempotency-Replayed"] = "true"
+    record, headers = submitted.record, job_headers(submitted)
     if format_ != "json":
         return await stream(request, record, START, format_, wishes, planned_end=False, headers=headers)
     if wait is None:
@@ -199,7 +194,7 @@ async def cancel_job(request: web.Request) -> web.Response:
     """`POST /v1/jobs/{job}/cancel`."""
     wait = preferred_wait(request)
     record = await owned_job(request)
-    asked = validated(CancelRequest, await small_json(request, _MAX_REASON_BODY, _LONG_REASON))
+    asked = validated(CancelRequest, await small_json(request, _MAX_REASON_BODY, TooLarge(_LONG_REASON)))
     record = await request.app[STORE].cancel(record.id, principal(request), asked.reason)
     headers = {}
     if wait is not None:
@@ -210,40 +205,35 @@ async def cancel_job(request: web.Request) -> web.Response:
 
 async def retry_job(request: web.Request) -> web.Response:
     """`POST /v1/jobs/{job}/retry`: a new job with the same input, options and files."""
-    app, owner = request.app, principal(request)
-    key = checked_key(request.headers.get("Idempotency-Key"))
+    app, key = request.app, requested_key(request)
     old = await owned_job(request)
-    if not old.terminal:
-        raise Conflict(
-            "The job has not ended; wait for its end, or cancel it first.", code="still_open", retry_after_seconds=2
-        )
+    _check_ended(old)
     kind = await known_kind(app[STORE], old.kind)
-    job = await app[STORE].job_id(owner, key)
-    async with Received(app, kind, job) as received:
+    async with Received(app, kind, principal(request), key) as received:
         try:
             await received.copy(old)
         except NotFound:
             raise Gone("The job's files have expired; submit them again.") from None
-        submitted = await received.submit(owner, key, retry_of=old.id)
+        submitted = await received.submit(retry_of=old.id)
     await app[STORE].redone(old, submitted.record.id)
-    headers = {"Location": f"/v1/jobs/{submitted.record.id}"}
-    if submitted.replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return _document(request, submitted.record, status=202, headers=headers)
+    return _document(request, submitted.record, status=202, headers=job_headers(submitted))
 
 
 async def delete_job(request: web.Request) -> web.Response:
     """`DELETE /v1/jobs/{job}`."""
     record = await owned_job(request)
-    if not record.terminal:
-        raise Conflict(
-            "The job has not ended; cancel it, wait for its end, then delete it.",
-            code="still_open",
-            retry_after_seconds=2,
-        )
+    _check_ended(record)
     for erased in await request.app[STORE].delete(record):
         await request.app[BLOBS].delete_prefix(f"jobs/{erased}")
     return web.Response(status=204)
+
+
+def _check_ended(record: JobRecord) -> None:
+    """Raises `Conflict` for an open job."""
+    if not record.terminal:
+        raise Conflict(
+            "The job has not ended; wait for its end, or cancel it first.", code="still_open", retry_after_seconds=2
+        )
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
@@ -270,7 +260,17 @@ KEY_HEADER: Final = Parameter(
 _PREFER: Final = Parameter(
     "Prefer", "`wait=N`: answer when the job has ended, after N seconds (at most 50) in any case.", place="header"
 )
-REPLAYED: Final = {"Idempotency-Replayed": "`true` if an earlier request with this key made the job."}
+JOB_HEADERS: Final = {
+    "Location": "The job.",
+    "X-Job-Id": "Its id.",
+    "Idempotency-Replayed": "`true` if an earlier request with this key made the job.",
+}
+# What a submit's query may hold, beside a raw file body.
+SUBMIT_QUERY: Final = (
+    Parameter("input", "The input as JSON, beside a raw file body."),
+    Parameter("options", "The options as JSON, beside a raw file body."),
+    Parameter("filename", "The name of a raw file body."),
+)
 _PAGE: Final = (
     Parameter("cursor", "The `cursor` of the page before."),
     Parameter("limit", "About so many jobs.", {"type": "integer", "minimum": 1, "maximum": _MAX_LISTED, "default": 50}),
@@ -292,7 +292,7 @@ routes: Final = (
             202: Answer(
                 "The job is accepted: it will end, whatever happens.",
                 JobDocument,
-                headers={"Location": "The job.", **REPLAYED},
+                headers=JOB_HEADERS,
             ),
             200: Answer(
                 "The job ended while it was waited for, or the answer is its stream.",
@@ -303,9 +303,7 @@ routes: Final = (
         parameters=(
             KEY_HEADER,
             _PREFER,
-            Parameter("input", "The input as JSON, beside a raw file body."),
-            Parameter("options", "The options as JSON, beside a raw file body."),
-            Parameter("filename", "The name of a raw file body."),
+            *SUBMIT_QUERY,
         ),
     ),
     Route(
@@ -365,7 +363,7 @@ routes: Final = (
             202: Answer(
                 "The new job; its `retry_of` is the old one.",
                 JobDocument,
-                headers={"Location": "The new job.", **REPLAYED},
+                headers=JOB_HEADERS,
             )
         },
         parameters=(KEY_HEADER,),

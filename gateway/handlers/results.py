@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from aiohttp import web
 from pydantic import BaseModel
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
-from gateway.blobs import Blobs
 from gateway.errors import Conflict, Gone, JobFailed, NotAcceptable, NotFound, RangeNotSatisfiable
 from gateway.event_text import decode_event, number_of
 from gateway.handlers.context import BLOBS, STORE, owned_job
+from gateway.handlers.documents import failure
 from gateway.handlers.routes import Answer, Parameter, Route
 from gateway.protocol import Cursor, Event, State
 from gateway.store import JobRecord
@@ -51,6 +51,16 @@ class Content:
     filename: str
     data: bytes | None = None
     blob: str | None = None
+
+
+async def result_of(app: web.Application, record: JobRecord) -> Any:
+    """An ended job's result, wherever it is. Raises why it has none."""
+    error = failure(record)
+    if error is not None:
+        raise error
+    if record.result_blob is not None:
+        return from_json(await app[BLOBS].get(record.result_blob))
+    return record.end_data().get("result")
 
 
 async def read_result(request: web.Request) -> web.StreamResponse:
@@ -198,15 +208,10 @@ async def serve(request: web.Request, content: Content) -> web.StreamResponse:
     response.content_length = end - start
     await response.prepare(request)
     if request.method != "HEAD":
-        async for chunk in _pieces(blobs, content.blob or "", start, end):
+        async for chunk in blobs.stream(content.blob or "", start, end):
             await response.write(chunk)
     await response.write_eof()
     return response
-
-
-async def _pieces(blobs: Blobs, key: str, start: int, end: int) -> AsyncIterator[bytes]:
-    async for chunk in blobs.stream(key, start, end):
-        yield chunk
 
 
 def requested_range(header: str | None, size: int) -> tuple[int, int] | None:

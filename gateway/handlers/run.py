@@ -15,8 +15,8 @@ from gateway.errors import OutlastError
 from gateway.handlers.context import BLOBS, SETTINGS
 from gateway.handlers.documents import failure, job_document
 from gateway.handlers.held import HELD_ERRORS, Held
-from gateway.handlers.jobs import KEY_HEADER, REPLAYED, accept, repeated_job
-from gateway.handlers.routes import Answer, Parameter, Route
+from gateway.handlers.jobs import JOB_HEADERS, KEY_HEADER, SUBMIT_QUERY, accept, repeated_job
+from gateway.handlers.routes import Answer, Route
 from gateway.requests import JobRequest
 from gateway.store import JobRecord
 
@@ -29,15 +29,9 @@ class RunDocument(JobDocument):
 
 async def run(request: web.Request) -> web.StreamResponse:
     """`POST /v1/kinds/{kind}/run`."""
-    headers = {}
-    if "Last-Event-ID" in request.headers:
-        record, replayed = await repeated_job(request), True
-    else:
-        record, replayed = await accept(request)
-    if replayed:
-        headers["Idempotency-Replayed"] = "true"
-    async with Held(request, record, headers, "application/json") as held:
-        error: OutlastError | None = None
+    submitted = await (repeated_job if "Last-Event-ID" in request.headers else accept)(request)
+    async with Held(request, submitted, "application/json") as held:
+        record, error = submitted.record, None
         try:
             record = await held.end()
             error = failure(record)
@@ -94,18 +88,13 @@ routes: Final = (
             200: Answer(
                 "The job has ended; `error` says so if it did not succeed.",
                 RunDocument,
-                headers={"Location": "The job.", "X-Job-Id": "Its id.", **REPLAYED},
+                headers=JOB_HEADERS,
             ),
             422: Answer("The job ended early: it was refused or cancelled.", RunDocument),
             500: Answer("The job ended early: it failed.", RunDocument),
             503: Answer("This gateway stops; the job goes on.", RunDocument),
         },
-        parameters=(
-            KEY_HEADER,
-            Parameter("input", "The input as JSON, beside a raw file body."),
-            Parameter("options", "The options as JSON, beside a raw file body."),
-            Parameter("filename", "The name of a raw file body."),
-        ),
+        parameters=(KEY_HEADER, *SUBMIT_QUERY),
         held=True,
     ),
 )

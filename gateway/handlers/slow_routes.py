@@ -29,10 +29,10 @@ from gateway.handlers.context import (
     requested_wait,
     wait_for_end,
 )
-from gateway.handlers.documents import failure, job_document
+from gateway.handlers.documents import answer_with, job_document, job_headers
 from gateway.handlers.held import Held, merged
 from gateway.handlers.problems import DATA_POLICY
-from gateway.handlers.results import output_content
+from gateway.handlers.results import output_content, result_of
 from gateway.handlers.routes import SECONDS, Answer, Parameter, Route
 from gateway.handlers.streams import (
     Format,
@@ -41,7 +41,7 @@ from gateway.handlers.streams import (
     requested_cursor,
     stream,
 )
-from gateway.handlers.submission import HTTP, checked_key
+from gateway.handlers.submission import HTTP, requested_key
 from gateway.handlers.uploads import Received
 from gateway.protocol import START
 from gateway.requests import JobRequest
@@ -114,12 +114,7 @@ class Response:
 
 async def response_of(request: web.Request, record: JobRecord) -> Response:
     """What the upstream answered to an ended job. Raises why there is no answer."""
-    error = failure(record)
-    if error is not None:
-        raise error
-    result = record.end_data().get("result")
-    if record.result_blob is not None:
-        result = from_json(await request.app[BLOBS].get(record.result_blob))
+    result = await result_of(request.app, record)
     if record.kind != HTTP or not isinstance(result, dict):
         raise NotFound(
             f"A job of the kind {record.kind} has no upstream's answer; GET {request.path[:80]} is for http."
@@ -144,7 +139,7 @@ def route_handler(route: SlowRoute, *, asks_for_key: bool) -> Handler:
             request[PRINCIPAL] = Principal(ANYBODY)
         owner = principal(request)
         with request.app[STREAMS].place(owner):
-            key = checked_key(request.headers.get("Idempotency-Key"))
+            key = requested_key(request)
             if route.mode == "sse" and "Last-Event-ID" in request.headers:
                 return await _resume(request, owner, key)
             # A gateway's own key is nothing for the upstream to see.
@@ -163,7 +158,7 @@ def route_handler(route: SlowRoute, *, asks_for_key: bool) -> Handler:
 async def _submit(
     request: web.Request, route: SlowRoute, allowed: Upstreams, key: str | None, *, passes_key_on: bool
 ) -> Submitted:
-    app, owner = request.app, principal(request)
+    app = request.app
     url = route.url(request.rel_url.raw_path_qs)
     try:
         allowed.check(url)
@@ -184,14 +179,14 @@ async def _submit(
         "retries": route.retries,
         "idempotent": route.idempotent,
     }
-    async with Received(app, kind, await app[STORE].job_id(owner, key)) as received:
+    async with Received(app, kind, principal(request), key) as received:
         input_["body"] = await received.read_whole(request, _INLINE_BYTES)
         received.request = JobRequest(
             input=input_, run_timeout_seconds=route.timeout, on_disconnect=route.on_disconnect
         )
         headers = input_["headers"]
         said = {name: value for name, value in headers.items() if name.lower() in _MEANING}
-        return await received.submit(owner, key, meaning=[request.method, url, said, input_["body"]])
+        return await received.submit(meaning=[request.method, url, said, input_["body"]])
 
 
 def _passed_on(request: web.Request, passes_key_on: bool) -> dict[str, str]:
@@ -218,10 +213,9 @@ def _passed_on(request: web.Request, passes_key_on: bool) -> dict[str, str]:
 
 async def _hold(request: web.Request, route: SlowRoute, submitted: Submitted) -> web.StreamResponse:
     record = submitted.record
-    marks = {"Idempotency-Replayed": "true"} if submitted.replayed else {}
     # The answer to HEAD has no body, so white space after its head would be read as the next answer's begin.
     may_speak = route.json_ and request.method != "HEAD"
-    async with Held(request, record, marks, "application/json" if may_speak else None) as held:
+    async with Held(request, submitted, "application/json" if may_speak else None) as held:
         try:
             record = await held.end()
             if not record.terminal:
@@ -231,16 +225,12 @@ async def _hold(request: web.Request, route: SlowRoute, submitted: Submitted) ->
         except FOR_CLIENTS as error:
             if not held.begun:
                 raise
-            return await held.answer(error.status, _once(to_json({"error": error.problem()} | _address(record))))
+            return await held.answer(error.status, to_json({"error": error.problem()} | _address(record)))
         if held.begun and not (200 <= response.status < 300 and response.is_json):
-            return await held.answer(200, _once(_wrapped(record, response)))
+            return await held.answer(200, _wrapped(record, response))
         size = None if request.method == "HEAD" or response.status in _NO_BODY else response.size
         status, headers = response.head
         return await held.answer(status, response.pieces(request), size, headers)
-
-
-async def _once(data: bytes) -> AsyncIterator[bytes]:
-    yield data
 
 
 def _address(record: JobRecord) -> dict[str, str]:
@@ -262,28 +252,19 @@ def _wrapped(record: JobRecord, response: Response) -> bytes:
 
 
 async def _answer_later(request: web.Request, submitted: Submitted) -> web.StreamResponse:
-    record = submitted.record
-    said = {"X-Job-Id": record.id} | ({"Idempotency-Replayed": "true"} if submitted.replayed else {})
+    record, headers = submitted.record, job_headers(submitted)
     if record.terminal:
-        return await _answer(request, await response_of(request, record), said, ours=False)
-    headers = {"Location": f"/v1/jobs/{record.id}/response", "Retry-After": "2"} | said
-    document = job_document(record, request.app[SETTINGS])
-    return web.Response(
-        status=202,
-        body=document.model_dump_json().encode(),
-        content_type="application/json",
-        headers=headers | {"Cache-Control": "no-store"},
-    )
+        return await _answer(request, await response_of(request, record), headers, ours=False)
+    answer = answer_with(job_document(record, request.app[SETTINGS]), status=202)
+    answer.headers.update(headers | {"Location": f"/v1/jobs/{record.id}/response", "Retry-After": "2"})
+    return answer
 
 
 async def _stream(request: web.Request, submitted: Submitted) -> web.StreamResponse:
-    record = submitted.record
-    headers = {"Location": f"/v1/jobs/{record.id}", "X-Job-Id": record.id}
-    if submitted.replayed:
-        headers["Idempotency-Replayed"] = "true"
     format_: Format = "ndjson" if accepted_format(request, "sse") == "ndjson" else "sse"
+    headers = job_headers(submitted)
     # The query is the upstream's own, also where it has our names.
-    return await stream(request, record, START, format_, Wishes(), planned_end=False, headers=headers)
+    return await stream(request, submitted.record, START, format_, Wishes(), planned_end=False, headers=headers)
 
 
 async def _resume(request: web.Request, owner: str, key: str | None) -> web.StreamResponse:
@@ -298,7 +279,7 @@ async def _resume(request: web.Request, owner: str, key: str | None) -> web.Stre
         # A route without keys of ours leaves it to the upstream to know who asks, and that one is not asked again here.
         raise NotFound("There is no such job of yours; send the request without Last-Event-ID.", code="job_not_found")
     after = requested_cursor(request)
-    headers = {"Location": f"/v1/jobs/{record.id}", "Idempotency-Replayed": "true"}
+    headers = job_headers(Submitted(record, replayed=True))
     return await stream(request, record, after, "sse", Wishes(), planned_end=False, headers=headers)
 
 

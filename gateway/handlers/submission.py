@@ -16,7 +16,7 @@ from pydantic_core import to_json
 from gateway.documents import KindDocument
 from gateway.errors import BadRequest, InvalidInput, TooLarge, UnsupportedType
 from gateway.handlers.context import METRICS, SETTINGS, STORE, known_kind
-from gateway.handlers.validation import Validators
+from gateway.handlers.validation import Validators, refused_url, wrong_field
 from gateway.requests import JobOptions, JobRequest
 from gateway.slow_routes import SlowRoute, find_route
 from gateway.store import NewJob, StoredFile, Submitted
@@ -99,8 +99,7 @@ def _routed(routes: tuple[SlowRoute, ...], body: JobRequest) -> JobRequest | Non
         url = route.url(path)
         Upstreams([route.listed]).check(url)
     except Refused as refused:
-        error = {"field": "input.url", "message": refused.detail, "code": refused.code}
-        raise InvalidInput(f"input.url: {refused.detail}", errors=[error], code=refused.code) from None
+        raise refused_url("input.url", refused) from None
     own = {"retries": route.retries, "idempotent": route.idempotent}
     patience = {"run_timeout_seconds": route.timeout, "on_disconnect": route.on_disconnect}
     wished = {name: getattr(body, name) for name in body.model_fields_set}
@@ -122,6 +121,11 @@ def fingerprint(
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def requested_key(request: web.Request) -> str | None:
+    """A request's Idempotency-Key. Raises `BadRequest` as `checked_key`."""
+    return checked_key(request.headers.get("Idempotency-Key"))
+
+
 def checked_key(key: str | None) -> str | None:
     """An Idempotency-Key. Raises `BadRequest` for one that could not stand in a header."""
     if key is not None and _KEY.fullmatch(key) is None:
@@ -136,8 +140,10 @@ def check_start(options: JobOptions, deadline_seconds: float) -> None:
     """Raises `InvalidInput` for a job that would be open for too long before it may begin."""
     if options.start_at is None or options.start_at.timestamp() - time.time() < deadline_seconds:
         return
-    message = f"no job is open for longer than {deadline_seconds:g} s (OUTLAST_JOB_DEADLINE_SECONDS): submit it later"
-    raise InvalidInput(f"start_at: {message}.", errors=[{"field": "start_at", "message": message}])
+    raise wrong_field(
+        "start_at",
+        f"no job is open for longer than {deadline_seconds:g} s (OUTLAST_JOB_DEADLINE_SECONDS): submit it later",
+    )
 
 
 def check_size(input_: Any, most: int) -> None:

@@ -18,16 +18,16 @@ from typing import Final
 from aiohttp import web
 from pydantic import BaseModel, Field
 
-from gateway.blobs import Blobs, Writer
+from gateway.blobs import Writer
 from gateway.errors import BadRequest, OutlastError, PreconditionFailed, RequestError, TooLarge, UnsupportedType
 from gateway.handlers.context import BLOBS, METRICS, SETTINGS, STORE, known_kind, principal
+from gateway.handlers.documents import answer_with
 from gateway.handlers.filenames import UNKNOWN, clean_name, media_type
 from gateway.handlers.joining import new_blob, owned_upload
 from gateway.handlers.routes import NO_BODY, Answer, Parameter, Route
 from gateway.handlers.submission import check_file_allowed
 from gateway.handlers.uploads import body_chunks
-from gateway.metrics import Metrics
-from gateway.store import Store, Upload, wrong_offset
+from gateway.store import Upload, wrong_offset
 
 _VERSION: Final = "1.0.0"
 _EXTENSIONS: Final = "creation,creation-with-upload,creation-defer-length,expiration,termination"
@@ -176,9 +176,9 @@ class _Receiver:
     """One body on its way into an upload. Each part is a blob that the store's record takes in when it is whole."""
 
     def __init__(self, app: web.Application, upload: Upload, length: int | None) -> None:
-        self._store: Store = app[STORE]
-        self._blobs: Blobs = app[BLOBS]
-        self._metrics: Metrics = app[METRICS]
+        self._store = app[STORE]
+        self._blobs = app[BLOBS]
+        self._metrics = app[METRICS]
         self._id = upload.id
         self._offset = upload.offset
         self._said = length
@@ -298,12 +298,9 @@ def _answer(upload: Upload, *, status: int, headers: dict[str, str]) -> web.Resp
         expires_at=f"{expires:%Y-%m-%dT%H:%M:%S}Z",
         url=f"{_PATH}/{upload.id}",
     )
-    return web.Response(
-        status=status,
-        body=document.model_dump_json().encode(),
-        content_type="application/json",
-        headers={"Cache-Control": "no-store", "Upload-Expires": _expires(upload), **headers},
-    )
+    answer = answer_with(document, status=status)
+    answer.headers.update({"Upload-Expires": _expires(upload), **headers})
+    return answer
 
 
 # --- routes -----------------------------------------------------------------------------------------------------------

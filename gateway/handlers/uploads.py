@@ -7,15 +7,13 @@ import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.multipart import MultipartReader, content_disposition_filename, parse_content_disposition
 from pydantic_core import from_json
 
-from gateway.blobs import Blobs
-from gateway.config import Settings
 from gateway.documents import KindDocument
 from gateway.errors import (
     BadRequest,
@@ -30,13 +28,12 @@ from gateway.errors import (
 from gateway.handlers import joining
 from gateway.handlers.context import BLOBS, METRICS, SETTINGS, STORE
 from gateway.handlers.filenames import FORM, UNKNOWN, clean_name, guess_type, media_type, unique_name
-from gateway.handlers.joining import JOINS, Joins, owned_upload
+from gateway.handlers.joining import JOINS, owned_upload
 from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import UploadedFile, check_file_allowed, submit
 from gateway.handlers.validation import validated
-from gateway.metrics import Metrics
 from gateway.requests import MAX_FILES, JobOptions, JobRequest
-from gateway.store import JobRecord, Store, StoredFile, Submitted
+from gateway.store import JobRecord, StoredFile, Submitted
 
 # As many as tell every type apart that is known by them.
 _MAGIC_BYTES: Final = 16
@@ -51,20 +48,30 @@ _SUBMIT_QUERY: Final = frozenset({"input", "options", "filename"})
 class Received:
     """What a submit's body held. As a context manager: files that no job has taken over are deleted at its end."""
 
-    def __init__(self, app: web.Application, kind: KindDocument, job: str, request: JobRequest | None = None) -> None:
-        self._blobs: Blobs = app[BLOBS]
+    def __init__(
+        self,
+        app: web.Application,
+        kind: KindDocument,
+        owner: str,
+        key: str | None,
+        request: JobRequest | None = None,
+    ) -> None:
+        self._blobs = app[BLOBS]
         self._app = app
-        self._store: Store = app[STORE]
-        self._joins: Joins = app[JOINS]
-        self._settings: Settings = app[SETTINGS]
-        self._metrics: Metrics = app[METRICS]
-        self.kind = kind
-        self.job = job
+        self._store = app[STORE]
+        self._joins = app[JOINS]
+        self._settings = app[SETTINGS]
+        self._metrics = app[METRICS]
+        self._kind = kind
+        self._owner = owner
+        self._key = key
+        self._job = ""
         self._keys: list[str] = []
         self.request = request or JobRequest()
         self.files: list[UploadedFile] = []
 
-    async def __aenter__(self) -> Received:
+    async def __aenter__(self) -> Self:
+        self._job = await self._store.job_id(self._owner, self._key)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -108,7 +115,7 @@ class Received:
             if len(begin) <= most_text_bytes:
                 with suppress(UnicodeDecodeError):
                     return begin.decode()
-            key = self._blobs.key_for(self.job)
+            key = self._blobs.key_for(self._job)
             size, sha256 = await self._blobs.put(key, _joined(bytes(begin), chunks), max_bytes=limit)
         self._keys.append(key)
         self._metrics.count("uploaded_bytes", size)
@@ -122,29 +129,27 @@ class Received:
         wishes = old.options.model_dump(exclude_unset=True, exclude={"start_at"})
         self.request = JobRequest(input=from_json(text), **wishes)
         for file in old.files:
-            key = self._blobs.key_for(self.job)
+            key = self._blobs.key_for(self._job)
             size, sha256 = await self._blobs.put(key, self._blobs.stream(file.blob), max_bytes=None)
             self._keys.append(key)
             self.files.append(UploadedFile(replace(file, size=size, blob=key), sha256))
 
-    async def submit(
-        self, owner: str, key: str | None, *, retry_of: str | None = None, meaning: Any = None
-    ) -> Submitted:
+    async def submit(self, *, retry_of: str | None = None, meaning: Any = None) -> Submitted:
         """Make the job of what was received; the files are the job's unless it is certain that there is none.
 
         `retry_of` and `meaning` are those of `submission.submit`. Raises what that does, and for files that are named
         by their uploads `NotFound` and `Conflict`.
         """
-        await self._take_uploads(owner)
+        await self._take_uploads()
         try:
             submitted = await submit(
                 self._app,
-                owner,
-                self.kind.kind,
+                self._owner,
+                self._kind.kind,
                 self.request,
-                key=key,
+                key=self._key,
                 files=self.files,
-                job=self.job,
+                job=self._job,
                 retry_of=retry_of,
                 meaning=meaning,
             )
@@ -159,10 +164,10 @@ class Received:
             self._keep()
         return submitted
 
-    async def _take_uploads(self, owner: str) -> None:
+    async def _take_uploads(self) -> None:
         until = asyncio.get_running_loop().time() + joining.PATIENCE_SECONDS
         for reference in self.request.files:
-            upload = await owned_upload(self._store, reference.upload, owner)
+            upload = await owned_upload(self._store, reference.upload, self._owner)
             if not upload.complete:
                 raise Conflict(
                     f"The upload {upload.id} is not complete: {upload.offset} of {upload.length or 'unknown'} bytes are"
@@ -171,13 +176,13 @@ class Received:
                     offset=upload.offset,
                 )
             if upload.content_type:
-                check_file_allowed(self.kind, upload.content_type)
+                check_file_allowed(self._kind, upload.content_type)
             if upload.length == 0:
                 raise _file_empty(upload.name)
             blob, sha256 = await self._joins.joined(upload, until)
             content_type = upload.content_type or guess_type(upload.name, await self._first_bytes(blob))
-            check_file_allowed(self.kind, content_type)
-            key = self._blobs.key_for(self.job)
+            check_file_allowed(self._kind, content_type)
+            key = self._blobs.key_for(self._job)
             self._keys.append(key)
             await self._blobs.copy(blob, key)
             self._add(upload.name, content_type, upload.offset, key, sha256)
@@ -191,12 +196,7 @@ class Received:
     async def _read_json(self, request: web.Request) -> None:
         _refuse_query(request, frozenset())
         most = self._settings.max_inline_bytes + _JSON_SPARE_BYTES
-        body = bytearray()
-        async for chunk in body_chunks(request, self._settings.max_upload_bytes):
-            body += chunk
-            if len(body) > most:
-                raise _input_too_large(most)
-        value = read_json(body, "The body") if body.strip() else {}
+        value = await small_json(request, most, _input_too_large(most))
         if not isinstance(value, dict):
             raise InvalidInput(
                 'The body is a JSON object such as {"input": {...}, "priority": "high"}.',
@@ -266,7 +266,7 @@ class Received:
         """Stream a file to the blob store under the job's id. Raises `TooLarge`, `InvalidInput`, `UnsupportedType`."""
         if content_type not in {UNKNOWN, FORM}:
             # Before the first byte is asked for: a client that waits for `100 Continue` need not send it.
-            check_file_allowed(self.kind, content_type)
+            check_file_allowed(self._kind, content_type)
         async with aclosing(chunks):
             first = b""
             # What stands in between may pass a body on in pieces of any size.
@@ -274,10 +274,10 @@ class Received:
                 first += chunk
             if content_type in {UNKNOWN, FORM}:
                 content_type = guess_type(name, first, declared=content_type)
-                check_file_allowed(self.kind, content_type)
+                check_file_allowed(self._kind, content_type)
             if not first:
                 raise _file_empty(clean_name(name, content_type))
-            key = self._blobs.key_for(self.job)
+            key = self._blobs.key_for(self._job)
             limit = self._settings.max_upload_bytes
             size, sha256 = await self._blobs.put(key, _joined(first, chunks), max_bytes=limit)
         self._keys.append(key)
@@ -318,16 +318,16 @@ async def body_chunks(request: web.Request, limit: int) -> AsyncGenerator[bytes,
         yield chunk
 
 
-async def small_json(request: web.Request, most: int, complaint: str) -> Any:
+async def small_json(request: web.Request, most: int, too_large: TooLarge) -> Any:
     """An optional small JSON body; an empty object where there is none.
 
-    Raises `TooLarge` with the complaint for more than `most` bytes, and what `read_json` does.
+    Raises `too_large` for more than `most` bytes, and what `read_json` does.
     """
     body = bytearray()
     async for chunk in body_chunks(request, request.app[SETTINGS].max_upload_bytes):
         body += chunk
         if len(body) > most:
-            raise TooLarge(complaint)
+            raise too_large
     return read_json(body, "The body") if body.strip() else {}
 
 

@@ -85,8 +85,7 @@ class Validators:
         try:
             self._upstreams.check(url)
         except Refused as refused:
-            error = {"field": field, "message": refused.detail, "code": refused.code}
-            raise InvalidInput(f"{field}: {refused.detail}", errors=[error], code=refused.code) from None
+            raise refused_url(field, refused) from None
 
     def _validator(self, kind: KindDocument) -> Validator:
         known = self._compiled.get(kind.kind)
@@ -139,6 +138,17 @@ def validated(model: type[Model], value: Any, *, within: str = "") -> Model:
                 message = f"unknown field; known: {', '.join(model.model_fields)}"
             errors.append({"field": ".".join(path) or "body", "message": message[:_MAX_MESSAGE]})
         raise InvalidInput(_detail(errors, "the request"), errors=errors) from None
+
+
+def wrong_field(field: str, message: str) -> InvalidInput:
+    """What is wrong with one field."""
+    return InvalidInput(f"{field}: {message}.", errors=[{"field": field, "message": message}])
+
+
+def refused_url(field: str, refused: Refused) -> InvalidInput:
+    """Why the URL in a field may not be called."""
+    error = {"field": field, "message": refused.detail, "code": refused.code}
+    return InvalidInput(f"{field}: {refused.detail}", errors=[error], code=refused.code)
 
 
 def _detail(errors: list[dict[str, str]], what: str) -> str:

@@ -18,7 +18,7 @@ from gateway.event_text import encode_event_tail
 from gateway.handlers.context import BLOBS, SETTINGS, STORE
 from gateway.handlers.documents import answer_with, job_document
 from gateway.handlers.routes import Answer, Parameter, Route
-from gateway.handlers.submission import checked_key
+from gateway.handlers.submission import requested_key
 from gateway.handlers.uploads import body_chunks, small_json
 from gateway.handlers.validation import validated
 from gateway.handlers.worker_events import CLOSING, ReportRequest, Retrying, checked_events, problem_of
@@ -65,8 +65,7 @@ async def adopt(request: web.Request) -> web.Response:
     lease = await _lease(request)
     store = request.app[STORE]
     try:
-        key = checked_key(request.headers.get("Idempotency-Key"))
-        begun, token = await store.adopt(lease, f"http {request.remote or ''}".strip(), key=key)
+        begun, token = await store.adopt(lease, f"http {request.remote or ''}".strip(), key=requested_key(request))
     except LeaseLost as error:
         _refuse(error)
     assert begun.record is not None
@@ -78,7 +77,7 @@ async def adopt(request: web.Request) -> web.Response:
 async def report(request: web.Request) -> web.Response:
     """`POST /v1/worker/jobs/{job}/events`."""
     lease = await _lease(request)
-    asked = validated(ReportRequest, await small_json(request, _MAX_BODY, _LONG_REPORT))
+    asked = validated(ReportRequest, await small_json(request, _MAX_BODY, TooLarge(_LONG_REPORT)))
     events, retrying = checked_events(lease.job, asked)
     store = request.app[STORE]
     try:

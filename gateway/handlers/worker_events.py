@@ -7,9 +7,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.errors import InvalidInput
 from gateway.event_text import encode_event_tail
-from gateway.handlers.validation import validated
+from gateway.handlers.validation import validated, wrong_field
 from gateway.protocol import INDEX_PATTERN, MAX_BATCH_EVENTS, TERMINAL_TYPES, TYPE_PATTERN, EventType
 from gateway.store import WriterEvent
 
@@ -129,7 +128,7 @@ def checked_events(job: str, request: ReportRequest) -> tuple[list[WriterEvent],
     for number, reported in enumerate(request.events):
         place = f"events.{number}"
         if reported.type in CLOSING and number + 1 < len(request.events):
-            raise _invalid(f"{place}.type", f"{reported.type} ends the attempt, so it must be the last")
+            raise wrong_field(f"{place}.type", f"{reported.type} ends the attempt, so it must be the last")
         data = _checked(reported, place)
         if isinstance(data, Retrying):
             retrying = data
@@ -139,7 +138,7 @@ def checked_events(job: str, request: ReportRequest) -> tuple[list[WriterEvent],
         if isinstance(data, _Output) and data.url is None:
             plain["value"] = data.value
         elif isinstance(data, _Output) and data.url != f"/v1/jobs/{job}/outputs/{data.index}":
-            raise _invalid(f"{place}.data.url", "this is not where the output's bytes are; PUT them first")
+            raise wrong_field(f"{place}.data.url", "this is not where the output's bytes are; PUT them first")
         elif isinstance(data, _Succeeded):
             plain["result"] = data.result
         elif isinstance(data, _Progress):
@@ -149,7 +148,7 @@ def checked_events(job: str, request: ReportRequest) -> tuple[list[WriterEvent],
         try:
             events.append(WriterEvent(reported.type, encode_event_tail(reported.type, plain), index))
         except ValueError as error:
-            raise _invalid(f"{place}.data", str(error)) from None
+            raise wrong_field(f"{place}.data", str(error)) from None
     return events, retrying
 
 
@@ -164,9 +163,5 @@ def _checked(reported: ReportedEvent, place: str) -> BaseModel | dict[str, Any]:
         return validated(model, reported.data, within=f"{place}.data")
     if "." not in reported.type:
         known = ", ".join(sorted(_MODELS))
-        raise _invalid(f"{place}.type", f"a worker reports {known}, or a type of its own with a dot in it")
+        raise wrong_field(f"{place}.type", f"a worker reports {known}, or a type of its own with a dot in it")
     return reported.data
-
-
-def _invalid(field: str, message: str) -> InvalidInput:
-    return InvalidInput(f"{field}: {message}.", errors=[{"field": field, "message": message}])

@@ -114,7 +114,7 @@ async def test_a_file_that_comes_byte_by_byte_is_known_as_well(gateway: Gateway)
         for place in range(len(PNG)):
             yield PNG[place : place + 1]
 
-    async with Received(gateway.app, FILES, "a" * 26) as received:
+    async with Received(gateway.app, FILES, "local", key=None) as received:
         await received.store("", "application/octet-stream", pieces())
 
         [file] = received.files

@@ -8,19 +8,19 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import web
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from gateway.documents import KindDocument
 from gateway.errors import FOR_CLIENTS, InvalidInput, NotFound, OutlastError, TooLarge, Unavailable
-from gateway.handlers.context import BLOBS, SETTINGS, STORE, known_kind, principal
-from gateway.handlers.documents import failure
+from gateway.handlers.context import SETTINGS, STORE, known_kind, principal
 from gateway.handlers.held import Held
-from gateway.handlers.openai.errors import error_document, error_headers, error_status
+from gateway.handlers.openai.errors import error_body, error_headers, error_status
+from gateway.handlers.results import result_of
 from gateway.handlers.routes import Answer, Parameter
 from gateway.handlers.strict_json import read_json
-from gateway.handlers.submission import checked_key
+from gateway.handlers.submission import requested_key
 from gateway.handlers.uploads import Received, body_chunks
-from gateway.handlers.validation import validated
+from gateway.handlers.validation import validated, wrong_field
 from gateway.requests import JobRequest
 from gateway.store import JobRecord, Submitted
 
@@ -45,6 +45,9 @@ ERROR: Final = {
     status: Answer("An error in OpenAI's form; its packages raise an exception of their own for it.")
     for status in (400, 401, 404, 429, 500, 503)
 }
+ANSWERS: Final = {
+    200: Answer("The answer, or its stream.", content_types=("application/json", "text/event-stream"))
+} | ERROR
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:
@@ -54,7 +57,7 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         body += chunk
     value = await _read(body)
     if not isinstance(value, dict):
-        raise InvalidInput("The body is no JSON object.", errors=[{"field": "body", "message": "not an object"}])
+        raise wrong_field("body", "not an object")
     return value
 
 
@@ -75,7 +78,7 @@ def flag(body: dict[str, Any], name: str) -> bool:
     """A boolean of the body's, which is no parameter of the model. Raises `InvalidInput`."""
     value = body.pop(name, None)
     if value is not None and not isinstance(value, bool):
-        raise InvalidInput(f"{name} is true or false.", errors=[{"field": name, "message": "not a boolean"}])
+        raise wrong_field(name, "true or false")
     return bool(value)
 
 
@@ -96,13 +99,11 @@ async def ask(request: web.Request, asked: dict[str, Any], kept: dict[str, Any] 
     `kept` is what the job's input holds for our own answers. What is too large for an input goes along as a file.
     Raises what a submit does.
     """
-    app, owner = request.app, principal(request)
-    key = checked_key(request.headers.get("Idempotency-Key"))
+    app, key = request.app, requested_key(request)
     kind = await llm_kind(app)
     own = {} if kept is None else {"responses": kept}
-    job = await app[STORE].job_id(owner, key)
     options = {"on_disconnect": request.headers.get(ON_DISCONNECT, "continue")}
-    async with Received(app, kind, job, validated(JobRequest, options)) as received:
+    async with Received(app, kind, principal(request), key, validated(JobRequest, options)) as received:
         input_ = asked | own
         if len(to_json(input_)) > app[SETTINGS].max_inline_bytes - _INLINE_SPARE_BYTES:
             # Sorted, so that the same request has the same digest.
@@ -110,7 +111,7 @@ async def ask(request: web.Request, asked: dict[str, Any], kept: dict[str, Any] 
             input_ = {"model": asked.get("model")} | own
         received.request = received.request.model_copy(update={"input": input_})
         try:
-            return await received.submit(owner, key)
+            return await received.submit()
         except InvalidInput as error:
             # The caller's fields are the input's.
             for one in error.errors:
@@ -126,17 +127,7 @@ def check_messages(asked: dict[str, Any]) -> None:
     """Raises `InvalidInput` for what would only fail as a job: the rest is for the kind's schema to say."""
     messages = asked.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise InvalidInput("A chat needs messages.", errors=[{"field": "messages", "message": "needed, a list"}])
-
-
-async def result_of(app: web.Application, record: JobRecord) -> dict[str, Any]:
-    """An ended job's result. Raises why it has none."""
-    error = failure(record)
-    if error is not None:
-        raise error
-    if record.result_blob is not None:
-        return dict(from_json(await app[BLOBS].get(record.result_blob)))
-    return dict(record.end_data()["result"])
+        raise wrong_field("messages", "needed, a list")
 
 
 async def held_result(
@@ -146,8 +137,7 @@ async def held_result(
 
     `tells_failure`: the document itself can say that there is no result, where the status can't any more.
     """
-    headers = {"Idempotency-Replayed": "true"} if submitted.replayed else {}
-    async with Held(request, submitted.record, headers, "application/json") as held:
+    async with Held(request, submitted, "application/json") as held:
         record, result, error = submitted.record, None, None
         try:
             record = await held.end()
@@ -155,7 +145,5 @@ async def held_result(
         except FOR_CLIENTS as raised:
             error = raised
         if error is None or (tells_failure and held.begun and record.terminal):
-            body = to_json(await document(record, result, error))
-            return await held.answer(200, _once(body), len(body))
-        body = to_json({"error": error_document(error)})
-        return await held.answer(error_status(error), _once(body), len(body), error_headers(error).items())
+            return await held.answer(200, to_json(await document(record, result, error)))
+        return await held.answer(error_status(error), error_body(error), headers=error_headers(error).items())

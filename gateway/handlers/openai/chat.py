@@ -9,22 +9,24 @@ from typing import Any, Final
 from aiohttp import web
 from pydantic_core import to_json
 
-from gateway.errors import FOR_CLIENTS, InvalidInput, OutlastError
+from gateway.errors import FOR_CLIENTS, OutlastError
 from gateway.event_text import decode_event
 from gateway.handlers.context import HUB
 from gateway.handlers.openai.asking import (
+    ANSWERS,
     DISCONNECT,
-    ERROR,
     IDEMPOTENCY,
     ask,
     check_messages,
     flag,
     held_result,
     read_object,
-    result_of,
 )
-from gateway.handlers.openai.translation import Translator, begin_stream, delta_of, ended, error_text
-from gateway.handlers.routes import Answer, Route
+from gateway.handlers.openai.errors import error_body
+from gateway.handlers.openai.translation import Translator, begin_stream, delta_of, ended
+from gateway.handlers.results import result_of
+from gateway.handlers.routes import Route
+from gateway.handlers.validation import wrong_field
 from gateway.hub import Frame, Pulse
 from gateway.protocol import Cursor
 from gateway.store import JobRecord
@@ -41,7 +43,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     streams = flag(body, "stream")
     options = body.pop("stream_options", None) or {}
     if not isinstance(options, dict):
-        raise InvalidInput("stream_options is an object.", errors=[{"field": "stream_options", "message": "no object"}])
+        raise wrong_field("stream_options", "not an object")
     check_messages(body)
     submitted = await ask(request, body)
     model = str(body.get("model", ""))
@@ -106,7 +108,7 @@ class _Chunks(Translator):
         )
 
     def error(self, error: OutlastError) -> bytes:
-        return b"data: %b\n\n" % error_text(error)
+        return b"data: %b\n\n" % error_body(error)
 
 
 def _last_chunks(listener: _Chunks, result: dict[str, Any], with_usage: bool) -> bytes:
@@ -157,8 +159,7 @@ routes: Final = (
         "Chat, as in OpenAI's API",
         "For OpenAI's packages with this gateway as their `base_url`. `stream` sends chunks as they come and ends with"
         " `[DONE]`; otherwise the answer is held and white space comes before it.",
-        responses={200: Answer("The answer, or its stream.", content_types=("application/json", "text/event-stream"))}
-        | ERROR,
+        responses=ANSWERS,
         parameters=(IDEMPOTENCY, DISCONNECT),
         held=True,
     ),

@@ -46,6 +46,11 @@ def error_document(error: OutlastError) -> dict[str, Any]:
     }
 
 
+def error_body(error: OutlastError) -> bytes:
+    """It as JSON."""
+    return to_json({"error": error_document(error)})
+
+
 def error_headers(error: OutlastError) -> dict[str, str]:
     """The headers beside it."""
     headers = refusal_headers(error)
@@ -60,7 +65,7 @@ def error_response(error: OutlastError) -> web.Response:
     """The error as an answer."""
     return web.Response(
         status=error_status(error),
-        body=to_json({"error": error_document(error)}),
+        body=error_body(error),
         content_type="application/json",
         headers=error_headers(error),
     )

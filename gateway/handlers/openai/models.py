@@ -7,7 +7,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from gateway.errors import OutlastError
-from gateway.handlers.context import STORE, principal
+from gateway.handlers.context import principal
 from gateway.handlers.openai.asking import ERROR, LLM, held_result, llm_kind
 from gateway.handlers.routes import Answer, Route
 from gateway.handlers.uploads import Received
@@ -16,10 +16,9 @@ from gateway.store import JobRecord
 
 async def models(request: web.Request) -> web.StreamResponse:
     """`GET /openai/v1/models`."""
-    app, owner = request.app, principal(request)
-    kind = await llm_kind(app, f"{LLM}.models")
-    async with Received(app, kind, await app[STORE].job_id(owner, None)) as received:
-        submitted = await received.submit(owner, None)
+    kind = await llm_kind(request.app, f"{LLM}.models")
+    async with Received(request.app, kind, principal(request), key=None) as received:
+        submitted = await received.submit()
     return await held_result(request, submitted, _list)
 
 

@@ -120,18 +120,20 @@ class ResponseEvents(Translator):
 
     def end(self, record: JobRecord, result: dict[str, Any] | None, document: dict[str, Any]) -> bytes:
         """The bytes of all that is told at the job's end, but what the client has already."""
-        first = (record.last.number - 1) * PARTS
         told = [*(_closed(record, result) if result is not None else ()), _last(document)]
-        return b"".join(_block(number, one) for number, one in enumerate(told, first) if number > self.after)
+        return self._parts(record.last.number, told)
 
     def _is_new(self, number: int) -> bool:
         """Whether the client has nothing of an event yet."""
         return (number - 1) * PARTS > self.after
 
     def _bytes(self, frame: Frame, told: list[Told]) -> bytes:
-        """An event's parts that the client doesn't have."""
         self._number = frame.number
-        first = (frame.number - 1) * PARTS
+        return self._parts(frame.number, told)
+
+    def _parts(self, event: int, told: list[Told]) -> bytes:
+        """An event's parts that the client doesn't have."""
+        first = (event - 1) * PARTS
         return b"".join(_block(number, one) for number, one in enumerate(told, first) if number > self.after)
 
     def _state(self, type_: str, status: str) -> Told:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from gateway.errors import InvalidInput
+from gateway.handlers.validation import wrong_field
 
 # What a response says again of its request.
 KEPT: Final = (
@@ -35,7 +35,7 @@ def chat_request(body: dict[str, Any]) -> dict[str, Any]:
     """What the model server is asked. Raises `InvalidInput`, naming the field."""
     for name, allowed in _REFUSED.items():
         if body.get(name) not in allowed:
-            raise _invalid(name, f"{name} can't be asked of a model server; send the whole conversation as `input`")
+            raise wrong_field(name, f"{name} can't be asked of a model server; send the whole conversation as `input`")
     passed = {name: value for name, value in body.items() if name not in _OURS and value is not None}
     asked = {_RENAMED.get(name, name): value for name, value in passed.items()}
     messages = _messages(body.get("input"))
@@ -64,7 +64,7 @@ def _messages(given: Any) -> list[dict[str, Any]]:
     for index, item in enumerate(_list(given, "input")):
         _add(messages, _object(item, f"input.{index}"), f"input.{index}")
     if not messages:
-        raise _invalid("input", "a text or a list of items is needed")
+        raise wrong_field("input", "a text or a list of items is needed")
     return messages
 
 
@@ -73,7 +73,7 @@ def _add(messages: list[dict[str, Any]], item: dict[str, Any], field: str) -> No
         case "message":
             role = _ROLES.get(str(item.get("role")))
             if role is None:
-                raise _invalid(f"{field}.role", f"one of {', '.join(_ROLES)}")
+                raise wrong_field(f"{field}.role", f"one of {', '.join(_ROLES)}")
             messages.append({"role": role, "content": _content(item.get("content"), f"{field}.content")})
         case "function_call":
             function = {
@@ -94,7 +94,7 @@ def _add(messages: list[dict[str, Any]], item: dict[str, Any], field: str) -> No
             # What a model thought for an earlier answer: chats don't carry it, and servers drop it themselves.
             pass
         case other:
-            raise _invalid(f"{field}.type", f"items of the type {str(other)[:40]!r} can't be sent to a model server")
+            raise wrong_field(f"{field}.type", f"items of the type {str(other)[:40]!r} can't be sent to a model server")
 
 
 def _content(given: Any, field: str) -> str | list[dict[str, Any]]:
@@ -116,13 +116,13 @@ def _part(part: dict[str, Any], field: str) -> dict[str, Any]:
         return {"type": "image_url", "image_url": image | ({"detail": part["detail"]} if part.get("detail") else {})}
     if kind == "input_file" and part.get("file_data"):
         return {"type": "file", "file": {name: part[name] for name in ("filename", "file_data") if name in part}}
-    raise _invalid(f"{field}.type", f"a part of the type {kind[:40]!r} can't be sent as it is to a model server")
+    raise wrong_field(f"{field}.type", f"a part of the type {kind[:40]!r} can't be sent as it is to a model server")
 
 
 def _tool(tool: Any, field: str) -> dict[str, Any]:
     tool = _object(tool, field)
     if tool.get("type") != "function":
-        raise _invalid(f"{field}.type", "only functions: a model server runs no tools of its own")
+        raise wrong_field(f"{field}.type", "only functions: a model server runs no tools of its own")
     names = ("name", "description", "parameters", "strict")
     return {"type": "function", "function": {name: tool[name] for name in names if tool.get(name) is not None}}
 
@@ -131,7 +131,7 @@ def _tool_choice(choice: Any) -> Any:
     if isinstance(choice, str):
         return choice
     if _object(choice, "tool_choice").get("type") != "function":
-        raise _invalid("tool_choice", "`none`, `auto`, `required` or a function")
+        raise wrong_field("tool_choice", "`none`, `auto`, `required` or a function")
     return {"type": "function", "function": {"name": choice.get("name")}}
 
 
@@ -144,7 +144,7 @@ def _response_format(format_: dict[str, Any]) -> dict[str, Any]:
 
 def _list(value: Any, field: str) -> list[Any]:
     if not isinstance(value, list):
-        raise _invalid(field, "needed, a list")
+        raise wrong_field(field, "needed, a list")
     return value
 
 
@@ -152,15 +152,11 @@ def _object(value: Any, field: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise _invalid(field, "not an object")
+        raise wrong_field(field, "not an object")
     return value
 
 
 def _text(value: Any, field: str) -> str:
     if not isinstance(value, str):
-        raise _invalid(field, "needed, a text")
+        raise wrong_field(field, "needed, a text")
     return value
-
-
-def _invalid(field: str, message: str) -> InvalidInput:
-    return InvalidInput(f"{field}: {message}.", errors=[{"field": field, "message": message}])

@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from gateway.errors import FOR_CLIENTS, BadRequest, NotFound, OutlastError
 from gateway.handlers.context import HUB, STORE, STREAMS, ended_within, owned, principal
 from gateway.handlers.openai.asking import (
+    ANSWERS,
     DISCONNECT,
     ERROR,
     IDEMPOTENCY,
@@ -18,12 +19,12 @@ from gateway.handlers.openai.asking import (
     flag,
     held_result,
     read_object,
-    result_of,
 )
 from gateway.handlers.openai.response_document import Asked, partial_items, response_document
 from gateway.handlers.openai.response_events import PARTS, ResponseEvents
 from gateway.handlers.openai.response_request import KEPT, chat_request
 from gateway.handlers.openai.translation import begin_stream, ended
+from gateway.handlers.results import result_of
 from gateway.handlers.routes import Answer, Parameter, Route
 from gateway.store import JobRecord, Submitted
 
@@ -147,7 +148,6 @@ async def _whole(
     return response_document(record, asked, result=result, error=error, partial=partial)
 
 
-_RESPONSE: Final = {200: Answer("The response.")} | ERROR
 routes: Final = (
     Route(
         "POST",
@@ -156,7 +156,7 @@ routes: Final = (
         "Ask a model, as in OpenAI's Responses API",
         "`background` answers at once and the response is fetched later; `stream` sends its events as they come;"
         " without either the answer is held and white space comes before it.",
-        responses={200: Answer("The response.", content_types=("application/json", "text/event-stream"))} | ERROR,
+        responses=ANSWERS,
         parameters=(IDEMPOTENCY, DISCONNECT),
         held=True,
     ),
@@ -166,7 +166,7 @@ routes: Final = (
         fetch_response,
         "Read or follow a response",
         "With `stream=true` its events, from the begin or after `starting_after`.",
-        responses={200: Answer("The response.", content_types=("application/json", "text/event-stream"))} | ERROR,
+        responses=ANSWERS,
         parameters=(
             Parameter("stream", "`true`: its events, as they come.", {"type": "boolean"}),
             Parameter("starting_after", "Only those after this `sequence_number`.", {"type": "integer", "minimum": 0}),
@@ -178,6 +178,6 @@ routes: Final = (
         cancel_response,
         "Cancel a response",
         "The model server's stream is closed. What was said by then stays.",
-        responses=_RESPONSE,
+        responses={200: Answer("The response.")} | ERROR,
     ),
 )

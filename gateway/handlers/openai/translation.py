@@ -17,7 +17,7 @@ from pydantic_core import from_json, to_json
 from gateway.errors import FOR_CLIENTS, OutlastError, Unavailable
 from gateway.event_text import decode_event
 from gateway.handlers.context import HUB, STORE, owned
-from gateway.handlers.openai.errors import error_document
+from gateway.handlers.documents import job_headers
 from gateway.handlers.streams import STREAM_HEADERS, StreamListener, Wishes, listen, requested_cut
 from gateway.hub import Frame, Place, Pulse
 from gateway.protocol import START, Cursor, EventType, State
@@ -147,11 +147,7 @@ class Translator(StreamListener):
 
 async def begin_stream(request: web.Request, submitted: Submitted) -> web.StreamResponse:
     """Send the head of a stream."""
-    record = submitted.record
-    headers = STREAM_HEADERS | {"Location": f"/v1/jobs/{record.id}", "X-Job-Id": record.id}
-    if submitted.replayed:
-        headers["Idempotency-Replayed"] = "true"
-    response = web.StreamResponse(headers=headers)
+    response = web.StreamResponse(headers=STREAM_HEADERS | job_headers(submitted))
     response.content_type = "text/event-stream"
     response.charset = "utf-8"
     await response.prepare(request)
@@ -178,8 +174,3 @@ async def ended(request: web.Request, listener: Translator) -> JobRecord | Outla
         return await owned(request.app[STORE], record.id, record.owner)
     except FOR_CLIENTS as error:
         return error
-
-
-def error_text(error: OutlastError) -> bytes:
-    """An error as the JSON text that stands in a chunk."""
-    return to_json({"error": error_document(error)})
