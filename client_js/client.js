@@ -1,54 +1,99 @@
 /**
  * The gateway's client for browsers and Node: submit a job, follow its events through every cut, fetch its result.
  *
- * @typedef {import("./protocol.js").JobDocument} JobDocument
- * @typedef {import("./protocol.js").KindDocument} KindDocument
- * @typedef {import("./protocol.js").JobEvent} JobEvent
- * @typedef {import("./upload.js").UploadProgress} UploadProgress
- * @typedef {"sse" | "websocket"} TransportName
- *
- * @typedef {object} ClientOptions
- * @property {string | (() => string | null | Promise<string | null>) | null} [apiKey] asked before each request, so
- *   that a short-lived key can be renewed
- * @property {string} [watch] `urls.watch` of a job's document, in the place of a key: for a page that may read this one
- *   job and holds no key
- * @property {TransportName} [transport]
- * @property {number} [silenceSeconds] a connection that brings nothing for this long is taken for dead; the gateway's
- *   heartbeat comes every 15 s
- * @property {number} [partBytes] the largest part of an upload, and the largest body that goes in one request: 8 MiB;
- *   keep it below what your edge takes (Cloudflare 100 MB)
- * @property {typeof fetch} [fetch]
- * @property {typeof WebSocket} [WebSocket]
- *
- * @typedef {object} SubmitOptions
- * @property {Record<string, unknown>} [input]
- * @property {(File | {name: string, blob: Blob})[]} [files]
- * @property {Record<string, unknown>} [options] priority, tags, run_timeout_seconds, ...
- * @property {string} [idempotencyKey] a random one by default, so that a lost answer never submits twice
- * @property {number} [retries] how often in a row a request may fail without anything coming through: 5
- * @property {AbortSignal} [signal]
- * @property {(progress: UploadProgress) => void} [onUploadProgress] bytes of the files, never fewer than before
- *
- * @typedef {object} EventsOptions
- * @property {string} [after] the cursor of the last event that you have
- * @property {boolean} [snapshot] begin with a snapshot instead of the log's first event
- * @property {string[]} [types]
- * @property {TransportName} [transport]
- * @property {AbortSignal} [signal]
- * @property {import("./backoff.js").Backoff} [backoff]
- * @property {(subscription: Subscription) => void} [onconnection]
+ * @import { Backoff } from "./backoff.js"
+ * @import { JobDocument, KindDocument, OutputEvent, Priority, State } from "./protocol.js"
+ * @import { TransportName } from "./transports.js"
+ * @import { UploadProgress } from "./upload.js"
  */
 
 import { answerError, GatewayError, upstreamError } from "./errors.js";
 import { SilenceTimer } from "./silence.js";
 import { submitJob } from "./submitting.js";
 import { Subscription } from "./subscription.js";
-import { authorization, openSse, openWebSocket } from "./transports.js";
+import { authorization, openSse, TRANSPORTS } from "./transports.js";
 import { read, send } from "./upload.js";
 
-/** @type {Record<TransportName, import("./transports.js").Transport>} */
-export const TRANSPORTS = { sse: openSse, websocket: openWebSocket };
+/**
+ * What a client is made with.
+ * @typedef {object} ClientOptions
+ * @property {string | (() => string | null | Promise<string | null>) | null | undefined} [apiKey] asked before each
+ *   request, so that a short-lived key can be renewed
+ * @property {string | undefined} [watch] `urls.watch` of a job's document, in the place of a key: for a page that may
+ *   read this one job and holds no key
+ * @property {TransportName | undefined} [transport] `sse` by default
+ * @property {number | undefined} [silenceSeconds] a connection that brings nothing for this long is taken for dead: 45;
+ *   the gateway's heartbeat comes every 15 s
+ * @property {number | undefined} [partBytes] the largest part of an upload, and the largest body that goes in one
+ *   request: 8 MiB; keep it below what your edge takes (Cloudflare 100 MB)
+ * @property {typeof fetch | undefined} [fetch] in the place of the platform's
+ * @property {typeof WebSocket | undefined} [WebSocket] in the place of the platform's, which Node 20 has not
+ */
 
+/**
+ * What can be asked of a job besides its input. What the gateway doesn't know is refused.
+ * @typedef {object} JobOptions
+ * @property {Priority | undefined} [priority]
+ * @property {string[] | undefined} [tags] up to 16 words, to find the job again
+ * @property {string | undefined} [input_url] a file by its URL, which the worker fetches; it must be listed
+ * @property {string | undefined} [start_at] not before this time, RFC 3339
+ * @property {number | undefined} [start_deadline_seconds] fail if no attempt has begun after this time
+ * @property {number | undefined} [run_timeout_seconds] fail an attempt that runs longer
+ * @property {number | undefined} [retention_seconds] how long the data is kept after the end
+ * @property {"continue" | "cancel" | undefined} [on_disconnect] `cancel`: when nobody has listened to the job for a
+ *   while, it is cancelled
+ * @property {number | undefined} [disconnect_grace_seconds] how long that while is: 60; it starts at the submit
+ */
+
+/**
+ * What a job is made of.
+ * @template {object} [Input=object]
+ * @typedef {object} SubmitOptions
+ * @property {Input | undefined} [input] what the kind is asked to do, as its schema has it
+ * @property {(File | {name: string, blob: Blob})[] | undefined} [files]
+ * @property {JobOptions | undefined} [options]
+ * @property {string | undefined} [idempotencyKey] the same key and request are the same job; a random one by default, so
+ *   that a lost answer never submits twice
+ * @property {number | undefined} [retries] how often in a row a request may fail without anything coming through: 5
+ * @property {AbortSignal | undefined} [signal]
+ * @property {((progress: UploadProgress) => void) | undefined} [onUploadProgress] bytes of the files, never fewer than
+ *   before
+ */
+
+/**
+ * How to follow a job.
+ * @typedef {object} EventsOptions
+ * @property {string | undefined} [after] the cursor of the last event that you have
+ * @property {boolean | undefined} [snapshot] begin with a snapshot instead of the log's first event
+ * @property {string[] | undefined} [types] only these; terminal events, `reset` and `snapshot` always come
+ * @property {TransportName | undefined} [transport]
+ * @property {AbortSignal | undefined} [signal] the loop throws its reason
+ * @property {Backoff | undefined} [backoff] the pauses before coming back
+ * @property {((subscription: Subscription) => void) | undefined} [onconnection] called when `subscription.state` changes
+ */
+
+/**
+ * Which jobs to list.
+ * @typedef {object} JobsOptions
+ * @property {State | undefined} [state]
+ * @property {string | undefined} [kind]
+ * @property {string | undefined} [tag]
+ * @property {string | undefined} [cursor] of the page before
+ * @property {number | undefined} [limit]
+ * @property {AbortSignal | undefined} [signal]
+ */
+
+/**
+ * What a request to the gateway is made of.
+ * @typedef {object} RequestOptions
+ * @property {string | undefined} [method]
+ * @property {string | undefined} [accept] which representation
+ * @property {Record<string, string> | undefined} [headers]
+ * @property {string | undefined} [body]
+ * @property {AbortSignal | undefined} [signal]
+ */
+
+/** A gateway, as one caller sees it. It holds no connection, so one is enough and nothing has to be closed. */
 export class GatewayClient {
   #apiKey;
   #partBytes;
@@ -78,11 +123,14 @@ export class GatewayClient {
    * Submit a job. Answers that say nothing about the job (a lost connection, an edge's 524) are tried again under the
    * same Idempotency-Key, so the job runs once whatever happened to the answers. Large files go in parts, and so do
    * those that an edge refuses or a cut breaks off.
+   * @template [Result=unknown] what the kind returns
+   * @template {object} [Input=object] what it is given
    * @param {string} kind
-   * @param {SubmitOptions} [submit]
-   * @returns {Promise<JobDocument>}
+   * @param {SubmitOptions<Input>} [submit]
+   * @returns {Promise<JobDocument<Result>>}
    */
-  async submit(kind, { input = {}, files = [], options = {}, idempotencyKey, retries = 5, signal, onUploadProgress } = {}) {
+  async submit(kind, submit = {}) {
+    const { input = {}, files = [], options = {}, idempotencyKey, retries = 5, signal, onUploadProgress } = submit;
     const answer = await submitJob((request) => this.#ask(request), {
       kind,
       key: idempotencyKey ?? randomKey(),
@@ -100,10 +148,14 @@ export class GatewayClient {
   /**
    * A job's events, each once and in order, until the terminal one; what is cut is resumed by itself. The answer is an
    * async iterable that also tells how the connection is doing.
+   * @template [Result=unknown] what the job returns
+   * @template [Output=unknown] what the values of its outputs are
    * @param {string} id
-   * @param {EventsOptions} [events]
+   * @param {EventsOptions} [options]
+   * @returns {Subscription<Result, Output>}
    */
-  events(id, { transport = this.#transport, types, ...rest } = {}) {
+  events(id, options = {}) {
+    const { transport = this.#transport, types, ...rest } = options;
     const connect = async () => ({
       base: this.base,
       job: id,
@@ -117,43 +169,59 @@ export class GatewayClient {
     return new Subscription({ ...rest, ...chosen, connect, contiguous: types === undefined });
   }
 
-  /** @param {string} id @param {{waitSeconds?: number, signal?: AbortSignal}} [options] @returns {Promise<JobDocument>} */
-  job(id, { waitSeconds, signal } = {}) {
+  /**
+   * The job's document: at its end if that comes in time, else as it stands then.
+   * @template [Result=unknown]
+   * @param {string} id
+   * @param {{waitSeconds?: number | undefined, signal?: AbortSignal | undefined}} [options] `waitSeconds`: 50 at most
+   * @returns {Promise<JobDocument<Result>>}
+   */
+  job(id, options = {}) {
+    const { waitSeconds, signal } = options;
     return this.#json(`/v1/jobs/${encodeURIComponent(id)}`, { query: { wait: waitSeconds }, signal });
   }
 
   /**
    * The caller's jobs, newest first; `cursor` of one answer asks for the next.
-   * @param {{state?: string, kind?: string, tag?: string, cursor?: string, limit?: number, signal?: AbortSignal}} [options]
+   * @param {JobsOptions} [options]
    * @returns {Promise<{jobs: JobDocument[], cursor: string | null}>}
    */
-  jobs({ signal, ...query } = {}) {
+  jobs(options = {}) {
+    const { signal, ...query } = options;
     return this.#json("/v1/jobs", { query, signal });
   }
 
-  /** @param {{signal?: AbortSignal}} [options] @returns {Promise<{kinds: KindDocument[]}>} */
-  kinds({ signal } = {}) {
-    return this.#json("/v1/kinds", { signal });
+  /**
+   * The kinds of work that there are.
+   * @param {{signal?: AbortSignal | undefined}} [options]
+   * @returns {Promise<{kinds: KindDocument[]}>}
+   */
+  kinds(options = {}) {
+    return this.#json("/v1/kinds", { signal: options.signal });
   }
 
   /**
    * Ask for the job's end. It is over when the terminal event says so; an ended job is answered unchanged.
    * @param {string} id
-   * @param {{reason?: string, signal?: AbortSignal}} [options] `reason`: what others read in the job's end
+   * @param {{reason?: string | undefined, signal?: AbortSignal | undefined}} [options] `reason`: what others read in the
+   *   job's end
    * @returns {Promise<JobDocument>}
    */
-  cancel(id, { reason, signal } = {}) {
+  cancel(id, options = {}) {
+    const { reason, signal } = options;
     const body = reason === undefined ? undefined : { reason };
     return this.#json(`/v1/jobs/${encodeURIComponent(id)}/cancel`, { method: "POST", body, signal });
   }
 
   /**
    * Do an ended job again: a new job with the same input, options and files, whose `retry_of` is the old one.
+   * @template [Result=unknown]
    * @param {string} id
-   * @param {{idempotencyKey?: string, signal?: AbortSignal}} [options]
-   * @returns {Promise<JobDocument>}
+   * @param {{idempotencyKey?: string | undefined, signal?: AbortSignal | undefined}} [options]
+   * @returns {Promise<JobDocument<Result>>}
    */
-  retry(id, { idempotencyKey, signal } = {}) {
+  retry(id, options = {}) {
+    const { idempotencyKey, signal } = options;
     const headers = { "Idempotency-Key": idempotencyKey ?? randomKey() };
     return this.#json(`/v1/jobs/${encodeURIComponent(id)}/retry`, { method: "POST", headers, signal });
   }
@@ -161,22 +229,27 @@ export class GatewayClient {
   /**
    * The result of a job that succeeded: parsed if it is JSON, else as text. Throws `GatewayError`: `not_finished`,
    * `job_failed`, `expired`.
+   * @template [Result=unknown] what the job returns
    * @param {string} id
-   * @param {{accept?: string, signal?: AbortSignal}} [options] `accept`: another representation, such as text/plain
-   * @returns {Promise<any>}
+   * @param {{accept?: string | undefined, signal?: AbortSignal | undefined}} [options] `accept`: another representation,
+   *   such as text/plain
+   * @returns {Promise<Result>}
    */
-  async result(id, { accept = "application/json", signal } = {}) {
+  async result(id, options = {}) {
+    const { accept = "application/json", signal } = options;
     const { response, silence } = await this.#open(`/v1/jobs/${encodeURIComponent(id)}/result`, { accept, signal });
     return silence.watch(isJson(response) ? response.json() : response.text());
   }
 
   /**
    * Every output so far, in the order of the log.
+   * @template [Output=unknown] what their values are
    * @param {string} id
-   * @param {{after?: number, signal?: AbortSignal}} [options]
-   * @returns {AsyncGenerator<JobEvent, void, void>}
+   * @param {{after?: number | undefined, signal?: AbortSignal | undefined}} [options] `after`: an event's number
+   * @returns {AsyncGenerator<OutputEvent<Output>, void, void>}
    */
-  async *outputs(id, { after = 0, signal } = {}) {
+  async *outputs(id, options = {}) {
+    const { after = 0, signal } = options;
     for (let next = after; ; ) {
       const page = await this.#json(`/v1/jobs/${encodeURIComponent(id)}/outputs`, { query: { after: next }, signal });
       yield* page.outputs;
@@ -188,8 +261,8 @@ export class GatewayClient {
   /**
    * Any of the gateway's addresses, such as an output's `url`, with the key. Throws `GatewayError` unless 2xx.
    * @param {string} path
-   * @param {{method?: string, accept?: string, headers?: Record<string, string>, body?: string,
-   *   signal?: AbortSignal}} [options]
+   * @param {RequestOptions} [options]
+   * @returns {Promise<Response>}
    */
   async request(path, options = {}) {
     return (await this.#open(path, options)).response;
@@ -198,7 +271,7 @@ export class GatewayClient {
   /**
    * `request`, and what watches over the reading of its answer.
    * @param {string} path
-   * @param {{method?: string, accept?: string, headers?: Record<string, string>, body?: string, signal?: AbortSignal}} options
+   * @param {RequestOptions} options
    */
   async #open(path, { method = "GET", accept = "*/*", headers: more = {}, body, signal }) {
     const url = this.url(path);
@@ -217,6 +290,7 @@ export class GatewayClient {
    * One of the gateway's own addresses. Throws `GatewayError` for any other: a path may come from an event, that is from
    * whoever reported it, and the key goes where it leads.
    * @param {string} path
+   * @returns {string}
    */
   url(path) {
     const { origin, href } = new URL(path, this.base);

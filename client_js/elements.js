@@ -1,3 +1,4 @@
+/// <reference path="./tags.d.ts" preserve="true" />
 /**
  * Custom elements that follow a job without a line of script:
  *
@@ -7,7 +8,7 @@
  * end `load`, `error` or `abort`, then `loadend`; besides, every event of the job as `outlast-event`. The other two
  * stand inside it and follow it.
  *
- * @typedef {import("./protocol.js").JobEvent} JobEvent
+ * @import { JobEvent, ProgressData } from "./protocol.js"
  */
 
 import { GatewayClient } from "./client.js";
@@ -15,6 +16,7 @@ import { JobMirror } from "./mirror.js";
 
 const END_EVENTS = { succeeded: "load", failed: "error", cancelled: "abort" };
 
+/** Follows the job that its attribute `job` names, for the elements inside it and for who listens. */
 export class OutlastJob extends HTMLElement {
   static observedAttributes = ["job", "base", "transport"];
 
@@ -216,7 +218,7 @@ function reflect(element, name, value) {
   else element.setAttribute(name, text);
 }
 
-/** @param {string} type @param {Record<string, any> | null} [progress] */
+/** @param {string} type @param {ProgressData | null} progress */
 function progressEvent(type, progress) {
   const { current: loaded = 0, total = null } = progress ?? {};
   return new ProgressEvent(type, { lengthComputable: total !== null, loaded, total: total ?? 0 });

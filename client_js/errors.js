@@ -2,14 +2,18 @@
  * What can go wrong, as one class: the gateway's problem documents (RFC 9457) with their stable `code`, and the
  * client's own findings in the same shape.
  *
- * @typedef {{code: string, title?: string, detail?: string, status?: number | null, errors?: {field?: string,
- *   message?: string}[], [member: string]: unknown}} Problem
+ * @import { Problem } from "./protocol.js"
  */
 
 // Cloudflare's own answers for an origin that is away or slow; the request may or may not have reached the gateway.
 const EDGE_STATUSES = new Set([520, 521, 522, 523, 524, 525, 526, 527, 530]);
 const PASSING_STATUSES = new Set([408, 425, 429, 502, 503, 504]);
 
+/**
+ * Why something was refused, or can't be had. `code` is what to build on.
+ *
+ *     if (error instanceof GatewayError && error.code === "too_many") await later(error.retryAfterMs);
+ */
 export class GatewayError extends Error {
   /**
    * @param {Problem} problem
@@ -18,8 +22,10 @@ export class GatewayError extends Error {
   constructor(problem, { retryAfterMs = null, mayPass, cause } = {}) {
     super(problem.detail || problem.title || problem.code, { cause });
     this.name = "GatewayError";
+    /** The whole problem document, with members of its own such as `errors`. */
     this.problem = problem;
     this.code = problem.code;
+    /** The HTTP status, or null where there was no answer. */
     this.status = problem.status ?? null;
     /** The server's wish for the pause before the next try, in ms. */
     this.retryAfterMs = retryAfterMs;

@@ -3,18 +3,42 @@
  * at the end, however long that is. The gateway calls the route as a job of the kind `http`: one of its slow routes, at
  * its own address, or any other address that it may call. What is cut on the way here is resumed.
  *
+ * @import { GatewayClient } from "./client.js"
+ * @import { JobEvent } from "./protocol.js"
+ */
+
+/**
+ * What a route sends as it comes. `response`: it has answered; `text`: the next piece of a body that it streams;
+ * `restart`: it is called again, or a part of the text is gone, so drop the text so far; `bytes`: how much of a large
+ * body has come.
  * @typedef {{type: "response", status: number, headers: [string, string][]} | {type: "text", text: string}
- *   | {type: "restart"} | {type: "bytes", current: number, total: number | null}} FetchProgress `response`: the route
- *   has answered; `text`: the next piece of a body that it streams; `restart`: it is called again, or a part of the text
- *   is gone, so drop the text so far; `bytes`: how much of a large body has come
- *
- * @typedef {object} LongFetch members of `init` beside those of `fetch`
- * @property {(progress: FetchProgress) => void} [onProgress]
- * @property {(id: string) => void} [onJob] told of the job's id as soon as it is kept
- * @property {boolean} [cancelJob] whether aborting the signal ends the job too; it goes on by default
- * @property {string} [idempotencyKey] the same key and request find the same job, also after a reload of the page
- *
+ *   | {type: "restart"} | {type: "bytes", current: number, total: number | null}} FetchProgress
+ */
+
+/**
+ * Members of `init` beside those of `fetch`.
+ * @typedef {object} LongFetch
+ * @property {((progress: FetchProgress) => void) | undefined} [onProgress]
+ * @property {((id: string) => void) | undefined} [onJob] told of the job's id as soon as it is kept
+ * @property {boolean | undefined} [cancelJob] whether aborting the signal ends the job too; it goes on by default
+ * @property {string | undefined} [idempotencyKey] the same key and request find the same job, also after a reload of the
+ *   page
+ */
+
+/**
+ * The `init` of `fetch`, and more.
  * @typedef {RequestInit & LongFetch} LongRequestInit
+ */
+
+/**
+ * What a job of the kind `http` returns: the body is its text, or where it is.
+ * @typedef {object} HttpResult
+ * @property {number} status
+ * @property {[string, string][]} headers
+ * @property {string} url where the answer came from, after redirects
+ * @property {number} size bytes of the body
+ * @property {string | null} [text]
+ * @property {string | null} [body_url]
  */
 
 import { Backoff, pause } from "./backoff.js";
@@ -32,8 +56,8 @@ const RETRIES = 5;
 /**
  * A function that is called like `fetch` and rejects like it: with the signal's reason when that is aborted, else with a
  * `GatewayError`, whose `code` says what failed. Statuses of the route are no failures.
- * @param {import("./client.js").GatewayClient} client
- * @returns {(input: RequestInfo | URL, init?: LongRequestInit) => Promise<Response>}
+ * @param {GatewayClient} client
+ * @returns {(input: string | URL | Request, init?: LongRequestInit) => Promise<Response>}
  */
 export function createFetch(client) {
   return async (input, init = {}) => {
@@ -66,7 +90,7 @@ export function createFetch(client) {
 /**
  * What is called: at the gateway's own address a slow route, which goes by its path.
  * @param {Request} request
- * @param {import("./client.js").GatewayClient} client
+ * @param {GatewayClient} client
  */
 function targetOf(request, client) {
   const { origin, pathname, search, href, hash } = new URL(request.url);
@@ -91,7 +115,7 @@ async function bodyOf(request) {
 
 /**
  * Follow the job to its end.
- * @param {import("./client.js").GatewayClient} client
+ * @param {GatewayClient} client
  * @param {string} job
  * @param {((progress: FetchProgress) => void) | undefined} tell
  * @param {AbortSignal} signal
@@ -105,13 +129,13 @@ async function answerOf(client, job, tell, signal) {
     if (event.type === "failed") throw new GatewayError(event.data.problem, { mayPass: false });
   }
   const patience = { retries: RETRIES, backoff: new Backoff(), signal };
-  const result = await persist(() => client.result(job, { signal }), patience);
+  const result = /** @type {HttpResult} */ (await persist(() => client.result(job, { signal }), patience));
   const body = result.body_url ? download(client, result.body_url, result.size, signal) : result.text;
   const response = new Response(NULL_BODY.has(result.status) ? null : body, { status: result.status, headers: result.headers });
   return { response, from: result.url };
 }
 
-/** @param {import("./protocol.js").JobEvent} event @param {(progress: FetchProgress) => void} tell */
+/** @param {JobEvent} event @param {(progress: FetchProgress) => void} tell */
 function report({ type, data, attempt }, tell) {
   if (type === "http.response") tell({ type: "response", status: data.status, headers: data.headers });
   else if (type === "delta" && data.channel === "body") tell({ type: "text", text: data.text });
@@ -125,7 +149,7 @@ function report({ type, data, attempt }, tell) {
 
 /**
  * A body that is too large for the result. A download that is cut goes on where it stopped.
- * @param {import("./client.js").GatewayClient} client
+ * @param {GatewayClient} client
  * @param {string} path
  * @param {number} size
  * @param {AbortSignal} signal
@@ -214,7 +238,7 @@ async function unless(signal, promise) {
   }
 }
 
-/** End the job, once it is known. The caller has gone: nobody hears of a failure. @param {import("./client.js").GatewayClient} client @param {Promise<{id: string}>} submitted */
+/** End the job, once it is known. The caller has gone: nobody hears of a failure. @param {GatewayClient} client @param {Promise<{id: string}>} submitted */
 function cancel(client, submitted) {
   submitted.then(({ id }) => persist(() => client.cancel(id), { retries: RETRIES, backoff: new Backoff() })).catch(() => {});
 }

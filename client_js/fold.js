@@ -2,8 +2,7 @@
  * What an event log up to event N amounts to. Pure, and the same rules as the gateway's `fold.py`: its JSON is what a
  * `snapshot` event holds. `tests/wire/` has logs that both must fold alike.
  *
- * @typedef {import("./protocol.js").JobEvent} JobEvent
- * @typedef {import("./protocol.js").State} State
+ * @import { EndData, JobEvent, ProgressData, Snapshot, SnapshotEvent, State } from "./protocol.js"
  */
 
 import { cursorOf, numberOf } from "./protocol.js";
@@ -22,12 +21,13 @@ export const TRANSITIONS = {
 const CHANGING = new Set(Object.keys(TRANSITIONS).map((pair) => pair.split(" ")[1]));
 export const TERMINAL = new Set(["succeeded", "failed", "cancelled"]);
 
+/** The state of a job at a place in its log. `apply` changes it in place. */
 export class Fold {
   cursor = "0";
   /** @type {State | null} */
   state = null;
   attempt = 0;
-  /** @type {Record<string, any> | null} */
+  /** @type {ProgressData | null} */
   progress = null;
   /** What each channel's deltas add up to. @type {Record<string, string>} */
   text = noText();
@@ -37,7 +37,7 @@ export class Fold {
    */
   outputs = 0;
   cancelRequested = false;
-  /** The terminal event's data. @type {Record<string, any>} */
+  /** The terminal event's data. @type {EndData} */
   end = {};
 
   /** @param {string} job */
@@ -50,7 +50,7 @@ export class Fold {
     return new Fold(job);
   }
 
-  /** @param {JobEvent} event a `snapshot` */
+  /** @param {Pick<SnapshotEvent, "job" | "type" | "data">} event */
   static fromSnapshot(event) {
     const { cursor, state, attempt, progress, text, outputs, cancel_requested } = event.data;
     const fold = new Fold(event.job);
@@ -87,7 +87,7 @@ export class Fold {
     return this;
   }
 
-  /** The data of a snapshot event. */
+  /** The data of a snapshot event. @returns {Snapshot & EndData} */
   data() {
     return {
       cursor: this.cursor,
@@ -112,7 +112,8 @@ export class Fold {
   }
 
   /** @param {JobEvent} event */
-  #take({ type, attempt, data = {} }) {
+  #take(event) {
+    const { type, attempt, data } = event;
     if (type === "started") {
       this.attempt = attempt ?? this.attempt + 1;
       if (this.attempt > 1) {
@@ -128,15 +129,16 @@ export class Fold {
       this.outputs += 1;
     } else if (type === "cancel_requested") {
       this.cancelRequested = true;
-    } else if (TERMINAL.has(type)) {
-      this.end = withoutOwn(data);
+    } else if (event.terminal) {
+      this.end = withoutOwn(event.data);
     }
   }
 }
 
 /**
  * What the terminal event says, but for the names that a snapshot has for itself: they stand beside each other.
- * @param {Record<string, any>} data
+ * @param {EndData & Partial<Snapshot>} data
+ * @returns {EndData}
  */
 function withoutOwn({ cursor, state, attempt, progress, text, outputs, cancel_requested, ...end }) {
   return end;
@@ -147,7 +149,11 @@ function noText() {
   return Object.create(null);
 }
 
-/** @param {string} job @param {Iterable<JobEvent>} events */
+/**
+ * What a log amounts to.
+ * @param {string} job
+ * @param {Iterable<JobEvent>} events
+ */
 export function foldLog(job, events) {
   const fold = Fold.empty(job);
   for (const event of events) fold.apply(event);

@@ -2,24 +2,55 @@
  * What a page shows of a job: its fold, its outputs, where it waits, whether its worker lives, how the connection does.
  * The React hook, the elements and the product page all read this one.
  *
- * @typedef {import("./protocol.js").JobEvent} JobEvent
- * @typedef {import("./protocol.js").JobDocument} JobDocument
- * @typedef {import("./client.js").GatewayClient} GatewayClient
- * @typedef {{worker: string, seenAt: number, late: boolean}} WorkerSign when a worker last showed that it lives, on this
- *   page's clock, and whether the gateway finds that too long ago
- *
+ * @import { GatewayClient } from "./client.js"
+ * @import { JobEvent, OutputEvent, Problem, ProgressData, State } from "./protocol.js"
+ * @import { ConnectionState } from "./subscription.js"
+ * @import { TransportName } from "./transports.js"
+ */
+
+/**
+ * When a worker last showed that it lives, on this page's clock, and whether the gateway finds that too long ago.
+ * @typedef {{worker: string, seenAt: number, late: boolean}} WorkerSign
+ */
+
+/**
+ * A job's present picture. It never changes; a new one takes its place.
+ * @template [Result=unknown]
+ * @template [Output=unknown]
+ * @typedef {object} JobView
+ * @property {string} id
+ * @property {State | null} state null until the first event is there
+ * @property {boolean} terminal whether the job has ended
+ * @property {number} attempt which try at it this is; 0 before the first
+ * @property {ProgressData | null} progress
+ * @property {Record<string, string>} text what each channel's text amounts to
+ * @property {OutputEvent<Output>[]} outputs the newest of each index
+ * @property {Result | null} result of a job that succeeded, unless it is large
+ * @property {string | null} resultUrl where a large result is; `client.result(id)` fetches it
+ * @property {boolean} partial whether parts of the result are missing
+ * @property {Problem | null} problem why it failed
+ * @property {string | null} reason why it was cancelled
+ * @property {boolean} cancelRequested whether somebody asked for its end
+ * @property {{position: number | null, eta_seconds?: number | null} | null} position its place in the queue
+ * @property {WorkerSign | null} worker
+ * @property {ConnectionState} connection
+ * @property {number} reconnects how often the connection came back
+ * @property {unknown} error what ended the following for good, such as a `GatewayError` for an unknown job
+ */
+
+/**
  * @typedef {object} MirrorOptions
- * @property {import("./client.js").TransportName} [transport]
- * @property {boolean} [snapshot]
+ * @property {TransportName | undefined} [transport]
+ * @property {boolean | undefined} [snapshot]
  * @property {(event: JobEvent) => void} [onevent] every event of the stream, once
- * @property {(event: JobEvent) => void} [onoutput] every output, also those that a snapshot only counts
+ * @property {(event: OutputEvent) => void} [onoutput] every output, also those that a snapshot only counts
  * @property {() => void} [onchange] after every event, and when the connection changes
  */
 
 import { Backoff, pause } from "./backoff.js";
-import { TRANSPORTS } from "./client.js";
 import { GatewayError } from "./errors.js";
 import { Fold } from "./fold.js";
+import { TRANSPORTS } from "./transports.js";
 
 // A healthy worker shows itself every third of its lease: every 10 s by default.
 const LATE_SECONDS = 12;
@@ -27,7 +58,7 @@ const LATE_SECONDS = 12;
 const NOT_FROM_WORKER = new Set(["queued", "retrying", "cancel_requested", "failed", "cancelled"]);
 
 export class JobMirror {
-  /** @type {Map<string, JobEvent>} the newest output of each index */
+  /** The newest output of each index. @type {Map<string, OutputEvent>} */
   outputs = new Map();
   /** @type {{position: number | null, eta_seconds?: number | null} | null} */
   position = null;
@@ -70,7 +101,7 @@ export class JobMirror {
     if (!signal.aborted) this.#changed();
   }
 
-  /** @param {import("./client.js").TransportName} transport */
+  /** @param {TransportName} transport */
   use(transport) {
     this.subscription.use(TRANSPORTS[transport]);
   }
@@ -80,7 +111,7 @@ export class JobMirror {
     return this.worker && Math.max(0, (Date.now() - this.worker.seenAt) / 1000);
   }
 
-  /** An unchanging picture, for those who compare. */
+  /** An unchanging picture, for those who compare. @returns {JobView} */
   view() {
     const { fold, subscription } = this;
     const { result = null, result_url = null, problem = null, partial = false, reason = null } = fold.end;
@@ -112,7 +143,7 @@ export class JobMirror {
       else if (!NOT_FROM_WORKER.has(type)) this.#seenBy(event);
     }
     this.#options.onevent?.(event);
-    if (type === "output") this.#output(event);
+    if (event.type === "output") this.#output(event);
   }
 
   /**
@@ -132,17 +163,17 @@ export class JobMirror {
     }
   }
 
-  /** @param {JobEvent} event */
+  /** @param {OutputEvent} event */
   #output(event) {
     const known = this.outputs.get(event.data.index);
-    if (known && (known.id ?? 0) >= (event.id ?? 0)) return;
+    if (known && known.id >= event.id) return;
     this.outputs.set(event.data.index, event);
     this.#options.onoutput?.(event);
   }
 
   /** A numbered event tells when its worker lived, but on the server's clock. @param {JobEvent} event */
   #seenBy(event) {
-    const worker = event.data?.worker ?? this.worker?.worker ?? "";
+    const worker = event.type === "started" ? event.data.worker : (this.worker?.worker ?? "");
     this.#seen(worker, Math.min(Date.now(), Date.parse(event.time ?? "") + (this.#skewMs ?? 0)));
   }
 

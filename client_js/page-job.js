@@ -1,9 +1,8 @@
 /**
  * The view of one job: what it does, how its connection does, what it has brought so far.
  *
- * @typedef {import("./protocol.js").JobEvent} JobEvent
- * @typedef {import("./protocol.js").JobDocument} JobDocument
- * @typedef {import("./client.js").TransportName} TransportName
+ * @import { JobDocument, JobEvent, OutputEvent } from "./protocol.js"
+ * @import { TransportName } from "./transports.js"
  */
 
 import { openWebSocket } from "./transports.js";
@@ -180,7 +179,7 @@ export class JobView {
   /** @param {JobEvent} event */
   #take(event) {
     this.#tally.take(event);
-    const { type, data = {} } = event;
+    const { type, data } = event;
     if (type === "started") this.#beganAt ??= Date.parse(event.time ?? "");
     if (event.terminal) this.#endedAt = Date.parse(event.time ?? "");
     if (type === "progress") this.#estimateAt = Date.now();
@@ -207,7 +206,7 @@ export class JobView {
     this.document.clear();
   }
 
-  /** @param {JobEvent} event */
+  /** @param {OutputEvent} event */
   async #takeOutput({ data }) {
     const { signal } = this.#stop;
     if (!OcrPages.knows(data.index)) return;

@@ -7,7 +7,6 @@
  * Outputs come as `page-3.image` (the picture that was read), `page-3.lines-0`, `-1`, ... (lines as they are read) and
  * `page-3` (the finished page, which replaces its pieces, or the problem that it met).
  *
- * @typedef {import("./protocol.js").JobEvent} JobEvent
  * @typedef {{text: string, box: [number, number][] | null, confidence: number | null}} Line
  *
  * @typedef {object} Page

@@ -1,8 +1,8 @@
 /**
  * Shows what a job brings that is no page of a document: its texts by channel, its outputs, its result.
  *
- * @typedef {import("./protocol.js").JobEvent} JobEvent
- * @typedef {import("./fold.js").Fold} Fold
+ * @import { Fold } from "./fold.js"
+ * @import { OutputEvent } from "./protocol.js"
  */
 
 import { growText } from "./elements.js";
@@ -19,7 +19,7 @@ const MARGIN_PX = 24;
 /**
  * @param {() => HTMLElement} place where it goes, made when there is something to put there
  * @param {Fold} fold
- * @param {Map<string, JobEvent>} outputs
+ * @param {Map<string, OutputEvent>} outputs
  */
 export function drawRest(place, fold, outputs) {
   const channels = Object.entries(fold.text);

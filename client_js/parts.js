@@ -1,11 +1,17 @@
 /**
  * Files that go to the gateway in parts: each below an edge's body limit, after a cut from where the gateway stands.
  * The tus protocol, as `docs/http.md` has it under "Large files".
- *
+ */
+
+/**
+ * One request with the client's key; throws `GatewayError` unless 2xx.
  * @typedef {(request: {method: "POST" | "PATCH" | "GET" | "DELETE", path: string, headers?: Record<string, string>,
  *   body?: Blob | FormData | string, onprogress?: (progress: import("./upload.js").UploadProgress) => void,
- *   signal?: AbortSignal}) => Promise<import("./upload.js").Answer>} Ask one request with the
- *   client's key; throws `GatewayError` unless 2xx
+ *   signal?: AbortSignal}) => Promise<import("./upload.js").Answer>} Ask
+ */
+
+/**
+ * A file that is given by hand.
  * @typedef {{name: string, blob: Blob}} NamedBlob
  */
 

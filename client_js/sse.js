@@ -1,7 +1,10 @@
 /**
  * The decoder of `text/event-stream`, to the WHATWG text (HTML, section "Server-sent events"). No I/O: bytes or text go
  * in, messages come out. They may be cut anywhere: between CR and LF, and bytes inside a character.
- *
+ */
+
+/**
+ * One message of the stream.
  * @typedef {object} Message
  * @property {string} type `message`, or what an `event:` line said
  * @property {string} data
@@ -14,6 +17,7 @@ export const MAX_MESSAGE_CHARS = 16 * 1024 * 1024;
 
 const LINE_END = /\r\n|\n|\r/g;
 
+/** Takes a stream piece by piece, and gives the messages that are complete. */
 export class EventStreamDecoder {
   /**
    * What to come back with. It moves at a blank line only, with or without data, so a message that was cut in the

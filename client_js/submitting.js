@@ -1,7 +1,10 @@
 /**
  * A submit: JSON, or files in one multipart body while that is small and nothing is in its way, else in parts. Whichever
  * way the files go, the gateway takes it for the same request, so the Idempotency-Key finds the same job.
- *
+ */
+
+/**
+ * A submit, all its defaults filled in.
  * @typedef {object} Submit
  * @property {string} kind
  * @property {string} key

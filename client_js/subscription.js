@@ -2,9 +2,12 @@
  * A listener's place in a job's event log: it opens connections, one after the other, and hands on every event once,
  * in order, until the terminal one. What was cut is resumed from the last event that was handed on.
  *
- * @typedef {import("./protocol.js").JobEvent} JobEvent
- * @typedef {import("./transports.js").Transport} Transport
- * @typedef {import("./transports.js").Connect} Connect
+ * @import { JobEvent } from "./protocol.js"
+ * @import { Connect, Transport } from "./transports.js"
+ */
+
+/**
+ * How the connection is doing: `waiting` for the next try after a cut; `ended` for good.
  * @typedef {"idle" | "connecting" | "open" | "waiting" | "ended"} ConnectionState
  */
 
@@ -19,7 +22,12 @@ const FRUITLESS = new Set(["hole", "bad_stream"]);
 // Proxies that strip WebSocket upgrades do so every time; one refusal alone may be a restart.
 const MAX_WEBSOCKET_REFUSALS = 2;
 
-/** @implements {AsyncIterable<JobEvent>} */
+/**
+ * What `client.events()` answers: loop over it with `for await`. It is read once.
+ * @template [Result=unknown]
+ * @template [Output=unknown]
+ * @implements {AsyncIterable<JobEvent<Result, Output>>}
+ */
 export class Subscription {
   /** What the next connection resumes from. */
   cursor = "";
@@ -95,7 +103,7 @@ export class Subscription {
   /**
    * Read the events. Leaving the loop closes the connection. Throws `GatewayError` for what coming back can't mend
    * (unknown job, expired, not allowed), and the signal's reason when it is aborted.
-   * @returns {AsyncGenerator<JobEvent, void, void>}
+   * @returns {AsyncGenerator<JobEvent<Result, Output>, void, void>}
    */
   async *[Symbol.asyncIterator]() {
     if (this.#started) throw new TypeError("a subscription is read once; ask the client for another one");
@@ -118,7 +126,7 @@ export class Subscription {
     }
   }
 
-  /** One connection. @returns {AsyncGenerator<JobEvent, number | null | "ended", void>} the server's wish for the pause */
+  /** One connection. @returns {AsyncGenerator<JobEvent<any, any>, number | null | "ended", void>} the server's wish for the pause */
   async *#readConnection() {
     const { transport, connect, signal, backoff } = this.#options;
     const connection = new AbortController();
@@ -146,7 +154,7 @@ export class Subscription {
         if (frame.kind === "retry") backoff.baseMs = frame.ms;
         if (frame.kind === "cursor") this.cursor = frame.cursor;
         if (frame.kind !== "event" || !this.#accept(frame.event)) continue;
-        if (frame.event.type === "closing") wishMs = Number(frame.event.data?.retry_seconds ?? 1) * 1000;
+        if (frame.event.type === "closing") wishMs = Number(frame.event.data.retry_seconds ?? 1) * 1000;
         yield frame.event;
         if (frame.event.terminal) return "ended";
         // Cut while the consumer had the event: what the transport still holds belongs to the dead connection.

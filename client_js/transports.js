@@ -2,8 +2,16 @@
  * One connection that carries a job's events, over SSE (read through fetch) or over a WebSocket. Both yield the same
  * frames and end the same way; coming back after a cut is `subscription.js`'s work.
  *
- * @typedef {import("./protocol.js").JobEvent} JobEvent
- *
+ * @import { JobEvent } from "./protocol.js"
+ */
+
+/**
+ * How events come.
+ * @typedef {"sse" | "websocket"} TransportName
+ */
+
+/**
+ * What a connection needs.
  * @typedef {object} Connect
  * @property {string} base the gateway's address
  * @property {string} job
@@ -15,11 +23,17 @@
  * @property {number} silenceMs a connection that is silent for longer is taken for dead
  * @property {typeof fetch} fetch
  * @property {typeof WebSocket} WebSocket
- *
+ */
+
+/**
+ * What a connection brings. `ended`: the log holds nothing beyond the cursor, and never will; a connection that just
+ * stops has no such frame, and means "come back".
  * @typedef {{kind: "open"} | {kind: "alive"} | {kind: "event", event: JobEvent} | {kind: "cursor", cursor: string}
- *   | {kind: "retry", ms: number} | {kind: "ended"}} Frame `ended`: the log holds nothing beyond the cursor, and never
- *   will; a connection that just stops has no such frame, and means "come back"
- *
+ *   | {kind: "retry", ms: number} | {kind: "ended"}} Frame
+ */
+
+/**
+ * Opens one connection.
  * @typedef {(connect: Connect) => AsyncGenerator<Frame, void, void>} Transport
  */
 
@@ -195,6 +209,9 @@ function parseObject(text) {
   const detail = "The stream held something that is no event. It is read again from the last good one.";
   throw new GatewayError({ code: "bad_stream", detail }, { mayPass: true });
 }
+
+/** @type {Record<TransportName, Transport>} */
+export const TRANSPORTS = { sse: openSse, websocket: openWebSocket };
 
 /** @param {string | null} apiKey @returns {Record<string, string>} */
 export function authorization(apiKey) {

@@ -1,10 +1,20 @@
 /**
  * One request whose body's progress is watched. `fetch` can't do that in browsers, so XMLHttpRequest does where a
  * listener asks for it.
- *
+ */
+
+/**
+ * How many of the files' bytes have gone.
  * @typedef {{loaded: number, total: number}} UploadProgress
+ */
+
+/**
+ * What came back.
  * @typedef {{status: number, body: string, header: (name: string) => string | null}} Answer
- *
+ */
+
+/**
+ * What to send.
  * @typedef {object} Upload
  * @property {"POST" | "PATCH" | "GET" | "DELETE"} [method]
  * @property {string} url

@@ -238,8 +238,8 @@ test("close codes say whether to come back, also those that are not known yet", 
 
 test("a cursor names the event and its time; a snapshot brings its own", () => {
   assert.equal(cursorOf(event(17, "progress")), `17-${Date.UTC(2026, 0, 1) + 17}`);
-  assert.equal(cursorOf({ job: JOB, type: "snapshot", id: 9, data: { cursor: "9-5" } }), "9-5");
-  assert.equal(cursorOf({ job: JOB, type: "liveness", time: "2026-01-01T00:00:00.000Z", data: {} }), null);
+  assert.equal(cursorOf(event(9, "snapshot", { cursor: "9-5" })), "9-5");
+  assert.equal(cursorOf({ ...event(1, "liveness"), id: undefined }), null);
   assert.deepEqual([numberOf("17-5"), numberOf("17"), numberOf("")], [17, 17, 0]);
 });
 

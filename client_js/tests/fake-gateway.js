@@ -18,7 +18,7 @@ export function cursorOfId(id) {
   return `${id}-${Date.parse(timeOf(id))}`;
 }
 
-/** @param {number} id @param {string} type @param {Record<string, any>} [data] */
+/** A row of a log. @param {number} id @param {string} type @param {Record<string, any>} [data] @returns {any} */
 export function event(id, type, data = {}) {
   const terminal = ["succeeded", "failed", "cancelled"].includes(type) && { terminal: true };
   return { id, time: timeOf(id), job: JOB, attempt: 1, type, ...terminal, data };

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { Fold, foldLog } from "../fold.js";
-import { cursorOfId, event, JOB, timeOf } from "./fake-gateway.js";
+import { cursorOfId, event, JOB } from "./fake-gateway.js";
 
 const LOG = [
   event(1, "queued"),
@@ -57,7 +57,7 @@ test("holes, repeats and events without a number are refused", () => {
 
   assert.throws(() => fold.apply(event(3, "progress")), /event 3 can't follow event 3/);
   assert.throws(() => fold.apply(event(5, "progress")), /event 5 can't follow event 3/);
-  assert.throws(() => fold.apply({ job: JOB, time: timeOf(1), type: "liveness", data: {} }), /no number/);
+  assert.throws(() => fold.apply({ ...event(4, "liveness"), id: undefined }), /no number/);
 });
 
 test("a change that the protocol forbids names the event and the state", () => {

@@ -8,7 +8,7 @@ import { OcrPages } from "../page-ocr.js";
 import { compareParts } from "../page-order.js";
 import { ago, duration, errorPhrase, progressPhrase, queuePhrase, workerPhrase } from "../page-phrases.js";
 import { Tally } from "../page-tally.js";
-import { event, JOB } from "./fake-gateway.js";
+import { event } from "./fake-gateway.js";
 
 /** @param {...string} texts */
 const lines = (...texts) => texts.map((text) => ({ text, box: [[0, 0], [9, 0], [9, 5], [0, 5]], confidence: 0.9 }));
@@ -97,14 +97,14 @@ test("what is compared part by part has one order, from whichever side it is ask
 test("the tally counts what reached the page, and sees holes and repeats by itself", () => {
   const tally = new Tally();
   for (const id of [1, 2, 3, 5, 5]) tally.take(event(id, "log"));
-  tally.take({ job: JOB, type: "liveness", data: {} });
+  tally.take({ ...event(6, "liveness"), id: undefined });
 
   assert.deepEqual([tally.received, tally.missed, tally.repeated, tally.last], [4, 1, 1, 5]);
 });
 
 test("a snapshot stands for what came before it", () => {
   const tally = new Tally();
-  tally.take({ job: JOB, type: "snapshot", data: { cursor: "40-7" } });
+  tally.take(event(40, "snapshot", { cursor: "40-7" }));
   tally.take(event(41, "log"));
 
   assert.deepEqual([tally.received, tally.missed, tally.repeated], [1, 0, 0]);

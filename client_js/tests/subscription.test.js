@@ -302,7 +302,7 @@ describe("over websocket", () => {
   });
 
   test("switching transports in the middle loses nothing", async () => {
-    const { TRANSPORTS } = await import("../client.js");
+    const { TRANSPORTS } = await import("../transports.js");
     gateway.log = finishedLog(9);
     const subscription = subscribe({ transport: "websocket" });
     const seen = [];

@@ -38,7 +38,7 @@ const dataOf = (fold) => JSON.parse(JSON.stringify(fold.data()));
 for (const { name, events, data } of FOLD.cases) {
   test(`fold: ${name}, from a snapshot after any event`, () => {
     for (let at = 0; at <= events.length; at += 1) {
-      const snapshot = { job: FOLD.job, type: "snapshot", data: dataOf(foldLog(FOLD.job, events.slice(0, at))) };
+      const snapshot = { job: FOLD.job, type: /** @type {const} */ ("snapshot"), data: dataOf(foldLog(FOLD.job, events.slice(0, at))) };
       const fold = Fold.fromSnapshot(snapshot);
       for (const event of events.slice(at)) fold.apply(event);
 

@@ -14,6 +14,7 @@ from gateway.handlers.problem_codes import PROBLEM_CODES
 from gateway.handlers.routes import PATH_PARAMETERS
 from gateway.metrics import TABLE
 from gateway.openapi import docs_page, openapi_document
+from gateway.protocol import EventType
 from gateway.requests import JobOptions
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,26 @@ def test_the_page_on_errors_is_the_table_in_the_code() -> None:
     rows = re.findall(r"^\| `([a-z_]+)` \| (.+?) \| (.+) \| (.+) \|$", ERRORS, re.MULTILINE)
 
     assert {code: tuple(rest) for code, *rest in rows} == {code: tuple(row) for code, row in PROBLEM_CODES.items()}
+
+
+def test_the_browser_client_knows_every_code() -> None:
+    """As a type, for an editor to complete: those that a page can meet."""
+    source = (ROOT / "client_js" / "protocol.js").read_text(encoding="utf-8")
+    [union] = re.findall(r"@typedef \{([^}]*)\} GatewayCode", source)
+
+    met = {code for code, meaning in PROBLEM_CODES.items() if meaning.where not in ("client", "start")}
+    assert set(re.findall(r'"([a-z_]+)"', union)) == met
+
+
+def test_the_browser_client_knows_every_event_and_every_option_of_a_submit() -> None:
+    """Its types are written by hand, and say no less than the gateway's models."""
+    protocol, client = (
+        (ROOT / "client_js" / name).read_text(encoding="utf-8") for name in ("protocol.js", "client.js")
+    )
+    options = client.partition("@typedef {object} JobOptions")[2].partition("*/")[0]
+
+    assert set(re.findall(r'Event<"([a-z_]+)"', protocol)) == {type_.value for type_ in EventType}
+    assert sorted(re.findall(r"\[([a-z_]+)\]", options)) == sorted(JobOptions.model_fields)
 
 
 def test_every_code_that_is_raised_is_explained() -> None:
