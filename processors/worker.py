@@ -258,8 +258,12 @@ class Worker:
             await first_of(self._stopping.wait(), timeout_seconds=pause)
 
     async def _claim_round(self) -> int:
-        """Give each kind a turn at the free places; returns how many jobs were claimed."""
+        """Give each kind a turn at the free places; returns how many jobs were claimed.
+
+        Raises `Unavailable` where none were, and of some kind nobody can say whether there are any.
+        """
         claimed = 0
+        failure: Unavailable | None = None
         for kind in list(self._turns):
             room = self._places.room(kind)
             if room == 0 or self._stopping.is_set():
@@ -268,13 +272,20 @@ class Worker:
             share = max(1, self._places.free // len(self._turns))
             if self._processors[kind].max_batch:
                 share = room
-            claims = await self._claim(kind, min(room, share))
+            try:
+                claims = await self._claim(kind, min(room, share))
+            except Unavailable as error:
+                # In a cluster the master of another kind may be there.
+                failure = error
+                continue
             for claim in claims:
                 self._start(claim)
             if claims:
                 self._turns.remove(kind)
                 self._turns.append(kind)
             claimed += len(claims)
+        if failure is not None and not claimed:
+            raise failure
         return claimed
 
     async def _claim(self, kind: str, most: int) -> list[Claim]:

@@ -219,7 +219,8 @@ class Hub:
             with suppress(Unavailable):
                 positions = await self.store.positions([watch.record for watch in queued])
                 for watch, position in zip(queued, positions, strict=True):
-                    watch.push_position(position)
+                    if position is not None:
+                        watch.push_position(position)
 
 
 class _Waiter(Listener):

@@ -103,11 +103,13 @@ def translate(error: Exception) -> Exception:
     )
 
 
-async def all_done(work: Iterable[Awaitable[object]]) -> None:
-    """Do everything at once and to its end, whatever fails of it; then raise the first that did."""
-    for answer in await asyncio.gather(*work, return_exceptions=True):
+async def all_done(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Do everything at once and to its end, whatever fails of it; then raise the first that did, or return all."""
+    answers = await asyncio.gather(*work, return_exceptions=True)
+    for answer in answers:
         if isinstance(answer, BaseException):
             raise answer
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 async def until_available(work: Callable[[], Awaitable[T]], what: str) -> T:

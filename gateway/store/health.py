@@ -7,14 +7,21 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from redis.exceptions import ResponseError
+from redis.exceptions import BusyLoadingError, ResponseError
+from redis.exceptions import ConnectionError as NoConnection
+from redis.exceptions import TimeoutError as NoReply
 
 from gateway.errors import ConfigurationError
 from gateway.store.connection import Connection, translated
-from gateway.store.deployment import Deployment
+from gateway.store.deployment import Address, Deployment
 
 # Streams and scripts are older; sharded pub/sub and scripts that may run out of memory came with these.
 _OLDEST: Final[Mapping[str, tuple[int, int]]] = {"valkey": (7, 2), "redis": (7, 0)}
+
+# What says of a master of a cluster that it is away, and not that it is none of ours.
+_NO_ANSWER: Final = (NoConnection, NoReply, BusyLoadingError, OSError)
+# One that hangs must not hide what the others say.
+_PATIENCE_SECONDS: Final = 2.0
 
 
 class Health(Connection):
@@ -26,16 +33,17 @@ class Health(Connection):
         return self._identity.conflict or self._topology.conflict
 
     async def info(self) -> dict[str, Any]:
-        """The servers' name, version and run ids, and `warnings`: what about their settings breaks a promise.
+        """The servers' name and version, and `warnings`: what about their settings breaks a promise.
 
-        Raises `ConfigurationError` for servers that can't be used, and `Unavailable`.
+        Raises `ConfigurationError` for servers that can't be used, and `Unavailable` if none answers.
         """
-        async with translated():
-            servers = await asyncio.gather(*(self._info_of(one) for one in self._client.servers()))
+        servers = list((await self.answering()).values())
         for server in servers:
             _check_usable(server, self._deployment)
         # In a cluster all nodes should be set alike: what holds for one is said once.
         warnings = dict.fromkeys(warning for server in servers for warning in _warnings(server, self._durability))
+        if away := len(self._topology.masters) - len(servers):
+            warnings[f"{away} of {len(self._topology.masters)} masters do not answer: what lies there waits"] = None
         if self.conflict is not None:
             warnings[self.conflict] = None
         first = servers[0]
@@ -44,20 +52,34 @@ class Health(Connection):
             "version": _version(first),
             "topology": self._deployment.topology,
             "masters": len(servers),
-            "run_ids": frozenset(server.get("run_id") for server in servers),
             "aof": all(server.get("aof_enabled") for server in servers),
             "eviction": first.get("maxmemory_policy", "noeviction"),
             "used_memory": sum(server.get("used_memory", 0) for server in servers),
             "warnings": list(warnings),
         }
 
-    async def _info_of(self, server: Any) -> dict[str, Any]:
-        info: dict[str, Any] = await server.info()
-        if self._durability == "disk":
-            # Many users may not ask for settings; then nobody can tell.
-            with suppress(ResponseError):
-                info |= await server.config_get("appendfsync")
-        return info
+    async def answering(self) -> dict[Address, dict[str, Any]]:
+        """The masters that answer now, and what each says of itself. Raises `Unavailable` if none does."""
+        masters = self._topology.masters
+        patience = None if len(masters) == 1 else _PATIENCE_SECONDS
+        async with translated():
+            answers = await asyncio.gather(
+                *(self._info_of(one, patience) for one in self._client.servers()), return_exceptions=True
+            )
+            said = {one: info for one, info in zip(masters, answers, strict=True) if isinstance(info, dict)}
+            for error in answers:
+                if isinstance(error, BaseException) and not (said and isinstance(error, _NO_ANSWER)):
+                    raise error
+        return said
+
+    async def _info_of(self, server: Any, patience_seconds: float | None) -> dict[str, Any]:
+        async with asyncio.timeout(patience_seconds):
+            info: dict[str, Any] = await server.info()
+            if self._durability == "disk":
+                # Many users may not ask for settings; then nobody can tell.
+                with suppress(ResponseError):
+                    info |= await server.config_get("appendfsync")
+            return info
 
 
 def _name(server: dict[str, Any]) -> str:

@@ -161,7 +161,6 @@ class Jobs(Connection):
             raise _key_reused()
         flat = fields_now[0]
         record = read_record(dict(zip(flat[::2], flat[1::2], strict=True)))
-        # The list is not in the job's slot, and not part of a promise: it is for people. The look repairs it.
         steps = [self.list_job(record)]
         if record.state is State.QUEUED:
             # Also for a replay: the first submitter may have died between the last two steps.
@@ -210,14 +209,19 @@ class Jobs(Connection):
         return None
 
     async def list_job(self, record: JobRecord) -> None:
-        """Put a job into its owner's list of recent jobs, unless it is a step of another one."""
+        """Put a job into its owner's list of recent jobs, unless it is a step of another one.
+
+        The list is for people, and no part of a promise: where its master is away, or has no memory left, the job goes
+        on without. The last look tries again.
+        """
         if record.parent is not None:
             return
         key = self._keys.owner(record.owner)
-        async with translated(), self._client.pipeline(transaction=False) as pipe:
-            pipe.zadd(key, {record.id: record.created_ms}, nx=True)
-            pipe.zremrangebyrank(key, 0, -_MAX_LISTED - 1)
-            await pipe.execute()
+        with suppress(Unavailable):
+            async with translated(), self._client.pipeline(transaction=False) as pipe:
+                pipe.zadd(key, {record.id: record.created_ms}, nx=True)
+                pipe.zremrangebyrank(key, 0, -_MAX_LISTED - 1)
+                await pipe.execute()
         self._called("list")
 
     def _fields(self, new: NewJob) -> list[Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json, to_json
 
 from gateway.documents import KindDocument
-from gateway.errors import ConfigurationError
+from gateway.errors import ConfigurationError, Unavailable
 from gateway.store.connection import Connection, translated
 from gateway.store.records import JobRecord
 from gateway.store.scripts import encode_owner
@@ -32,8 +33,12 @@ class Position(NamedTuple):
 _NOWHERE: Final = Position(None, None)
 
 
-def _estimate(position: int, turn_seconds: float | None) -> float | None:
-    return None if turn_seconds is None else round(position * turn_seconds, 1)
+def _position(rank: int | Exception | None, turn_seconds: float | None) -> Position | None:
+    if isinstance(rank, Exception):
+        return None
+    if rank is None:
+        return _NOWHERE
+    return Position(rank + 1, None if turn_seconds is None else round((rank + 1) * turn_seconds, 1))
 
 
 async def _time(server: Any) -> tuple[int, int]:
@@ -77,21 +82,29 @@ class Kinds(Connection):
         return frozenset(kind for kind, paused in zip(kinds, rows, strict=True) if paused == b"1")
 
     async def kinds(self) -> dict[str, KindDocument]:
-        """All known kinds by name; at most a second old."""
-        read_at, cached = self._kinds_cache
-        now = time.monotonic()
-        if now - read_at < _CACHE_SECONDS:
-            return cached
-        async with translated():
-            stored: dict[bytes, bytes] = await self._client.hgetall(self._keys.kinds)
-        kinds = {name.decode(): KindDocument.model_validate_json(text) for name, text in sorted(stored.items())}
-        self._kinds_cache = (now, kinds)
+        """All known kinds by name, at most a second old; what was known last while Redis does not say.
+
+        In a cluster their master may be away, and their jobs be elsewhere.
+        """
+        read_at, kinds = self._kinds_cache
+        if time.monotonic() - read_at < _CACHE_SECONDS:
+            return kinds
+        try:
+            async with translated():
+                stored: dict[bytes, bytes] = await self._client.hgetall(self._keys.kinds)
+            kinds = {name.decode(): KindDocument.model_validate_json(text) for name, text in sorted(stored.items())}
+        except Unavailable:
+            if not kinds:
+                raise
+        self._kinds_cache = (time.monotonic(), kinds)
         return kinds
 
-    async def positions(self, jobs: list[JobRecord]) -> list[Position]:
-        """Each job's place in its kind's queue, all in one batch."""
+    async def positions(self, jobs: list[JobRecord]) -> list[Position | None]:
+        """Each job's place in its kind's queue, all in one batch; None where that is at a master that is away."""
         kinds = sorted({job.kind for job in jobs})
-        served = {kind for worker in await self.workers() for kind in worker["kinds"]}
+        served: set[str] = set()
+        with suppress(Unavailable):
+            served = {kind for worker in await self.workers() for kind in worker["kinds"]}
         async with translated(), self._client.pipeline(transaction=False) as pipe:
             for kind in kinds:
                 keys = self._keys.kind(kind)
@@ -99,18 +112,18 @@ class Kinds(Connection):
                 pipe.hmget(keys[5], "paused", "ran_ms")
             for job in jobs:
                 pipe.zrank(self._keys.kind(job.kind)[0], f"{job.id}|{job.priority}|{encode_owner(job.owner)}")
-            rows = await pipe.execute()
+            rows = await pipe.execute(raise_on_error=False)
         turns: dict[str, float] = {}
         for i, kind in enumerate(kinds):
-            running, (paused, ran_ms) = rows[2 * i : 2 * i + 2]
+            running, said = rows[2 * i : 2 * i + 2]
+            if isinstance(running, Exception) or isinstance(said, Exception):
+                continue
+            paused, ran_ms = said
             if kind in served and paused != b"1" and ran_ms:
                 # While jobs wait, the places that the kind has are those that are taken.
                 turns[kind] = int(ran_ms) / 1000 / max(1, running)
         ranks = rows[2 * len(kinds) :]
-        return [
-            _NOWHERE if rank is None else Position(rank + 1, _estimate(rank + 1, turns.get(job.kind)))
-            for job, rank in zip(jobs, ranks, strict=True)
-        ]
+        return [_position(rank, turns.get(job.kind)) for job, rank in zip(jobs, ranks, strict=True)]
 
     async def present(self, worker: str, kinds: list[str], concurrency: int) -> None:
         """Say that a worker lives; call it every few seconds."""

@@ -10,8 +10,8 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from gateway.errors import Gone, NotFound, Unavailable
@@ -20,6 +20,7 @@ from gateway.protocol import OPEN, EventType
 from gateway.store.children import Children
 from gateway.store.connection import all_done, translated
 from gateway.store.dead import Dead
+from gateway.store.deployment import Address
 from gateway.store.health import Health
 from gateway.store.jobs import LONGEST_LOOK_MS
 from gateway.store.kinds import Kinds
@@ -37,7 +38,8 @@ _MOST_TAKES: Final = 16
 # With the take's 2 s this keeps "lease + 2 s" for a dead worker's job.
 LOOK_SECONDS: Final = 0.5
 SWEEP_SECONDS: Final = 3600.0
-_SWEEP_AGAIN_SECONDS: Final = 60.0
+_SWEEP_AGAIN_SECONDS: Final = 5.0
+_SWEEP_WITHOUT_ROOM_SECONDS: Final = 60.0
 # Records that are asked for in one pipeline.
 _SWEPT: Final = 500
 _OPEN: Final = frozenset(state.encode() for state in OPEN)
@@ -72,30 +74,50 @@ _TAILS: Final = (
 )
 
 
+@contextmanager
+def _noting(master: Address | None, away: set[Address]) -> Iterator[None]:
+    """Note a master that does not answer."""
+    try:
+        yield
+    except Unavailable as error:
+        if master is not None and error.code != "store_full":
+            away.add(master)
+        raise
+
+
 class Look(Children, Dead, Queue, Kinds, Health):
     """One look is: take what is due, judge each in its own slot, settle its pointers in the kind's slot."""
 
-    async def look(self, kinds: Iterable[str]) -> int:
-        """Look at what is due now; returns how many jobs. Safe to run anywhere, any time, twice at once."""
+    async def look(self, kinds: Iterable[str], away: set[Address] | None = None) -> int:
+        """Look at what is due now; returns how many jobs. Safe to run anywhere, any time, twice at once.
+
+        Nothing is asked of the masters that are `away`, and one that does not answer is put there. What the others hold
+        is looked at all the same, then `Unavailable` is raised.
+        """
+        away = set() if away is None else away
+        return sum(await all_done([self._look_at_kind(kind, away) for kind in kinds]))
+
+    async def _look_at_kind(self, kind: str, away: set[Address]) -> int:
         looked = 0
-        for kind in kinds:
-            for _ in range(_MOST_TAKES):
-                taken = await self._look_at_some(kind)
-                looked += taken
-                if taken < _TAKE:
-                    break
+        keys = self._keys.kind(kind)
+        for _ in range(_MOST_TAKES):
+            if self._topology.owner(keys[0]) in away:
+                break
+            with _noting(self._topology.owner(keys[0]), away):
+                flat: list[bytes] = await self._run("take", keys, (_TAKE, _TAKEN_MS))
+            pairs = [(flat[i].decode(), flat[i + 1].decode()) for i in range(0, len(flat), 2)]
+            await all_done([self._look_at(kind, job, token, away) for job, token in pairs])
+            looked += len(pairs)
+            if len(pairs) < _TAKE:
+                break
         return looked
 
-    async def _look_at_some(self, kind: str) -> int:
-        flat: list[bytes] = await self._run("take", self._keys.kind(kind), (_TAKE, _TAKEN_MS))
-        pairs = [(flat[i].decode(), flat[i + 1].decode()) for i in range(0, len(flat), 2)]
-        await all_done(self._look_at(kind, job, token) for job, token in pairs)
-        return len(pairs)
-
-    async def _look_at(self, kind: str, job: str, token: str) -> None:
-        answer: list[bytes] = await self._run(
-            "judge", self._keys.job(job), (job, *_TAILS, END_GRACE_MS, LONGEST_LOOK_MS)
-        )
+    async def _look_at(self, kind: str, job: str, token: str, away: set[Address]) -> None:
+        keys = self._keys.job(job)
+        if self._topology.owner(keys[0]) in away:
+            return
+        with _noting(self._topology.owner(keys[0]), away):
+            answer: list[bytes] = await self._run("judge", keys, (job, *_TAILS, END_GRACE_MS, LONGEST_LOOK_MS))
         verdict = answer[0].decode()
         if verdict == "unknown":
             await self._settle(kind, job, token, "drop", 0)
@@ -105,7 +127,7 @@ class Look(Children, Dead, Queue, Kinds, Health):
             # Its own step, the same as anybody's cancel; the second look finds the job asked to stop, or gone.
             with suppress(NotFound, Gone):
                 await self.cancel(job, "outlast", ALONE_REASON)
-            await self._look_at(kind, job, token)
+            await self._look_at(kind, job, token, away)
             return
         if verdict == "ended":
             await self._finish(job, int(after_ms))
@@ -117,19 +139,19 @@ class Look(Children, Dead, Queue, Kinds, Health):
         record = (await self.read_jobs([job]))[0]
         if record is None:
             return
-        with suppress(Unavailable):
-            # For people, and no promise: where Redis has no memory left, the pointers must go all the same.
-            await self.list_job(record)
+        await self.list_job(record)
         if record.children:
             await self.end_children(record, max(1, expires_after_ms))
         if record.dead and record.parent is None:
             await self.bury(record, expires_after_ms)
 
-    async def sweep(self, servers: Iterable[str] = ()) -> int:
+    async def sweep(self, servers: Iterable[str] = (), away: set[Address] | None = None) -> int:
         """Find open jobs without a due entry and give them one; returns how many.
 
         One process does it for each set of servers: a sweep of those before a failover tells nothing of those after it.
+        Masters that are `away` are left out, and one that does not answer is put there.
         """
+        away = set() if away is None else away
         found = 0
         of_these = ",".join(sorted(servers))
         # With a word that nobody else has: sent again after a lost reply, it meets itself.
@@ -140,12 +162,18 @@ class Look(Children, Dead, Queue, Kinds, Health):
                 if there.decode().rpartition(" ")[0] == of_these:
                     return 0
                 await self._client.set(self._keys.sweeper, mine, px=60_000)
-            names = []
-            for server in self._client.servers():
-                names += [name async for name in server.scan_iter(f"{self._keys.prefix}:{{*}}:job", count=500)]
+        names: list[bytes] = []
+        for address, server in zip(self._topology.masters, self._client.servers(), strict=True):
+            if address not in away:
+                with _noting(address, away):
+                    names += await self._records_at(server)
         for start in range(0, len(names), _SWEPT):
             found += await self._sweep_some(names[start : start + _SWEPT])
         return found
+
+    async def _records_at(self, server: Any) -> list[bytes]:
+        async with translated():
+            return [name async for name in server.scan_iter(f"{self._keys.prefix}:{{*}}:job", count=500)]
 
     async def _sweep_some(self, names: Sequence[bytes]) -> int:
         async with translated(), self._client.pipeline(transaction=False) as pipe:
@@ -155,7 +183,8 @@ class Look(Children, Dead, Queue, Kinds, Health):
             jobs = [tuple(part.decode() for part in job) for state, *job in rows if state in _OPEN]
             for job, kind, _ in jobs:
                 pipe.zscore(self._keys.kind(kind)[1], job)
-            due: list[float | None] = await pipe.execute()
+            # An error where the kind's master is away: when it is back, a sweep follows.
+            due: list[float | Exception | None] = await pipe.execute(raise_on_error=False)
         lost = [job for job, score in zip(jobs, due, strict=True) if score is None]
         for job, kind, owner in lost:
             # `reserve` sets a due entry only where there is none; room has been found already.
@@ -165,32 +194,40 @@ class Look(Children, Dead, Queue, Kinds, Health):
     async def look_loop(self) -> None:
         """Look every half second, and sweep at the start, after a change of server, and hourly; never returns.
 
-        After a start, an outage or a change of server nobody is judged for min(5 s, lease): workers renew first.
+        After a start, an outage or a change of server nobody is judged for min(5 s, lease): workers renew first. Where
+        one master of a cluster is away, what the others hold is looked at meanwhile.
         """
         clock = asyncio.get_running_loop().time
         grace = min(5.0, self.lease_seconds)
-        run_ids: frozenset[str] | None = None
-        swept_at = float("-inf")
+        run_ids: frozenset[str] = frozenset()
+        away: set[Address] = set()
+        sweeps_at = float("-inf")
         connects: int | None = None
         while True:
             await asyncio.sleep(LOOK_SECONDS * random.uniform(0.75, 1.25))
+            away.intersection_update(self._topology.masters)
             try:
-                if connects != self.feed.connects:
-                    connects = self.feed.connects
-                    servers = (await self.info())["run_ids"]
-                    # Counted from their answer, not from their loss: only now can workers renew.
-                    await asyncio.sleep(grace)
-                    if servers != run_ids:
-                        run_ids, swept_at = servers, float("-inf")
-                if clock() - swept_at > SWEEP_SECONDS:
-                    found = await self.sweep(run_ids or ())
-                    swept_at = clock()
+                if away or connects != self.feed.connects:
+                    now_connects = self.feed.connects
+                    answering = await self.answering()
+                    if connects != now_connects or away & answering.keys():
+                        # Counted from their answer, not from their loss: only now can workers renew.
+                        await asyncio.sleep(grace)
+                        connects, away = now_connects, set(self._topology.masters) - answering.keys()
+                        before, run_ids = run_ids, frozenset(str(info.get("run_id")) for info in answering.values())
+                        if run_ids - before:
+                            sweeps_at = float("-inf")
+                if clock() >= sweeps_at:
+                    # It may fail again and again, where a master is away that it needs: looking goes on in between.
+                    sweeps_at = clock() + _SWEEP_AGAIN_SECONDS
+                    found = await self.sweep(run_ids, away)
+                    sweeps_at = clock() + SWEEP_SECONDS
                     if found:
                         logger.warning("sweep: %d open jobs had no due entry", found)
-                await self.look(await self.kinds())
+                await self.look(await self.kinds(), away)
             except Unavailable as error:
                 if error.code == "store_full":
-                    # Only the sweep needs room, for what it finds: it comes a little later, and looking goes on.
-                    swept_at = clock() - SWEEP_SECONDS + _SWEEP_AGAIN_SECONDS
-                else:
-                    connects = None
+                    # Only the sweep needs room, for what it finds.
+                    sweeps_at = clock() + _SWEEP_WITHOUT_ROOM_SECONDS
+                elif len(self._topology.masters) == 1:
+                    away.update(self._topology.masters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -11,11 +12,12 @@ import pytest
 
 from gateway.documents import KindDocument
 from gateway.errors import Unavailable
-from gateway.protocol import START
-from gateway.store import LogPage, Store
+from gateway.protocol import START, State
+from gateway.store import JobRecord, LogPage, Store
 from tests.faults import PATIENCE_SECONDS, wait_until
-from tests.jobs import Ear, begin, end, event, submit
+from tests.jobs import Ear, begin, end, event, new_job, submit
 from tests.redis_servers import HOST, RedisCluster, RedisProcess
+from tests.serving import gateway_for
 
 T = TypeVar("T")
 KIND = KindDocument(kind="echo")
@@ -194,6 +196,77 @@ async def test_a_killed_master_keeps_nobody_from_the_logs_of_others(own_cluster:
     assert [entry.number for entry in page.entries] == [1]
     assert heads.pop(killed.port) is None
     assert list(heads.values()) == [page.head]
+
+
+@pytest.fixture
+async def lasting_cluster(tmp_path: Path) -> AsyncIterator[RedisCluster]:
+    """Three masters without replicas, which go on where one of them is away."""
+    async with RedisCluster(tmp_path / "cluster", replicas=False) as cluster:
+        for node in cluster.nodes:
+            await node.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        yield cluster
+
+
+async def test_a_master_that_stays_away_stops_nothing_of_the_others(
+    lasting_cluster: RedisCluster, prefix: str, tmp_path: Path
+) -> None:
+    """It has the list of kinds, too, and the owner's; looks, submits, places in the queue and readiness go on."""
+    store = await Store.connect(lasting_cluster.url, prefix=prefix, lease_seconds=0.5)
+    away = await lasting_cluster.master_of(store._keys.kinds)
+
+    def elsewhere(key: str) -> bool:
+        owner = store._topology.owner(key)
+        assert owner is not None
+        return owner.port != away.port
+
+    def named(here: bool, key_of: Callable[[str], str]) -> str:
+        return next(name for name in (f"n{i}" for i in itertools.count()) if elsewhere(key_of(name)) is here)
+
+    async def submitted(kind: KindDocument, here: bool = True) -> JobRecord:
+        while elsewhere(store._keys.record(job := await store.job_id(owner, None))) is not here:
+            pass
+        return (await store.submit(job, new_job(kind, owner=owner), keyed=False)).record
+
+    there, lost = (KindDocument(kind=named(here, lambda name: store._keys.kind(name)[0])) for here in (True, False))
+    owner = named(False, store._keys.owner)
+    looking = asyncio.create_task(store.look_loop(), name="looks")
+    try:
+        async with gateway_for(store, tmp_path / "blobs") as gateway:
+            for kind in (there, lost):
+                await store.register_kind(kind)
+            waiting = await submitted(lost)
+            at_the_lost = await submitted(there, here=False)
+            record = await submitted(there)
+            # In this order, whatever their places in the queue.
+            leases = {lease.job: lease for lease in [await begin(store, there.kind) for _ in range(2)]}
+            await wait_until(lambda: store.feed.connected)
+            assert {there.kind, lost.kind} <= (await store.kinds()).keys()
+
+            await away.kill()
+            late = await patiently(lambda: submitted(there))
+
+            async def is_queued() -> bool:
+                return (await store.job(record.id)).state is State.QUEUED
+
+            await wait_until(lambda: patiently(is_queued), what="the look that takes the job from its silent worker")
+            place, unknown = await store.positions([late, waiting])
+            assert place is not None
+            assert (place.position or 0) >= 1
+            assert unknown is None
+            ready = await gateway.get("/readyz")
+            assert (ready.status, ready.json()["warnings"][-1].split(":")[0]) == (200, "1 of 3 masters do not answer")
+
+            await away.start()
+
+            async def is_taken() -> bool:
+                return (await store.job(at_the_lost.id)).state is State.QUEUED
+
+            await wait_until(lambda: patiently(is_taken), what="the look at the job of the master that was away")
+            assert leases.keys() == {record.id, at_the_lost.id}
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+        await store.close()
 
 
 async def test_the_feed_of_a_killed_master_does_not_disturb_the_others(own_cluster: RedisCluster, store: Store) -> None:

@@ -159,5 +159,5 @@ async def test_one_owners_backlog_does_not_delay_another_owners_first_job(store:
         newcomer = (
             await store.submit(await store.job_id("me", None), new_job(ECHO, owner=f"small{i}"), keyed=False)
         ).record
-        assert (await store.positions([newcomer]))[0].position == 1
+        assert await store.positions([newcomer]) == [(1, None)]
         assert (await store.claim("echo", "w", 1))[0].job == newcomer.id

@@ -299,7 +299,7 @@ async def test_the_wait_is_estimated_from_how_long_attempts_took(store: Store) -
     waiting = [await submit(store, KIND) for _ in range(4)]
 
     async def estimates() -> list[float | None]:
-        return [place.eta_seconds for place in await store.positions(waiting)]
+        return [place and place.eta_seconds for place in await store.positions(waiting)]
 
     async def leave(seconds: float) -> None:
         lease = leases.pop()
@@ -328,7 +328,7 @@ async def test_a_repeated_leave_counts_once(store: Store) -> None:
     waiting = await submit(store, KIND)
     await store.present("w", ["echo"], 1)
 
-    assert [place.eta_seconds for place in await store.positions([waiting])] == [10.0]
+    assert [place and place.eta_seconds for place in await store.positions([waiting])] == [10.0]
 
 
 async def test_a_cap_per_kind_holds_over_all_workers(store: Store) -> None:

@@ -15,11 +15,12 @@ import pytest
 from pydantic_core import from_json
 
 from gateway.blobs import Blobs
+from gateway.errors import Unavailable
 from gateway.event_text import encode_snapshot_data
 from gateway.fold import fold_log
 from gateway.protocol import TERMINAL, Event, State
 from gateway.requests import JobOptions
-from gateway.store import NewJob, Store, StoredFile
+from gateway.store import Claim, NewJob, Store, StoredFile
 from processors import Context
 from processors.processor import load_processors, processor
 from processors.worker import Worker
@@ -94,6 +95,22 @@ async def test_the_readmes_example_works(store: Store, blobs: Blobs) -> None:
     assert record.end_data() == {"result": {"one": 1, "fish": 2, "two": 1}}
     assert record.progress == b'{"current":2,"total":2,"unit":"lines"}'
     assert len(await store.outputs(job)) == 2
+
+
+async def test_a_kind_of_which_nobody_can_say_anything_keeps_no_other_waiting(
+    store: Store, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a cluster the master of one kind's queue may be away while those of the others are there."""
+    claim = store.claim
+
+    async def claim_of_the_others(kind: str, worker: str, limit: int) -> list[Claim]:
+        if kind == "echo":
+            raise Unavailable("its master is away")
+        return await claim(kind, worker, limit)
+
+    monkeypatch.setattr(store, "claim", claim_of_the_others)
+    async with working(store, blobs, "echo", "even"):
+        assert (await end_of(store, await submit(store, "even", {"number": 2}))).state is State.SUCCEEDED
 
 
 async def test_an_async_generators_values_become_outputs(store: Store, blobs: Blobs) -> None:
