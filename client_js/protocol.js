@@ -31,8 +31,8 @@
 /**
  * Codes of the gateway and the kinds that come with it; `docs/errors.md` tells what to do about each.
  * @typedef {"bad_request" | "bad_json" | "bad_multipart" | "bad_cursor" | "cursor_lost" | "bad_idempotency_key" | "bad_frame"
- *   | "key_in_query" | "websocket_expected" | "already_subscribed" | "unauthorized" | "write_token" | "probe_token"
- *   | "forbidden" | "operators_only" | "foreign_origin" | "foreign_host" | "not_found" | "job_not_found"
+ *   | "key_in_query" | "websocket_expected" | "already_subscribed" | "unauthorized" | "token_expired" | "write_token"
+ *   | "probe_token" | "forbidden" | "operators_only" | "foreign_origin" | "foreign_host" | "not_found" | "job_not_found"
  *   | "upload_not_found" | "unknown_kind" | "method_not_allowed" | "not_acceptable" | "request_timeout" | "conflict"
  *   | "not_finished" | "still_open" | "lease_lost" | "resubmitted_stream" | "wrong_offset" | "upload_incomplete"
  *   | "tus_version" | "expired" | "too_large" | "input_too_large" | "input_too_complex" | "too_many_files"

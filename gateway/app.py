@@ -23,7 +23,7 @@ from gateway.blobs import Blobs
 from gateway.collector import collect_loop
 from gateway.config import Settings
 from gateway.errors import ConfigurationError, Unavailable
-from gateway.handlers import jobs, kinds, pages, probe, results, run, slow_routes, streams, tus, worker
+from gateway.handlers import jobs, kinds, pages, probe, results, run, slow_routes, streams, tokens, tus, worker
 from gateway.handlers.context import (
     BLOBS,
     DOCS,
@@ -53,6 +53,7 @@ from gateway.signals import on_stop_signals
 from gateway.slow_routes import SlowRoute, load_routes
 from gateway.static import client_files
 from gateway.store import Store, until_available
+from gateway.tokens import Right
 from gateway.upstreams import Upstreams
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *streams.routes,
     *results.routes,
     *tus.routes,
+    *tokens.routes,
     *worker.routes,
     *chat.routes,
     *responses.routes,
@@ -105,6 +107,7 @@ def make_app(settings: Settings, store: Store, blobs: Blobs, hub: Hub) -> web.Ap
     public: set[object] = {route.handler for route in ROUTES if route.public}
     routed = load_routes(settings.routes)
     handlers = [(route, slow_routes.route_handler(route, asks_for_key=bool(keys) and route.key)) for route in routed]
+    rights: dict[object, Right] = {route.handler: route.right for route in ROUTES if route.right is not None}
     # Without keys everybody here is `local`, and foreign pages are kept out of a slow route too.
     public |= {handler for route, handler in handlers if keys and not route.key}
     app = web.Application(
@@ -115,7 +118,7 @@ def make_app(settings: Settings, store: Store, blobs: Blobs, hub: Hub) -> web.Ap
             _drain_guard(readiness),
             cross_origin_middleware(allowed),
             origin_guard(keys, allowed, public),
-            authentication(keys, public, metrics),
+            authentication(keys, public, rights, metrics),
         ],
     )
     app[SETTINGS], app[STORE], app[BLOBS], app[HUB] = settings, store, blobs, hub
@@ -177,7 +180,7 @@ def _held(handler: Handler) -> Handler:
 
     @wraps(handler)
     async def held(request: web.Request) -> web.StreamResponse:
-        with request.app[STREAMS].place(principal(request)):
+        with request.app[STREAMS].place(principal(request).owner):
             return await handler(request)
 
     return held

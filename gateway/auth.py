@@ -1,8 +1,8 @@
-"""Who makes a request: API keys, watch tokens, and whether a browser's page may ask at all.
+"""Who makes a request: API keys, tokens, and whether a browser's page may ask at all.
 
 Without keys the gateway listens on loopback only, and everybody who gets there is the owner `local`. Then the danger
 is a web page: any page in the user's browser can reach 127.0.0.1, so foreign origins and foreign host names are
-refused.
+refused. A token limits whoever sends one there too, so that a page behaves as it will where there are keys.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from inspect import unwrap
 from typing import Final
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.errors import BadRequest, Forbidden, TooMany, Unauthorized, encodable
+from gateway.errors import BadRequest, Forbidden, TokenExpired, TooMany, Unauthorized, encodable
 from gateway.metrics import Metrics
+from gateway.tokens import JobToken, Right, Token, looks_like_token, owner_for, read_token, signing_key, split_owner
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +43,24 @@ _LOGGED_ORIGINS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whose request it is. `job` limits it to reading that one job."""
+    """Whose request it is, and the token by which, if it was no API key: that one limits what it may do."""
 
     owner: str
-    job: str | None = None
+    token: Token | None = None
+
+    @property
+    def expires(self) -> int | None:
+        """When this ends, in seconds since 1970; None for an API key, and for a watch URL's token."""
+        return None if self.token is None else self.token.expires
+
+    def owns(self, owner: str) -> bool:
+        """Whether jobs of this owner are its own. An API key's are also those of its users."""
+        return owner == self.owner or split_owner(owner)[0] == self.owner
+
+    def check(self, right: Right | None, *, job: str | None = None, kind: str | None = None) -> None:
+        """Raises `Forbidden` where there is a token and it doesn't allow this; None: what only an API key does."""
+        if self.token is not None:
+            self.token.check(right, job, kind)
 
 
 PRINCIPAL: Final = web.RequestKey("principal", Principal)
@@ -55,7 +71,8 @@ class Keyring:
 
     def __init__(self, keys: Mapping[str, str]) -> None:
         self._digests = [(_digest(secret), name) for name, secret in keys.items()]
-        self._watch_keys = [(_watch_key(secret), name) for name, secret in keys.items()]
+        # Without keys a token guards nothing, and anybody can make one: what it allows holds all the same.
+        self._signing = [(signing_key(secret), name) for name, secret in (keys or {LOCAL: ""}).items()]
 
     def __bool__(self) -> bool:
         return bool(self._digests)
@@ -68,34 +85,17 @@ class Keyring:
                 owner = name
         return owner
 
-    def owner_of_token(self, token: str, job: str) -> str | None:
-        """The owner who may watch this job by this token, or None."""
-        given, owner = token.encode("utf-8", "replace"), None
-        for key, name in self._watch_keys:
-            if hmac.compare_digest(_sign(key, job).encode(), given):
-                owner = name
-        return owner
-
-
-def watch_token(secret: str, job: str) -> str:
-    """A token that lets its bearer read one job, for as long as the owner's key is in force.
-
-    It is derived from the key, so every gateway knows it, nothing has to be stored, and it goes when the key goes.
-    """
-    return _sign(_watch_key(secret), job)
+    def principal_of(self, token: str) -> Principal | None:
+        """In whose name a token speaks, and how far; None for one that no key in force has signed."""
+        read = read_token(token, self._signing)
+        if read is None:
+            return None
+        name, said = read
+        return Principal(name if isinstance(said, JobToken) else owner_for(name, said.user), said)
 
 
 def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
-
-
-def _watch_key(secret: str) -> bytes:
-    return hmac.new(secret.encode(), b"outlast watch token", hashlib.sha256).digest()
-
-
-def _sign(key: bytes, job: str) -> str:
-    signature = hmac.new(key, job.encode("utf-8", "replace"), hashlib.sha256).digest()
-    return base64.urlsafe_b64encode(signature).decode().rstrip("=")
 
 
 class Failures:
@@ -146,8 +146,13 @@ def _decode_key(encoded: str) -> str | None:
         return None
 
 
-def authentication(keys: Keyring, public: Collection[object], metrics: Metrics) -> Middleware:
-    """A middleware that finds the principal of each request, or refuses it. `public` are handlers that need none."""
+def authentication(
+    keys: Keyring, public: Collection[object], rights: Mapping[object, Right], metrics: Metrics
+) -> Middleware:
+    """A middleware that finds the principal of each request, or refuses it.
+
+    `public` are handlers that need none; `rights` says which a token must have for a handler. The others ask for a key.
+    """
     failures = Failures()
 
     def refuse(request: web.Request, reason: str, detail: str) -> Exception:
@@ -162,9 +167,7 @@ def authentication(keys: Keyring, public: Collection[object], metrics: Metrics) 
         return Unauthorized(detail)
 
     def authenticate(request: web.Request) -> Principal:
-        if not keys:
-            return Principal(LOCAL)
-        if in_query := _KEY_PARAMETERS & request.query.keys():
+        if keys and (in_query := _KEY_PARAMETERS & request.query.keys()):
             raise BadRequest(
                 f"An API key doesn't belong into the address (?{min(in_query)}=): addresses are logged. Send it as"
                 " `Authorization: Bearer ...`, and change this key.",
@@ -173,18 +176,40 @@ def authentication(keys: Keyring, public: Collection[object], metrics: Metrics) 
         key, job = presented_key(request), request.match_info.get("job")
         if key is not None and (owner := keys.owner_of(key)) is not None:
             return Principal(owner)
-        # A watch token comes in the address of an `EventSource`, or where a key would stand.
-        token = request.query.get("token") if key is None else key
-        if token is not None and job is not None and (owner := keys.owner_of_token(token, job)) is not None:
-            if request.method not in _SAFE_METHODS:
-                raise Forbidden("A watch token only reads its job; send an API key to change something.")
-            return Principal(owner, job)
+        # A token comes where a key would stand, or in the address of an `EventSource`.
+        token = request.query.get("token") if key is None and job is not None else key
+        if token is not None and looks_like_token(token):
+            return authenticate_token(request, token, in_address=key is None)
+        if not keys:
+            return Principal(LOCAL)
         if key is not None:
-            detail = "This API key is not known; check it, or ask for a new one. A watch token reads its own job only."
-            raise refuse(request, "wrong_key", detail)
-        if token is not None and job is not None:
-            raise refuse(request, "wrong_token", "This watch token is not good for this job.")
+            raise refuse(request, "wrong_key", "This API key is not known; check it, or ask for a new one.")
+        if token is not None:
+            raise refuse(request, "wrong_token", "That is no token; use the watch URL as it came.")
         raise refuse(request, "no_key", "Send an API key: `Authorization: Bearer ...`.")
+
+    def authenticate_token(request: web.Request, token: str, *, in_address: bool) -> Principal:
+        principal = keys.principal_of(token)
+        if principal is None:
+            raise refuse(
+                request,
+                "wrong_token",
+                "This token is not known: it was changed on the way, or the API key that it was made with is not in"
+                " force any more. Fetch a fresh one.",
+            )
+        if principal.expires is not None and time.time() >= principal.expires:
+            # No guess: the signature is good. A page whose token has expired must not lock out its neighbours.
+            metrics.count("auth_failures", reason="expired_token")
+            raise TokenExpired("This token has expired; fetch a fresh one from where this one came from.")
+        # A stream's handler is wrapped by what counts its places.
+        right = rights.get(unwrap(request.match_info.handler))
+        if in_address and not (right == "read" and isinstance(principal.token, JobToken)):
+            raise Forbidden(
+                "In an address a token reads one job and does nothing else, since addresses are logged; send it as"
+                " `Authorization: Bearer ...`."
+            )
+        principal.check(right, job=request.match_info.get("job"), kind=request.match_info.get("kind"))
+        return principal
 
     @web.middleware
     async def authenticated(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -99,6 +99,7 @@ class JobDocument(WireModel):
     parent: str | None = Field(None, description="The job that this one is a step of.")
     priority: Priority = "normal"
     tags: list[str] = Field(default_factory=list)
+    user: str | None = Field(None, description="For whom it was submitted, where that was done with a token.")
     files: list[FileInfo] = Field(default_factory=list)
     urls: JobUrls
 

@@ -4,7 +4,7 @@
     ├── RequestError            the request can't be served as it is (4xx)
     │   ├── BadRequest          400 bad_request · bad_cursor · bad_json · bad_frame
     │   ├── Unauthorized        401    Forbidden 403
-    │   │   ├── WriteTokenNeeded 401   ProbeTokenNeeded 401
+    │   │   ├── TokenExpired 401   WriteTokenNeeded 401   ProbeTokenNeeded 401
     │   ├── NotFound            404    MethodNotAllowed 405    NotAcceptable 406
     │   ├── Timeout             408
     │   ├── Conflict            409 not_finished · still_open · resubmitted_stream
@@ -93,7 +93,14 @@ class Unauthorized(RequestError):
 
     status = 401
     default_code = "unauthorized"
-    title = "An API key is needed"
+    title = "An API key or a token is needed"
+
+
+class TokenExpired(Unauthorized):
+    """401: a page's token was good, and its time is over."""
+
+    default_code = "token_expired"
+    title = "The token has expired"
 
 
 class WriteTokenNeeded(Unauthorized):
@@ -308,6 +315,7 @@ _BY_CODE: Final[Mapping[str, type[OutlastError]]] = {
     KeyReused.default_code: KeyReused,
     JobFailed.default_code: JobFailed,
     "job_cancelled": JobFailed,
+    TokenExpired.default_code: TokenExpired,
     WriteTokenNeeded.default_code: WriteTokenNeeded,
     ProbeTokenNeeded.default_code: ProbeTokenNeeded,
     OutlastError.default_code: OutlastError,

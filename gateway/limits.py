@@ -19,11 +19,14 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.errors import BadRequest, OutlastError, Timeout, TooMany, Unavailable
 from gateway.metrics import Metrics
+from gateway.tokens import split_owner
 
 logger = logging.getLogger(__name__)
 
 # Connections over the limit are still read, to be told 503; so many, then they are only closed.
 SPARE_CONNECTIONS: Final = 256
+# Of one user on one gateway: whoever has stolen a page's token must not fill it. A user has a few pages open.
+USER_STREAMS: Final = 100
 # An upload may be silent for `upload_idle_seconds` and still drip a byte at a time for ever: below this it is too slow.
 _LEAST_BYTES_PER_SECOND: Final = 1000
 # The hub closes its own listeners by the same limit and knows the reason; this clock is for all other answers.
@@ -243,7 +246,8 @@ class StreamLimit:
     def place(self, owner: str) -> Iterator[None]:
         """Take a place for the length of the block. Raises `TooMany`."""
         taken = self._open.get(owner, 0)
-        if taken >= self._most:
+        most = self._most if split_owner(owner)[1] is None else min(self._most, USER_STREAMS)
+        if taken >= most:
             raise TooMany(
                 f"You have {taken} streams open here, which is the limit; close some, or follow many jobs over one"
                 " WebSocket.",

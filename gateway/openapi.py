@@ -61,7 +61,14 @@ def openapi_document(routes: Iterable[Route]) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": definitions.get("$defs", {}),
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "An API key."}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "description": "An API key."},
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "A token of POST /v1/tokens. It must allow what the operation names.",
+                },
+            },
             "responses": {"Problem": _PROBLEM},
         },
     }
@@ -82,7 +89,7 @@ def _operation(route: Route) -> dict[str, Any]:
         "parameters": [*_path_parameters(route.path), *_parameters(route)],
         "responses": {str(status): _response(answer) for status, answer in route.responses.items()}
         | {"default": {"$ref": "#/components/responses/Problem"}},
-        "security": [] if route.public else [{"key": []}],
+        "security": _security(route),
     }
     if route.description:
         operation["description"] = route.description
@@ -94,6 +101,15 @@ def _operation(route: Route) -> dict[str, Any]:
             content[content_type] = {}
         operation["requestBody"] = {"required": False, "content": content}
     return operation
+
+
+def _security(route: Route) -> list[dict[str, list[str]]]:
+    if route.public:
+        return []
+    # [spec] "For other security scheme types, the array MAY contain a list of role names which are required for the
+    # execution, but are not otherwise defined or exchanged in-band." (OpenAPI 3.1, Security Requirement Object)
+    by_token: list[dict[str, list[str]]] = [{"token": [route.right]}] if route.right is not None else []
+    return [{"key": []}, *by_token]
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
@@ -179,7 +195,8 @@ def _route_section(route: Route) -> str:
         f" {escape(', '.join(answer.content_types))}</td></tr>"
         for status, answer in sorted(route.responses.items())
     )
-    key = "" if route.public else ' <span class="key">API key</span>'
+    asked = "API key" if route.right is None else f"API key, or a token that may {route.right}"
+    key = "" if route.public else f' <span class="key">{asked}</span>'
     return (
         f'<section class="route"><h3><span class="method">{route.method}</span>'
         f" <code>{escape(route.path)}</code>{key}</h3>"
@@ -249,7 +266,8 @@ curl -sS http://127.0.0.1:8080/v1/kinds/ocr/jobs -H 'Content-Type: application/p
 curl -N  http://127.0.0.1:8080/v1/jobs/JOB/events
 curl -N  http://127.0.0.1:8080/v1/jobs/JOB/events -H 'Last-Event-ID: 5'
 curl -sS http://127.0.0.1:8080/v1/jobs/JOB/result -H 'Accept: text/plain'</pre>
-<p>Where API keys are set, add <code>-H 'Authorization: Bearer ...'</code>. Every error is a problem document
+<p>Where API keys are set, add <code>-H 'Authorization: Bearer ...'</code>; a page that others open has a token of
+<code>POST /v1/tokens</code> instead. Every error is a problem document
 (RFC 9457) with a stable <code>code</code>; every stream resumes by its last <code>id:</code>.</p>
 <h2 id="routes">Routes</h2>
 {routes}
@@ -258,7 +276,8 @@ curl -sS http://127.0.0.1:8080/v1/jobs/JOB/result -H 'Accept: text/plain'</pre>
 <a href="#model-SubscribeFrame">subscribe</a>, <a href="#model-UnsubscribeFrame">unsubscribe</a>,
 <a href="#model-SubmitFrame">submit</a>, <a href="#model-CancelFrame">cancel</a>. Answers have an <code>op</code> and
 your <code>ref</code>; events have none and are the same text as in <code>data:</code> of a stream. A browser sends its
-API key as a subprotocol: <code>outlast.v1</code> and <code>outlast.key.</code> followed by the key in base64url.</p>
+API key or token as a subprotocol: <code>outlast.v1</code> and <code>outlast.key.</code> followed by it in
+base64url.</p>
 <table><thead><tr><th>Close</th><th>Name</th><th>Advice</th></tr></thead><tbody>
 {closes}
 </tbody></table>

@@ -214,6 +214,7 @@ class CloseCode(StrEnum):
     MAX_AGE = "max_age"
     STORE_LOST = "store_lost"
     CUT = "cut"
+    TOKEN_EXPIRED = "token_expired"
     BAD_FRAME = "bad_frame"
     UNAUTHORIZED = "unauthorized"
     IDLE = "idle"
@@ -225,6 +226,7 @@ CLOSE_CODES: Final[Mapping[CloseCode, int]] = {
     CloseCode.MAX_AGE: 4002,
     CloseCode.STORE_LOST: 4003,
     CloseCode.CUT: 4004,
+    CloseCode.TOKEN_EXPIRED: 4005,
     CloseCode.BAD_FRAME: 4500,
     CloseCode.UNAUTHORIZED: 4501,
     CloseCode.IDLE: 4502,

@@ -6,12 +6,13 @@ none of these models and need not wait for them to be built.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
+from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator, model_validator
 
 from gateway.documents import WireModel
 from gateway.protocol import DAY_SECONDS, JOB_PATTERN, KIND_PATTERN, TAG_PATTERN, TYPE_PATTERN, Priority
+from gateway.tokens import USER_PATTERN
 
 # A kind that wants more files than this wants an archive. Each file is a blob and a line in the job's record.
 MAX_FILES: Final = 64
@@ -75,6 +76,32 @@ class JobRequest(JobOptions):
     files: list[FileReference] = Field(
         default_factory=list, max_length=MAX_FILES, description="Files that were uploaded before, in their order."
     )
+
+
+class TokenRequest(WireModel):
+    """The JSON body of `POST /v1/tokens`: either a job to read, or a kind to submit to and the user who may."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job: Annotated[str, Field(pattern=JOB_PATTERN)] | None = Field(None, description="The job that may be read.")
+    cancel: bool = Field(False, description="Whether that job may be cancelled, too.")
+    kind: Annotated[str, Field(pattern=KIND_PATTERN)] | None = Field(None, description="The kind to submit to.")
+    user: Annotated[str, Field(pattern=USER_PATTERN)] | None = Field(
+        None, description="Who submits, as you call them. All tokens of this user and kind open the same jobs."
+    )
+    max_waiting: int = Field(100, ge=1, le=10_000, description="At most so many of the user's jobs may wait at once.")
+    expires_seconds: int = Field(900, ge=10, le=DAY_SECONDS, description="How long the token is good.")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.job is None) == (self.kind is None):
+            raise ValueError("it is for a job or for a kind: name one of them")
+        own, other = ("job", {"user", "max_waiting"}) if self.job is not None else ("kind", {"cancel"})
+        if wrong := sorted(other & self.model_fields_set):
+            raise ValueError(f"{wrong[0]} means nothing in a token for a {own}")
+        if self.kind is not None and self.user is None:
+            raise ValueError("say for which user: a later token of the same user opens the same jobs, no other does")
+        return self
 
 
 # --- WebSocket --------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from gateway.handlers.context import HUB, SETTINGS, STORE, known_kind, owned, pr
 from gateway.handlers.documents import job_document
 from gateway.handlers.problems import REQUEST_ID, for_client, problem_document
 from gateway.handlers.routes import NO_BODY, Answer, Route
-from gateway.handlers.streams import check_cursor, requested_cut
+from gateway.handlers.streams import check_cursor, end_with_token, requested_cut
 from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import checked_key
 from gateway.handlers.uploads import Received
@@ -52,6 +52,7 @@ _ADVICE: Final = {
     CloseCode.DRAINING: "this gateway is stopping; come back with your cursors",
     CloseCode.MAX_AGE: "planned end; come back with your cursors",
     CloseCode.STORE_LOST: "the job store is away; come back with your cursors",
+    CloseCode.TOKEN_EXPIRED: "the token has expired; come back with a fresh one and your cursors",
     CloseCode.CUT: "cut as asked; come back with your cursors",
     CloseCode.BAD_FRAME: "not a frame of this protocol; see /docs#websocket",
     CloseCode.UNAUTHORIZED: "the credentials are not valid any more",
@@ -86,7 +87,7 @@ class Session:
 
     def __init__(self, request: web.Request, socket: web.WebSocketResponse, listener: SocketListener) -> None:
         self._app = request.app
-        self._owner = principal(request)
+        self._principal = principal(request)
         self._request_id = request[REQUEST_ID]
         self._hub = request.app[HUB]
         self._store = request.app[STORE]
@@ -156,8 +157,9 @@ class Session:
                 case SubmitFrame():
                     await self._submit(frame, group)
                 case CancelFrame():
-                    record = await owned(self._store, frame.job, self._owner)
-                    record = await self._store.cancel(record.id, self._owner, frame.reason)
+                    self._principal.check("cancel")
+                    record = await owned(self._store, frame.job, self._principal)
+                    record = await self._store.cancel(record.id, self._principal.owner, frame.reason)
                     self._answer("cancelling", frame.ref, **self._document(record))
         except Exception as raised:
             # One broken request must not end the socket's other jobs.
@@ -168,7 +170,7 @@ class Session:
 
     async def _subscribe(self, frame: SubscribeFrame, group: asyncio.TaskGroup) -> None:
         after = Cursor.parse(frame.after) if frame.after else START
-        record = await owned(self._store, frame.job, self._owner)
+        record = await owned(self._store, frame.job, self._principal)
         check_cursor(record, after)
         self._start(frame.ref, record, after, group, snapshot=frame.snapshot, types=frame.types)
 
@@ -220,8 +222,9 @@ class Session:
 
     async def _submit(self, frame: SubmitFrame, group: asyncio.TaskGroup) -> None:
         body = JobRequest.model_validate(frame.model_dump(include=set(JobRequest.model_fields), exclude_unset=True))
+        self._principal.check("submit", kind=frame.kind)
         kind = await known_kind(self._store, frame.kind)
-        async with Received(self._app, kind, self._owner, checked_key(frame.idempotency_key), body) as received:
+        async with Received(self._app, kind, self._principal, checked_key(frame.idempotency_key), body) as received:
             submitted = await received.submit()
         document = self._document(submitted.record)
         self._answer("submitted", frame.ref, replayed=submitted.replayed, **document)
@@ -229,7 +232,7 @@ class Session:
             self._start(frame.ref, submitted.record, START, group)
 
     def _document(self, record: JobRecord) -> dict[str, Any]:
-        return {"job": job_document(record, self._settings).model_dump(mode="json")}
+        return {"job": job_document(record, self._settings, until=self._principal.expires).model_dump(mode="json")}
 
     def _answer(self, op: str, ref: str | None, **fields: Any) -> None:
         answer = {"op": op} | ({"ref": ref} if ref is not None else {}) | fields
@@ -268,7 +271,8 @@ async def websocket(request: web.Request) -> web.StreamResponse:
     if transport is None:
         return socket
     listener = SocketListener(hub.pulse, transport, transport_name="websocket")
-    listener.ends_at = hub.pulse.clock() + settings.stream_max_age_seconds * random.uniform(0.8, 1.2)
+    listener.end_in(settings.stream_max_age_seconds * random.uniform(0.8, 1.2), CloseCode.MAX_AGE)
+    end_with_token(request, listener)
     cutter = asyncio.get_running_loop().call_later(cut, transport.abort) if cut is not None else None
     hub.open(listener)
     try:
@@ -294,5 +298,6 @@ routes: Final = [
         "Submit, subscribe with a cursor, unsubscribe, cancel; see the protocol's page for the frames.",
         responses={101: Answer("Switching to WebSocket.", content_types=NO_BODY)},
         held=True,
+        right="read",
     )
 ]

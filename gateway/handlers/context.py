@@ -9,16 +9,17 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.auth import PRINCIPAL
+from gateway.auth import PRINCIPAL, Principal
 from gateway.blobs import Blobs
 from gateway.config import Settings
 from gateway.documents import KindDocument
-from gateway.errors import BadRequest, Gone, NotFound, RequestError
+from gateway.errors import BadRequest, Forbidden, Gone, NotFound, RequestError
 from gateway.hub import Hub
 from gateway.limits import StreamLimit
 from gateway.metrics import Metrics
 from gateway.protocol import JOB_PATTERN
 from gateway.store import JobRecord, Store
+from gateway.tokens import SubmitToken
 
 SETTINGS: Final = web.AppKey("settings", Settings)
 STORE: Final = web.AppKey("store", Store)
@@ -67,9 +68,9 @@ READINESS: Final = web.AppKey("readiness", Readiness)
 _JOB: Final = re.compile(JOB_PATTERN, re.ASCII)
 
 
-def principal(request: web.Request) -> str:
-    """The owner in whose name the request is made: the API key's name, or `local` where none are set."""
-    return request[PRINCIPAL].owner
+def principal(request: web.Request) -> Principal:
+    """In whose name the request is made, and by which token, if by any."""
+    return request[PRINCIPAL]
 
 
 async def owned_job(request: web.Request) -> JobRecord:
@@ -86,26 +87,44 @@ async def owned_job(request: web.Request) -> JobRecord:
     return record
 
 
-async def owned(store: Store, job: str, owner: str) -> JobRecord:
-    """An owner's job. Raises `NotFound` and `Gone`."""
-    [found] = await owned_jobs(store, [job], owner)
+async def owned(store: Store, job: str, principal: Principal) -> JobRecord:
+    """A job that the principal may read.
+
+    Raises `NotFound`, `Gone`, and `Forbidden` for a job that its token doesn't open.
+    """
+    [found] = await owned_jobs(store, [job], principal)
     if isinstance(found, RequestError):
         raise found
     return found
 
 
-async def owned_jobs(store: Store, jobs: Sequence[str], owner: str) -> list[JobRecord | NotFound | Gone]:
-    """An owner's jobs; in the place of one that can't be had, the error that `owned` raises."""
+async def owned_jobs(store: Store, jobs: Sequence[str], principal: Principal) -> list[JobRecord | RequestError]:
+    """Jobs of the principal; in the place of one that can't be had, the error that `owned` raises."""
     possible = [job for job in jobs if _JOB.fullmatch(job)]
     found = dict(zip(possible, await store.find_jobs(possible), strict=True)) if possible else {}
-    return [_if_owned(job, found.get(job), owner) for job in jobs]
+    return [await _if_owned(store, job, found.get(job), principal) for job in jobs]
 
 
-def _if_owned(job: str, found: JobRecord | NotFound | Gone | None, owner: str) -> JobRecord | NotFound | Gone:
-    if isinstance(found, JobRecord | Gone) and found.owner == owner:
-        return found
+async def _if_owned(
+    store: Store, job: str, found: JobRecord | NotFound | Gone | None, principal: Principal
+) -> JobRecord | RequestError:
+    try:
+        principal.check("read", job=job)
+        if isinstance(found, JobRecord | Gone) and principal.owns(found.owner):
+            if isinstance(found, JobRecord) and isinstance(principal.token, SubmitToken):
+                principal.check("read", kind=await _submitted_kind(store, found))
+            return found
+    except (Forbidden, NotFound, Gone) as error:
+        return error
     # The same whether it is another owner's or was never made.
     return NotFound(f"There is no job {job[:40]!r}; it was never made, or it is another owner's.", code="job_not_found")
+
+
+async def _submitted_kind(store: Store, record: JobRecord) -> str:
+    """The kind of the job that was submitted: a step has one of its own. Raises `NotFound` and `Gone`."""
+    while record.parent is not None:
+        record = await store.job(record.parent)
+    return record.kind
 
 
 async def wait_for_end(request: web.Request, record: JobRecord, seconds: float) -> JobRecord:
@@ -115,16 +134,16 @@ async def wait_for_end(request: web.Request, record: JobRecord, seconds: float) 
     """
     if record.terminal or not seconds:
         return record
-    with request.app[STREAMS].place(record.owner):
-        return await ended_within(request.app, record, seconds)
+    with request.app[STREAMS].place(principal(request).owner):
+        return await ended_within(request, record, seconds)
 
 
-async def ended_within(app: web.Application, record: JobRecord, seconds: float) -> JobRecord:
+async def ended_within(request: web.Request, record: JobRecord, seconds: float) -> JobRecord:
     """The same for those who have a place, or need none. Raises `NotFound` and `Gone`."""
     if record.terminal or not seconds:
         return record
-    await app[HUB].wait_for_end(record, seconds)
-    return await owned(app[STORE], record.id, record.owner)
+    await request.app[HUB].wait_for_end(record, seconds)
+    return await owned(request.app[STORE], record.id, principal(request))
 
 
 async def known_kind(store: Store, name: str) -> KindDocument:

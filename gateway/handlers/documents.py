@@ -10,12 +10,13 @@ from aiohttp import web
 from pydantic import BaseModel
 from pydantic_core import from_json
 
-from gateway.auth import watch_token
 from gateway.config import Settings
 from gateway.documents import FileInfo, JobDocument, JobUrls, Liveness, Problem
 from gateway.errors import JobBroke, JobFailed, OutlastError
+from gateway.handlers.context import SETTINGS, principal
 from gateway.protocol import State, format_time
 from gateway.store import JobRecord, Submitted
+from gateway.tokens import JobToken, encode_token, split_owner
 
 # Endings that are nobody's input's fault: the same job would have ended the same with any. A processor's own problem
 # says the same by its `status`.
@@ -32,8 +33,13 @@ def answer_with(document: BaseModel, *, status: int = 200) -> web.Response:
     )
 
 
-def job_document(record: JobRecord, settings: Settings) -> JobDocument:
-    """The job as `GET /v1/jobs/{id}` answers it."""
+def shown_job(request: web.Request, record: JobRecord) -> JobDocument:
+    """The job as it is shown to who asks: what a token opens it opens for no longer than it lasts."""
+    return job_document(record, request.app[SETTINGS], until=principal(request).expires)
+
+
+def job_document(record: JobRecord, settings: Settings, *, until: int | None = None) -> JobDocument:
+    """The job as `GET /v1/jobs/{id}` answers it. `until` is when its watch URL expires, in seconds since 1970."""
     end = record.end_data()
     # A cancelled job has neither a result nor a problem: it says who ended it, and why.
     extra: dict[str, Any] = {"reason": end.get("reason"), "by": end.get("by")} if "reason" in end else {}
@@ -59,11 +65,12 @@ def job_document(record: JobRecord, settings: Settings) -> JobDocument:
         parent=record.parent,
         priority=record.priority,
         tags=list(record.tags),
+        user=split_owner(record.owner)[1],
         files=[
             FileInfo(name=file.name, content_type=file.content_type, size=file.size, url=file_url(record.id, file.name))
             for file in record.files
         ],
-        urls=job_urls(record, settings),
+        urls=job_urls(record, settings, until),
         **extra,
     )
 
@@ -75,13 +82,13 @@ def job_headers(submitted: Submitted) -> dict[str, str]:
     return {"Location": f"/v1/jobs/{job}", "X-Job-Id": job} | replayed
 
 
-def job_urls(record: JobRecord, settings: Settings) -> JobUrls:
+def job_urls(record: JobRecord, settings: Settings, until: int | None) -> JobUrls:
     """Where to find the rest. `watch` needs no header: an `EventSource` can't send one."""
     base = f"/v1/jobs/{record.id}"
-    secret = settings.api_keys.get(record.owner)
+    secret = settings.api_keys.get(split_owner(record.owner)[0])
     watch = f"{base}/events"
     if secret is not None:
-        watch += f"?token={watch_token(secret.get_secret_value(), record.id)}"
+        watch += f"?token={encode_token(secret.get_secret_value(), JobToken(record.id, expires=until))}"
     return JobUrls(
         self=base,
         events=f"{base}/events",

@@ -16,7 +16,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from gateway.errors import Gone, NotFound, OutlastError, Unavailable
-from gateway.handlers.context import HUB, SETTINGS, STORE, owned
+from gateway.handlers.context import HUB, SETTINGS, STORE, owned, principal
 from gateway.handlers.documents import job_headers
 from gateway.handlers.streams import STREAM_HEADERS, StreamListener
 from gateway.hub import Frame, Place, Pulse, Subscription
@@ -148,7 +148,7 @@ class Held:
             if self._listener.closed.done() and self._listener.closed.result() is CloseCode.DRAINING:
                 raise _broken_off("This gateway is stopping", record, code="draining")
             try:
-                record = await owned(store, record.id, record.owner)
+                record = await owned(store, record.id, principal(self._request))
             except Unavailable:
                 await asyncio.sleep(random.uniform(0.3, 1.0))
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Final
 
 from aiohttp import web
@@ -13,7 +14,6 @@ from gateway.documents import JobDocument
 from gateway.errors import BadRequest, Conflict, Gone, NotFound, TooLarge
 from gateway.handlers.context import (
     BLOBS,
-    SETTINGS,
     STORE,
     STREAMS,
     ended_within,
@@ -26,7 +26,7 @@ from gateway.handlers.context import (
     requested_wait,
     wait_for_end,
 )
-from gateway.handlers.documents import answer_with, job_document, job_headers
+from gateway.handlers.documents import answer_with, job_headers, shown_job
 from gateway.handlers.routes import EVENT_STREAM, NO_BODY, SECONDS, Answer, Parameter, Route
 from gateway.handlers.streams import (
     Format,
@@ -77,7 +77,7 @@ async def submit_job(request: web.Request) -> web.StreamResponse:
     format_, wishes = accepted_format(request, "json"), requested_wishes(request)
     wait = preferred_wait(request)
     stays = format_ != "json" or wait
-    with request.app[STREAMS].place(principal(request)) if stays else nullcontext():
+    with request.app[STREAMS].place(principal(request).owner) if stays else nullcontext():
         return await _answer_submit(request, await accept(request), format_, wishes, wait)
 
 
@@ -98,7 +98,7 @@ async def repeated_job(request: web.Request) -> Submitted:
 
     Raises `Conflict` without an Idempotency-Key, `NotFound` and `Gone`.
     """
-    store, owner = request.app[STORE], principal(request)
+    store, asking = request.app[STORE], principal(request)
     key = requested_key(request)
     if key is None:
         raise Conflict(
@@ -107,7 +107,7 @@ async def repeated_job(request: web.Request) -> Submitted:
             code="resubmitted_stream",
             events="/v1/jobs/{id}/events",
         )
-    return Submitted(await owned(store, await store.job_id(owner, key), owner), replayed=True)
+    return Submitted(await owned(store, await store.job_id(asking.owner, key), asking), replayed=True)
 
 
 async def _resume_instead(request: web.Request, repeated: Submitted) -> web.StreamResponse:
@@ -117,7 +117,7 @@ async def _resume_instead(request: web.Request, repeated: Submitted) -> web.Stre
     record, headers = repeated.record, job_headers(repeated)
     if format_ == "json":
         return _document(request, record, headers=headers)
-    with request.app[STREAMS].place(record.owner):
+    with request.app[STREAMS].place(principal(request).owner):
         return await stream(request, record, after, format_, wishes, planned_end=False, headers=headers)
 
 
@@ -131,7 +131,7 @@ async def _answer_submit(
         if "respond-async" in requested_preferences(request):
             headers["Preference-Applied"] = "respond-async"
         return _document(request, record, status=202, headers=headers)
-    record = await ended_within(request.app, record, wait)
+    record = await ended_within(request, record, wait)
     headers["Preference-Applied"] = f"wait={wait:g}"
     return _document(request, record, status=200 if record.terminal else 202, headers=headers)
 
@@ -155,10 +155,11 @@ async def list_jobs(request: web.Request) -> web.Response:
     return _page(
         request,
         *await request.app[STORE].jobs(
-            principal(request),
+            principal(request).owner,
             state=State(state) if state is not None else None,
             kind=query.get("kind"),
             tag=query.get("tag"),
+            user=query.get("user"),
             cursor=cursor,
             limit=limit,
         ),
@@ -170,7 +171,7 @@ async def list_dead_jobs(request: web.Request) -> web.Response:
     store = request.app[STORE]
     kind = await known_kind(store, request.match_info["kind"])
     cursor, limit = _requested_page(request)
-    return _page(request, *await store.dead_jobs(kind.kind, principal(request), cursor=cursor, limit=limit))
+    return _page(request, *await store.dead_jobs(kind.kind, principal(request).owner, cursor=cursor, limit=limit))
 
 
 def _requested_page(request: web.Request) -> tuple[str | None, int]:
@@ -183,8 +184,7 @@ def _requested_page(request: web.Request) -> tuple[str | None, int]:
 
 
 def _page(request: web.Request, records: list[JobRecord], cursor: str | None) -> web.Response:
-    settings = request.app[SETTINGS]
-    return answer_with(JobList(jobs=[job_document(record, settings) for record in records], cursor=cursor))
+    return answer_with(JobList(jobs=[shown_job(request, record) for record in records], cursor=cursor))
 
 
 # --- change -----------------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ async def cancel_job(request: web.Request) -> web.Response:
     wait = preferred_wait(request)
     record = await owned_job(request)
     asked = validated(CancelRequest, await small_json(request, _MAX_REASON_BODY, TooLarge(_LONG_REASON)))
-    record = await request.app[STORE].cancel(record.id, principal(request), asked.reason)
+    record = await request.app[STORE].cancel(record.id, principal(request).owner, asked.reason)
     headers = {}
     if wait is not None:
         record = await wait_for_end(request, record, wait)
@@ -209,7 +209,9 @@ async def retry_job(request: web.Request) -> web.Response:
     old = await owned_job(request)
     _check_ended(old)
     kind = await known_kind(app[STORE], old.kind)
-    async with Received(app, kind, principal(request), key) as received:
+    # Also where the owner does a user's job again: the user's page goes on with the new one.
+    asking = replace(principal(request), owner=old.owner)
+    async with Received(app, kind, asking, key) as received:
         try:
             await received.copy(old)
         except NotFound:
@@ -242,7 +244,7 @@ def _check_ended(record: JobRecord) -> None:
 def _document(
     request: web.Request, record: JobRecord, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    response = answer_with(job_document(record, request.app[SETTINGS]), status=status)
+    response = answer_with(shown_job(request, record), status=status)
     if not record.terminal:
         response.headers["Retry-After"] = _ASK_AGAIN_SECONDS
     response.headers.update(headers or {})
@@ -305,6 +307,7 @@ routes: Final = (
             _PREFER,
             *SUBMIT_QUERY,
         ),
+        right="submit",
     ),
     Route(
         "GET",
@@ -318,6 +321,7 @@ routes: Final = (
             ),
             Parameter("kind", "Only jobs of this kind."),
             Parameter("tag", "Only jobs with this tag."),
+            Parameter("user", "Only jobs that this user submitted, with a token."),
             *_PAGE,
         ),
     ),
@@ -340,6 +344,7 @@ routes: Final = (
             200: Answer("The job.", JobDocument, headers={"Retry-After": "When to ask again, while it is open."})
         },
         parameters=(Parameter("wait", "Answer when the job has ended, after so many seconds in any case.", SECONDS),),
+        right="read",
     ),
     Route(
         "POST",
@@ -353,6 +358,7 @@ routes: Final = (
             202: Answer("The worker has been asked to stop.", JobDocument),
         },
         parameters=(_PREFER,),
+        right="cancel",
     ),
     Route(
         "POST",
@@ -367,6 +373,7 @@ routes: Final = (
             )
         },
         parameters=(KEY_HEADER,),
+        right="submit",
     ),
     Route(
         "DELETE",

@@ -45,7 +45,7 @@ async def resume_kind(request: web.Request) -> web.Response:
 
 
 async def _pause(request: web.Request, paused: bool) -> web.Response:
-    settings, owner = request.app[SETTINGS], principal(request)
+    settings, owner = request.app[SETTINGS], principal(request).owner
     # It holds up everybody's jobs, so an owner's key alone is not enough.
     if settings.api_keys and owner not in settings.operators:
         raise Forbidden(

@@ -56,7 +56,14 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
     "already_subscribed": Meaning(
         "WebSocket", "The socket hears this job already.", "Unsubscribe first, or go on listening."
     ),
-    "unauthorized": Meaning("401", "No API key, or one that is not known.", "Send `Authorization: Bearer ...`."),
+    "unauthorized": Meaning(
+        "401", "No API key or token, or one that is not known.", "Send `Authorization: Bearer ...`."
+    ),
+    "token_expired": Meaning(
+        "401",
+        "A token's time is over.",
+        "Fetch a fresh one; our clients do so by themselves where `token` is a function.",
+    ),
     "write_token": Meaning(
         "401",
         "No write token, or one that is made up or too old; an API key opens nothing at this door.",
@@ -68,7 +75,9 @@ PROBLEM_CODES: Final[dict[str, Meaning]] = {
         "Give `outlast doctor` the gateway's OUTLAST_PROBE_TOKEN.",
     ),
     "forbidden": Meaning(
-        "403", "The credentials are good, but not for this.", "Use an API key instead of a watch token."
+        "403",
+        "The token is good, but not for this: another job or kind, or what only an API key may do.",
+        "The detail says what it is for; fetch another, or let your server ask with its key.",
     ),
     "operators_only": Meaning(
         "403", "Only an operator may pause or resume a kind.", "Add the key's name to OUTLAST_OPERATORS."

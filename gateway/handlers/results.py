@@ -314,6 +314,7 @@ routes: Final = (
         " `result.`). 409 while the job is open, 422 if it failed or was cancelled, 410 once it has expired.",
         responses=_BYTES,
         parameters=(Parameter("Accept", "`application/json`, `text/plain`, ...", place="header"), *_RANGE_HEADERS),
+        right="read",
     ),
     Route(
         "GET",
@@ -323,6 +324,7 @@ routes: Final = (
         "The newest output event of each index, in the order of their numbers.",
         responses={200: Answer("A page of output events.", OutputPage)},
         parameters=(Parameter("after", "Only events with a higher number.", {"type": "string", "default": "0"}),),
+        right="read",
     ),
     Route(
         "GET",
@@ -331,6 +333,7 @@ routes: Final = (
         "Fetch one output",
         responses=_BYTES,
         parameters=_RANGE_HEADERS,
+        right="read",
     ),
     Route(
         "GET",
@@ -339,5 +342,6 @@ routes: Final = (
         "Fetch an input file",
         responses=_BYTES,
         parameters=_RANGE_HEADERS,
+        right="read",
     ),
 )

@@ -9,6 +9,8 @@ from typing import Any, Final, Literal
 from aiohttp.typedefs import Handler
 from pydantic import BaseModel
 
+from gateway.tokens import Right
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
@@ -51,6 +53,8 @@ class Route:
     parameters: tuple[Parameter, ...] = ()
     public: bool = False
     """No API key is asked for."""
+    right: Right | None = None
+    """What a token must allow to open it; None: it asks for an API key. Whose job or kind it is is checked besides."""
     held: bool = False
     """The answer may be a stream: counted against its owner's limit, and HEAD is not served."""
     hidden: bool = False

@@ -12,8 +12,8 @@ from pydantic_core import to_json
 
 from gateway.documents import JobDocument, Problem
 from gateway.errors import OutlastError
-from gateway.handlers.context import BLOBS, SETTINGS
-from gateway.handlers.documents import failure, job_document
+from gateway.handlers.context import BLOBS
+from gateway.handlers.documents import failure, shown_job
 from gateway.handlers.held import HELD_ERRORS, Held
 from gateway.handlers.jobs import JOB_HEADERS, KEY_HEADER, SUBMIT_QUERY, accept, repeated_job
 from gateway.handlers.routes import Answer, Route
@@ -44,7 +44,7 @@ async def _answer(
     request: web.Request, held: Held, record: JobRecord, error: OutlastError | None
 ) -> web.StreamResponse:
     """The job's document, with `error` or with the result: that comes last, since it may be large and a blob."""
-    document = job_document(record, request.app[SETTINGS])
+    document = shown_job(request, record)
     known = document.model_dump_json(exclude={"result"}).encode()[:-1]
     blob = record.result_blob if error is None else None
     size = 1
@@ -96,5 +96,6 @@ routes: Final = (
         },
         parameters=(KEY_HEADER, *SUBMIT_QUERY),
         held=True,
+        right="submit",
     ),
 )

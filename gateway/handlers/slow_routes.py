@@ -19,7 +19,6 @@ from gateway.errors import FOR_CLIENTS, InvalidInput, NotFound, OutlastError, Un
 from gateway.event_text import decode_event
 from gateway.handlers.context import (
     BLOBS,
-    SETTINGS,
     STORE,
     STREAMS,
     known_kind,
@@ -29,7 +28,7 @@ from gateway.handlers.context import (
     requested_wait,
     wait_for_end,
 )
-from gateway.handlers.documents import answer_with, job_document, job_headers
+from gateway.handlers.documents import answer_with, job_headers, shown_job
 from gateway.handlers.held import Held, merged
 from gateway.handlers.problems import DATA_POLICY
 from gateway.handlers.results import output_content, result_of
@@ -137,7 +136,7 @@ def route_handler(route: SlowRoute, *, asks_for_key: bool) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         if PRINCIPAL not in request:
             request[PRINCIPAL] = Principal(ANYBODY)
-        owner = principal(request)
+        owner = principal(request).owner
         with request.app[STREAMS].place(owner):
             key = requested_key(request)
             if route.mode == "sse" and "Last-Event-ID" in request.headers:
@@ -255,7 +254,7 @@ async def _answer_later(request: web.Request, submitted: Submitted) -> web.Strea
     record, headers = submitted.record, job_headers(submitted)
     if record.terminal:
         return await _answer(request, await response_of(request, record), headers, ours=False)
-    answer = answer_with(job_document(record, request.app[SETTINGS]), status=202)
+    answer = answer_with(shown_job(request, record), status=202)
     answer.headers.update(headers | {"Location": f"/v1/jobs/{record.id}/response", "Retry-After": "2"})
     return answer
 
@@ -273,7 +272,7 @@ async def _resume(request: web.Request, owner: str, key: str | None) -> web.Stre
         # [spec] 204 tells an EventSource not to come back (WHATWG HTML, 9.2.1): it can't say which job it means.
         return web.Response(status=204)
     store = request.app[STORE]
-    record = await owned(store, await store.job_id(owner, key), owner)
+    record = await owned(store, await store.job_id(owner, key), principal(request))
     asked = _passed_on(request, passes_key_on=True)
     if owner == ANYBODY and _credentials(from_json(await store.input_of(record.id))["headers"]) != _credentials(asked):
         # A route without keys of ours leaves it to the upstream to know who asks, and that one is not asked again here.
@@ -333,5 +332,6 @@ routes: Final = (
             202: Answer("The upstream has not answered yet; ask again here."),
         },
         parameters=(Parameter("wait", "Wait so long for the answer.", SECONDS),),
+        right="read",
     ),
 )

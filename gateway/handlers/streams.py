@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import time
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -274,14 +275,22 @@ async def _serve(
     planned_end: bool,
 ) -> web.StreamResponse:
     """Keep a prepared response's listener until it is closed, whoever closes it."""
-    settings, hub = request.app[SETTINGS], request.app[HUB]
+    settings = request.app[SETTINGS]
     if planned_end:
-        listener.ends_at = hub.pulse.clock() + settings.stream_max_age_seconds * random.uniform(0.8, 1.2)
+        listener.end_in(settings.stream_max_age_seconds * random.uniform(0.8, 1.2), CloseCode.MAX_AGE)
+        end_with_token(request, listener)
     code = await listen(request, listener, places, wishes)
     if code is not None and not listener.transport.is_closing():
         _advise(listener, places[0], code, settings.retry_seconds)
     await response.write_eof()
     return response
+
+
+def end_with_token(request: web.Request, listener: Listener) -> None:
+    """End what can be come back to when its token expires. What one POST asked for is answered to the end."""
+    expires = principal(request).expires
+    if expires is not None:
+        listener.end_in(expires - time.time(), CloseCode.TOKEN_EXPIRED)
 
 
 async def listen(
@@ -468,6 +477,7 @@ routes: Final = [
             Parameter("wait", "For a JSON page: wait so long for the first event.", SECONDS),
         ),
         held=True,
+        right="read",
     ),
     Route(
         "GET",
@@ -485,5 +495,6 @@ routes: Final = [
         },
         parameters=(Parameter("jobs", "Job ids, separated by commas."), *CURSOR_PARAMETERS, *STREAM_PARAMETERS[1:2]),
         held=True,
+        right="read",
     ),
 ]

@@ -13,13 +13,15 @@ from typing import Any, Final
 from aiohttp import web
 from pydantic_core import to_json
 
+from gateway.auth import Principal
 from gateway.documents import KindDocument
-from gateway.errors import BadRequest, InvalidInput, TooLarge, UnsupportedType
+from gateway.errors import BadRequest, Forbidden, InvalidInput, TooLarge, UnsupportedType
 from gateway.handlers.context import METRICS, SETTINGS, STORE, known_kind
 from gateway.handlers.validation import Validators, refused_url, wrong_field
 from gateway.requests import JobOptions, JobRequest
 from gateway.slow_routes import SlowRoute, find_route
 from gateway.store import NewJob, StoredFile, Submitted
+from gateway.tokens import SubmitToken
 from gateway.upstreams import Refused, Upstreams
 
 VALIDATORS: Final = web.AppKey("validators", Validators)
@@ -40,7 +42,7 @@ class UploadedFile:
 
 async def submit(
     app: web.Application,
-    owner: str,
+    asking: Principal,
     kind: str,
     body: JobRequest,
     *,
@@ -56,9 +58,11 @@ async def submit(
     check. Nor does the input of an earlier job, `retry_of`: it was accepted, and its URL may be listed for a slow route
     alone. A call of the kind `http` names such a route by its path. `job` is the new job's id, under which the files
     are stored already. Cancelling it leaves open whether the job was accepted.
-    Raises `NotFound` for an unknown kind, `InvalidInput`, `TooLarge`, `UnsupportedType`, and what `Store.submit` does.
+    Raises `NotFound` for an unknown kind, `Forbidden` for what a token doesn't allow, `InvalidInput`, `TooLarge`,
+    `UnsupportedType`, and what `Store.submit` does.
     """
     store = app[STORE]
+    asking.check("submit", kind=kind)
     document = await known_kind(store, kind)
     if body.input_url is not None:
         app[VALIDATORS].check_url("input_url", body.input_url)
@@ -70,14 +74,18 @@ async def submit(
         await app[VALIDATORS].check(document, body.input, urls=routed is None)
     options = JobOptions.model_validate(body.model_dump(include=set(JobOptions.model_fields), exclude_unset=True))
     check_start(options, store.job_deadline_seconds)
+    token = asking.token if isinstance(asking.token, SubmitToken) else None
+    if token is not None:
+        check_modest(document, options)
     new = NewJob(
         kind=document,
-        owner=owner,
+        owner=asking.owner,
         input=body.input,
         options=options,
         fingerprint=fingerprint(kind, options, body.input if meaning is None else meaning, files, retry_of),
         files=tuple(file.stored for file in files),
         retry_of=retry_of,
+        max_waiting=token.max_waiting if token is not None else None,
     )
     submitted = await store.submit(job, new, keyed=key is not None)
     app[METRICS].count("jobs_submitted", kind=kind, outcome="replayed" if submitted.replayed else "new")
@@ -144,6 +152,20 @@ def check_start(options: JobOptions, deadline_seconds: float) -> None:
         "start_at",
         f"no job is open for longer than {deadline_seconds:g} s (OUTLAST_JOB_DEADLINE_SECONDS): submit it later",
     )
+
+
+def check_modest(kind: KindDocument, options: JobOptions) -> None:
+    """Raises `Forbidden` where a page asks for more than its kind gives by itself: that is for an API key to ask."""
+    too_much = {
+        "priority": options.priority == "high",
+        "run_timeout_seconds": (options.run_timeout_seconds or 0) > kind.run_timeout_seconds,
+        "retention_seconds": (options.retention_seconds or 0) > kind.retention_seconds,
+    }
+    if wrong := [name for name, is_more in too_much.items() if is_more]:
+        raise Forbidden(
+            f"{wrong[0]}: with a token a job gets no more than the kind {kind.kind} gives by itself; leave it out, or"
+            " submit with an API key."
+        )
 
 
 def check_size(input_: Any, most: int) -> None:

@@ -83,13 +83,14 @@ async def create_upload(request: web.Request) -> web.Response:
     content_type = "" if content_type == UNKNOWN else content_type
     if (meant := metadata.get("kind")) is not None:
         # What the kind would not take is refused before it is sent.
+        principal(request).check("submit", kind=meant)
         kind = await known_kind(request.app[STORE], meant)
         if content_type or kind.files == "none":
             check_file_allowed(kind, content_type)
     # No name at all becomes one when the type is known.
     name = clean_name(given) if (given := metadata.get("filename")) else ""
     upload = await request.app[STORE].create_upload(
-        principal(request), name=name, content_type=content_type, length=length
+        principal(request).owner, name=name, content_type=content_type, length=length
     )
     headers = {"Location": f"{_PATH}/{upload.id}"}
     if with_body:
@@ -235,7 +236,7 @@ class _Receiver:
 
 
 async def _owned(request: web.Request) -> Upload:
-    return await owned_upload(request.app[STORE], request.match_info["upload"], principal(request))
+    return await owned_upload(request.app[STORE], request.match_info["upload"], principal(request).owner)
 
 
 def _check_version(request: web.Request) -> None:
@@ -317,6 +318,7 @@ routes: Final = (
         describe_protocol,
         "Ask what of the tus protocol is spoken",
         responses={204: Answer("In Tus-Version, Tus-Extension and Tus-Max-Size.", content_types=NO_BODY)},
+        right="submit",
     ),
     Route(
         "POST",
@@ -335,6 +337,7 @@ routes: Final = (
             Parameter("Upload-Defer-Length", "`1`: the length comes later, with a PATCH.", place="header"),
             Parameter("Upload-Metadata", "`filename`, `filetype`, `kind`, each value in base64.", place="header"),
         ),
+        right="submit",
     ),
     Route(
         "GET",
@@ -343,6 +346,7 @@ routes: Final = (
         "Ask how far an upload is",
         "HEAD says it in headers alone.",
         responses={200: Answer("The upload.", UploadDocument, headers=_OFFSET)},
+        right="submit",
     ),
     Route(
         "PATCH",
@@ -354,6 +358,7 @@ routes: Final = (
         other_bodies=(_PART_TYPE,),
         responses={204: Answer("They are kept.", content_types=NO_BODY, headers=_OFFSET)},
         parameters=(_TUS, Parameter("Upload-Offset", "Where these bytes begin.", _NUMBER, "header"), _LENGTH),
+        right="submit",
     ),
     Route(
         "DELETE",
@@ -363,6 +368,7 @@ routes: Final = (
         "A job that has taken it keeps its file.",
         responses={204: Answer("It is gone.", content_types=NO_BODY)},
         parameters=(_TUS,),
+        right="submit",
     ),
     Route(
         "POST",
@@ -372,5 +378,6 @@ routes: Final = (
         other_bodies=(_PART_TYPE,),
         responses={204: Answer("As for the method that is meant.", content_types=NO_BODY)},
         parameters=(_TUS, Parameter("X-HTTP-Method-Override", "`PATCH` or `DELETE`.", place="header")),
+        right="submit",
     ),
 )

@@ -14,6 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.multipart import MultipartReader, content_disposition_filename, parse_content_disposition
 from pydantic_core import from_json
 
+from gateway.auth import Principal
 from gateway.documents import KindDocument
 from gateway.errors import (
     BadRequest,
@@ -52,7 +53,7 @@ class Received:
         self,
         app: web.Application,
         kind: KindDocument,
-        owner: str,
+        asking: Principal,
         key: str | None,
         request: JobRequest | None = None,
     ) -> None:
@@ -63,7 +64,7 @@ class Received:
         self._settings = app[SETTINGS]
         self._metrics = app[METRICS]
         self._kind = kind
-        self._owner = owner
+        self._asking = asking
         self._key = key
         self._job = ""
         self._keys: list[str] = []
@@ -71,7 +72,7 @@ class Received:
         self.files: list[UploadedFile] = []
 
     async def __aenter__(self) -> Self:
-        self._job = await self._store.job_id(self._owner, self._key)
+        self._job = await self._store.job_id(self._asking.owner, self._key)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -144,7 +145,7 @@ class Received:
         try:
             submitted = await submit(
                 self._app,
-                self._owner,
+                self._asking,
                 self._kind.kind,
                 self.request,
                 key=self._key,
@@ -167,7 +168,7 @@ class Received:
     async def _take_uploads(self) -> None:
         until = asyncio.get_running_loop().time() + joining.PATIENCE_SECONDS
         for reference in self.request.files:
-            upload = await owned_upload(self._store, reference.upload, self._owner)
+            upload = await owned_upload(self._store, reference.upload, self._asking.owner)
             if not upload.complete:
                 raise Conflict(
                     f"The upload {upload.id} is not complete: {upload.offset} of {upload.length or 'unknown'} bytes are"

@@ -108,7 +108,7 @@ class Listener(ABC):
         self.closed: asyncio.Future[CloseCode | None] = asyncio.get_running_loop().create_future()
         self.opened_at = self.written_at = self.moved_at = pulse.clock()
         self.places: set[Place] = set()
-        self.ends_at: float | None = None
+        self._ends: tuple[float, CloseCode] | None = None
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._buffered_before = 0
@@ -164,6 +164,12 @@ class Listener(ABC):
             self.flush()
             self.closed.set_result(code)
 
+    def end_in(self, seconds: float, code: CloseCode) -> None:
+        """Close it after so long, for this reason. Of several ends the soonest counts."""
+        at = self.pulse.clock() + seconds
+        if self._ends is None or at < self._ends[0]:
+            self._ends = at, code
+
     def tick(self, now: float) -> None:
         """Called by the hub's clock: heartbeat, stalled writes, planned end."""
         waiting = self.waiting_bytes
@@ -175,8 +181,8 @@ class Listener(ABC):
             self.close(CloseCode.SLOW)
             # What is in the socket's buffer will never be read; waiting for it would keep the connection for ever.
             self.transport.abort()
-        elif self.ends_at is not None and now >= self.ends_at:
-            self.close(CloseCode.MAX_AGE)
+        elif self._ends is not None and now >= self._ends[0]:
+            self.close(self._ends[1])
         elif now - self.written_at >= self.pulse.heartbeat_seconds and waiting < self.pulse.write_buffer_bytes:
             for place in self.places:
                 place.push_skipped()

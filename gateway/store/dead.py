@@ -12,6 +12,7 @@ from gateway.store.connection import translated
 from gateway.store.jobs import Jobs
 from gateway.store.records import JobRecord
 from gateway.store.scripts import encode_owner
+from gateway.tokens import owner_for
 
 # So many per kind: a kind whose every job fails must not fill Redis. The oldest are forgotten; their records are not.
 MAX_DEAD: Final = 10_000
@@ -35,12 +36,17 @@ class Dead(Jobs):
     async def dead_jobs(
         self, kind: str, owner: str, *, cursor: str | None = None, limit: int = 50
     ) -> tuple[list[JobRecord], str | None]:
-        """An owner's dead letters of a kind, those that are kept longest first, and the next page's cursor, if any."""
-        key, mine = self._keys.dead(kind), f"|{encode_owner(owner)}".encode()
+        """An owner's dead letters of a kind, those that are kept longest first, and the next page's cursor, if any.
+
+        Those of its users are among an API key's.
+        """
+        key, mine = self._keys.dead(kind), encode_owner(owner).encode()
+        users = encode_owner(owner_for(owner, "")).encode()
         highest = f"({int(cursor)}" if cursor else "+inf"
         async with translated():
             rows = await self._client.zrevrangebyscore(key, highest, "-inf", withscores=True)
-        rows = [(member, int(score)) for member, score in rows if member.endswith(mine)]
+        whose = [(member.partition(b"|")[2], member, int(score)) for member, score in rows]
+        rows = [(member, score) for name, member, score in whose if name == mine or name.startswith(users)]
         found: list[JobRecord] = []
         last = 0
         for start in range(0, len(rows), _READ):

@@ -23,6 +23,7 @@ from gateway.requests import JobOptions
 from gateway.store.connection import Connection, all_done, translated
 from gateway.store.records import JobRecord, NewJob, StoredFile, Submitted
 from gateway.store.scripts import encode_owner
+from gateway.tokens import split_owner
 
 # A submit takes milliseconds; after this, somebody looks whether it was finished.
 _SUBMIT_LOOK_MS: Final = 30_000
@@ -185,11 +186,12 @@ class Jobs(Connection):
     async def _reserve(self, job: str, new: NewJob) -> OutlastError | None:
         """Make room for a job; returns why there is none."""
         kind = new.kind
+        most = min(kind.max_waiting_per_owner, new.max_waiting or kind.max_waiting_per_owner)
         try:
             room = await self._run(
                 "reserve",
                 self._keys.kind(kind.kind),
-                (job, encode_owner(new.owner), kind.max_waiting, kind.max_waiting_per_owner, _SUBMIT_LOOK_MS),
+                (job, encode_owner(new.owner), kind.max_waiting, most, _SUBMIT_LOOK_MS),
             )
         except Unavailable as error:
             if error.code != "store_full":
@@ -197,8 +199,7 @@ class Jobs(Connection):
             return error
         if room == b"owner_full":
             return TooMany(
-                f"You have {kind.max_waiting_per_owner} jobs of kind {kind.kind} waiting; submit again when some have"
-                " begun.",
+                f"You have {most} jobs of kind {kind.kind} waiting; submit again when some have begun.",
                 code="owner_queue_full",
                 retry_after_seconds=5,
             )
@@ -209,7 +210,7 @@ class Jobs(Connection):
         return None
 
     async def list_job(self, record: JobRecord) -> None:
-        """Put a job into its owner's list of recent jobs, unless it is a step of another one.
+        """Put a job into the list of recent jobs of its owner's key, unless it is a step of another one.
 
         The list is for people, and no part of a promise: where its master is away, or has no memory left, the job goes
         on without. The last look tries again.
@@ -322,10 +323,11 @@ class Jobs(Connection):
         state: State | None = None,
         kind: str | None = None,
         tag: str | None = None,
+        user: str | None = None,
         cursor: str | None = None,
         limit: int = 50,
     ) -> tuple[list[JobRecord], str | None]:
-        """An owner's recent jobs, newest first, and the cursor of the next page, if there is one.
+        """Recent jobs of an API key, its users' included, newest first, and the next page's cursor, if there is one.
 
         A page may have fewer than `limit`, or none, and there be more: large results, and the few jobs that pass a
         filter, are spread over several.
@@ -354,7 +356,7 @@ class Jobs(Connection):
             for (_, created), record in zip(rows, records, strict=True):
                 if record is None or (state and record.state != state) or (kind and record.kind != kind):
                     continue
-                if tag and tag not in record.tags:
+                if (tag and tag not in record.tags) or (user and split_owner(record.owner)[1] != user):
                     continue
                 # Jobs of the same millisecond stay on one page: the cursor is that millisecond.
                 full = len(found) >= limit or size >= _PAGE_BYTES

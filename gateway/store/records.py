@@ -53,6 +53,8 @@ class NewJob:
     """The first job of a chain of retries: what is done again finds there what was done."""
     input_blob: str | None = None
     """Where the input is instead, if it is too large for a record."""
+    max_waiting: int | None = None
+    """At most so many of the owner's jobs of this kind may wait, where that is fewer than the kind says."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from urllib.parse import quote
 
 from redis.exceptions import NoScriptError
 
+from gateway.tokens import split_owner
+
 _FOLDER: Final = Path(__file__).parent / "lua"
 # With `maxmemory` reached these write no more: nothing new is taken. All others do: what was accepted is finished.
 _NEEDS_ROOM: Final = frozenset({"create", "enqueue", "extend", "reserve", "seal"})
@@ -132,8 +134,8 @@ class Keys:
         return f"{self.prefix}:sweeper"
 
     def owner(self, owner: str) -> str:
-        """An owner's recent jobs."""
-        return f"{self.prefix}:jobs:{encode_owner(owner)}"
+        """Recent jobs of an owner's API key: its own, and those of its users, who are too many for a list each."""
+        return f"{self.prefix}:jobs:{encode_owner(split_owner(owner)[0])}"
 
     def upload(self, upload: str) -> list[str]:
         """KEYS of every script of an upload's slot: upload, parts."""

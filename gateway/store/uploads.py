@@ -7,14 +7,18 @@ import time
 from typing import Final
 
 from gateway.errors import Conflict, NotFound, TooLarge, TooMany
+from gateway.requests import MAX_FILES
 from gateway.store.connection import Connection, translated
 from gateway.store.jobs import encode_id
 from gateway.store.records import Upload
+from gateway.tokens import split_owner
 
 # Nobody is still sending after a day; what no job has taken by then is deleted.
 UPLOAD_SECONDS: Final = 86_400
 # Of one owner at once. A job takes at most 64 files, so that several jobs can be on their way in.
 MAX_OPEN_UPLOADS: Final = 512
+# Of one user, whose token can be stolen: the files of one job.
+MAX_USER_UPLOADS: Final = MAX_FILES
 # Each is a blob and a line in Redis. With the clients' parts of 8 MiB it is far beyond what a file may be; it bounds
 # those who send a byte at a time.
 MAX_PARTS: Final = 10_000
@@ -27,6 +31,7 @@ class Uploads(Connection):
         """Begin an upload. `length` in bytes, None where it is not known yet. Raises `TooMany`."""
         upload = encode_id(secrets.token_bytes(16))
         listed = self._keys.uploads(owner)
+        most = MAX_OPEN_UPLOADS if split_owner(owner)[1] is None else MAX_USER_UPLOADS
         now = time.time()
         async with translated(), self._client.pipeline(transaction=True) as pipe:
             pipe.zremrangebyscore(listed, "-inf", now)
@@ -34,11 +39,11 @@ class Uploads(Connection):
             pipe.zcard(listed)
             pipe.expire(listed, UPLOAD_SECONDS)
             count = (await pipe.execute())[2]
-            if count > MAX_OPEN_UPLOADS:
+            if count > most:
                 await self._client.zrem(listed, upload)
-        if count > MAX_OPEN_UPLOADS:
+        if count > most:
             raise TooMany(
-                f"You have {MAX_OPEN_UPLOADS} uploads of the last day open; DELETE those that you don't need.",
+                f"You have {most} uploads of the last day open; DELETE those that you don't need.",
                 code="too_many_uploads",
                 retry_after_seconds=60,
             )

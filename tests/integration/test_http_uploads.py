@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from gateway.app import DOOR
+from gateway.auth import Principal
 from gateway.errors import Unavailable
 from gateway.handlers.uploads import Received
 from gateway.store import Store
@@ -114,7 +115,7 @@ async def test_a_file_that_comes_byte_by_byte_is_known_as_well(gateway: Gateway)
         for place in range(len(PNG)):
             yield PNG[place : place + 1]
 
-    async with Received(gateway.app, FILES, "local", key=None) as received:
+    async with Received(gateway.app, FILES, Principal("local"), key=None) as received:
         await received.store("", "application/octet-stream", pieces())
 
         [file] = received.files

@@ -1,10 +1,11 @@
-"""Keys, watch tokens, and who counts as foreign."""
+"""Keys, tokens, and who counts as foreign."""
 
 from __future__ import annotations
 
 import pytest
 
-from gateway.auth import Failures, Keyring, is_foreign_host, is_foreign_origin, watch_token
+from gateway.auth import Failures, Keyring, Principal, is_foreign_host, is_foreign_origin
+from gateway.tokens import JobToken, SubmitToken, encode_token
 
 KEYS = {"a": "a" * 20, "b": "b" * 20}
 ALLOWED = frozenset({"https://app.example", "http://local.test:3000"})
@@ -26,17 +27,25 @@ def test_a_keyring_without_keys_asks_for_none() -> None:
     assert Keyring({}).owner_of("") is None
 
 
-def test_a_watch_token_is_for_one_job_of_one_owner() -> None:
-    """Another job, another owner's key or a changed token opens nothing."""
-    keyring = Keyring(KEYS)
-    token = watch_token(KEYS["a"], "job1")
+def test_a_token_speaks_in_the_name_of_the_key_that_signed_it() -> None:
+    """And of its user, where it has one; it goes when the key goes, and the key can't be read from it."""
+    keyring, signed = Keyring(KEYS), SubmitToken("ocr", "user-1", 10, 99)
+    watch, submit = encode_token(KEYS["a"], JobToken("a" * 26)), encode_token(KEYS["b"], signed)
 
-    assert keyring.owner_of_token(token, "job1") == "a"
-    assert keyring.owner_of_token(token, "job2") is None
-    assert keyring.owner_of_token(token[:-1], "job1") is None
-    assert keyring.owner_of_token("ü", "job1") is None
-    assert Keyring({"a": "x" * 20}).owner_of_token(token, "job1") is None
-    assert KEYS["a"] not in token
+    assert keyring.principal_of(watch) == Principal("a", JobToken("a" * 26))
+    assert keyring.principal_of(submit) == Principal("b/user-1", signed)
+    assert Keyring({"a": "x" * 20}).principal_of(watch) is None
+    assert KEYS["b"] not in submit
+
+
+def test_an_api_keys_jobs_are_also_those_of_its_users_and_nobody_elses() -> None:
+    """A user is no key: no name of a key has a slash, and one that another begins with is another."""
+    me, user = Principal("me"), Principal("me/anna")
+
+    assert [me.owns(owner) for owner in ("me", "me/anna", "mee", "mee/anna", "other/me")] == [True, True] + [False] * 3
+    assert [user.owns(owner) for owner in ("me/anna", "me", "me/ann", "me/anna/x", "other/anna")] == [True] + [
+        False
+    ] * 4
 
 
 @pytest.mark.parametrize(

@@ -67,15 +67,15 @@ async def fetch_response(request: web.Request) -> web.StreamResponse:
         if after is not None:
             raise BadRequest("starting_after is for streams: add stream=true.")
         return await _document(request, record, asked)
-    with request.app[STREAMS].place(record.owner):
+    with request.app[STREAMS].place(principal(request).owner):
         return await _stream(request, Submitted(record, False), asked, _sequence_number(after, record))
 
 
 async def cancel_response(request: web.Request) -> web.StreamResponse:
     """`POST /openai/v1/responses/{response}/cancel`."""
     record, asked = await _owned_response(request)
-    record = await request.app[STORE].cancel(record.id, principal(request), "cancelled by the client")
-    return await _document(request, await ended_within(request.app, record, _CANCEL_SECONDS), asked)
+    record = await request.app[STORE].cancel(record.id, principal(request).owner, "cancelled by the client")
+    return await _document(request, await ended_within(request, record, _CANCEL_SECONDS), asked)
 
 
 async def _owned_response(request: web.Request) -> tuple[JobRecord, Asked]:

@@ -16,7 +16,7 @@ from pydantic_core import from_json, to_json
 
 from gateway.errors import FOR_CLIENTS, OutlastError, Unavailable
 from gateway.event_text import decode_event
-from gateway.handlers.context import HUB, STORE, owned
+from gateway.handlers.context import HUB, STORE, owned, principal
 from gateway.handlers.documents import job_headers
 from gateway.handlers.streams import STREAM_HEADERS, StreamListener, Wishes, listen, requested_cut
 from gateway.hub import Frame, Place, Pulse
@@ -171,6 +171,6 @@ async def ended(request: web.Request, listener: Translator) -> JobRecord | Outla
             code="draining",
         )
     try:
-        return await owned(request.app[STORE], record.id, record.owner)
+        return await owned(request.app[STORE], record.id, principal(request))
     except FOR_CLIENTS as error:
         return error
