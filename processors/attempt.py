@@ -341,7 +341,7 @@ class Attempt:
         return after_error(
             error,
             failures=self._record.failures,
-            max_attempts=self.processor.document.max_attempts,
+            max_attempts=self._record.max_attempts,
             partial=partial,
         )
 

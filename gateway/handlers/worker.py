@@ -153,13 +153,12 @@ async def _append(
     if retrying is not None:
         problem = problem_of(retrying.problem)
         record = await store.job(lease.job)
-        kind = (await store.kinds()).get(lease.kind)
-        if kind is None or record.failures + 1 < kind.max_attempts:
+        if record.failures + 1 < record.max_attempts:
             delay = retrying.delay_seconds
             appended = await store.retry(lease, batch, events, problem, delay, counts=True)
             await store.leave(lease, record, retry_after_seconds=delay)
             return appended
-        events = [*events, _exhausted(problem, kind.max_attempts, partial=record.leaves_something or _leave(events))]
+        events = [*events, _exhausted(problem, record.max_attempts, partial=record.leaves_something or _leave(events))]
     appended = await store.append(lease, batch, events)
     if events[-1].type in TERMINAL_TYPES:
         await store.leave(lease, await store.job(lease.job))

@@ -71,11 +71,10 @@ class Handover(Jobs):
             raise LeaseLost(f"Job {lease.job} has ended: it is {answer[1].decode()}.")
         if answer[0] != b"adopted":
             raise LeaseLost(f"Attempt {lease.attempt} at job {lease.job} is somebody else's, or was given up.")
-        flat = answer[1]
-        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        record, input_ = read_record(answer[1])
         mine = Lease(lease.job, lease.kind, lease.attempt, nonce)
         # Its entry says when the time for the hand-over is over, which may be long after the new lease's end.
         with suppress(Unavailable):
             # The attempt is adopted, whatever comes of this: without it a dead adopter's job only waits for longer.
             await self._run("notice", self._keys.kind(lease.kind), (lease.job, int(self.lease_seconds * 1000)))
-        return Begun("begun", mine, read_record(fields), fields[b"input"]), await self._token(mine)
+        return Begun("begun", mine, record, input_), await self._token(mine)

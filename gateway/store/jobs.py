@@ -9,7 +9,7 @@ import hmac
 import math
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, NoReturn
@@ -49,13 +49,15 @@ def encode_id(digest: bytes) -> str:
 _FIELDS: Final = (
     *("id", "kind", "owner", "state", "attempt", "failures", "last", "last_ms", "created", "started", "ended"),
     *("expires", "not_before", "priority", "tags", "files", "retry_of", "parent", "root", "children", "cancel_by"),
-    *("worker", "seen", "progress", "input_blob", "end", "result_blob", "leaves", "redone_as", "options"),
+    *("worker", "seen", "progress", "input_blob", "end", "result_blob", "leaves", "redone_as", "max_attempts"),
+    "options",
 )
 
 
-def read_record(fields: Mapping[bytes, bytes]) -> JobRecord:
-    """A job's record from its hash in Redis, or from what of it `_FIELDS` names."""
-    return _record([fields.get(name.encode()) for name in _FIELDS])
+def read_record(flat: Sequence[bytes]) -> tuple[JobRecord, bytes]:
+    """A job's record and its input, from all fields and values as a script returns them."""
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    return _record([fields.get(name.encode()) for name in _FIELDS]), fields[b"input"]
 
 
 def _record(values: Sequence[bytes | None]) -> JobRecord:
@@ -78,6 +80,7 @@ def _record(values: Sequence[bytes | None]) -> JobRecord:
         state=State(text("state") or ""),
         attempt=number("attempt") or 0,
         failures=number("failures") or 0,
+        max_attempts=number("max_attempts") or 1,
         last=Cursor(last, last_ms),
         created_ms=number("created") or 0,
         started_ms=number("started"),
@@ -160,8 +163,7 @@ class Jobs(Connection):
             raise Gone("The job of this Idempotency-Key has ended and expired; use a new key for a new job.")
         if outcome == b"conflict":
             raise _key_reused()
-        flat = fields_now[0]
-        record = read_record(dict(zip(flat[::2], flat[1::2], strict=True)))
+        record, _ = read_record(fields_now[0])
         steps = [self.list_job(record)]
         if record.state is State.QUEUED:
             # Also for a replay: the first submitter may have died between the last two steps.

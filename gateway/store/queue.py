@@ -63,10 +63,8 @@ class Queue(Connection):
         )
         outcome = answer[0].decode()
         if outcome == "begun":
-            flat = answer[1]
-            fields = dict(zip(flat[::2], flat[1::2], strict=True))
-            record = read_record(fields)
-            return Begun(outcome, Lease(claim.job, claim.kind, record.attempt, nonce), record, fields[b"input"])
+            record, input_ = read_record(answer[1])
+            return Begun(outcome, Lease(claim.job, claim.kind, record.attempt, nonce), record, input_)
         if outcome == "unknown":
             await self._settle(claim.kind, claim.job, claim.token, "drop", 0)
         elif outcome == "ended":

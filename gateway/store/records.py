@@ -70,6 +70,8 @@ class JobRecord:
     state: State
     attempt: int
     failures: int
+    max_attempts: int
+    """So many failed attempts end the job: its kind's limit when it was submitted."""
     last: Cursor
     created_ms: int
     started_ms: int | None

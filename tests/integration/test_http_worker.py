@@ -201,8 +201,9 @@ async def test_a_slow_upload_that_outlives_its_attempt_replaces_nothing(gateway:
 
 
 async def test_a_failed_attempt_is_tried_again_up_to_the_kinds_limit(gateway: Gateway) -> None:
-    """The kind's own limit counts, whoever did the attempts."""
+    """The kind's own limit counts, as it was at the submit, whoever did the attempts."""
     worker = await handed_over(gateway)
+    await gateway.store.register_kind(KIND.model_copy(update={"max_attempts": 9}))
     failure = {"problem": {"code": "model_busy", "detail": "The model is busy."}, "delay_seconds": 0}
     await worker.report(("retrying", failure))
     assert (await gateway.store.job(worker.job)).state is State.QUEUED

@@ -100,6 +100,18 @@ async def test_a_begin_that_is_sent_twice_is_one_attempt(store: Store) -> None:
     assert await types_of(store, record.id) == ["queued", "started"]
 
 
+async def test_a_submits_input_does_not_come_back(store: Store) -> None:
+    """Who submits has it, and it may be the largest part of the record by far."""
+    job = await store.job_id("me", None)
+    new = new_job(KIND, input_={"text": "x" * 1000})
+    arguments = (job, "one", new.fingerprint, encode_event_tail("queued"), *store._fields(new))
+
+    for _ in range(2):
+        _, flat = await store._run("create", store._keys.job(job), arguments)
+        assert sum(map(len, flat)) < 1000
+    assert len(await store.input_of(job)) > 1000
+
+
 async def test_a_create_that_is_sent_twice_is_not_called_a_replay(store: Store) -> None:
     """Its nonce tells the resend from another submit with the same key."""
     job = await store.job_id("me", "key")

@@ -234,6 +234,17 @@ async def test_failures_use_the_attempts_up(store: Store, blobs: Blobs, how: str
     assert record.attempt == 2
 
 
+async def test_a_jobs_attempts_are_those_that_its_kind_had_at_the_submit(store: Store, blobs: Blobs) -> None:
+    """A look and a worker elsewhere know no other number: a newer release's would not be the same for all three."""
+    async with working(store, blobs, "failing"):
+        job = await store.job_id("me", None)
+        kind = KINDS["failing"].document.model_copy(update={"max_attempts": 1})
+        await store.submit(job, NewJob(kind, "me", {"how": "unexpected"}, JobOptions(), "fingerprint"), keyed=False)
+        record = await end_of(store, job)
+
+    assert (record.attempt, record.dead) == (1, True)
+
+
 async def test_an_attempt_that_runs_too_long_fails(store: Store, blobs: Blobs) -> None:
     """Another one would, too."""
     async with working(store, blobs, "slow"):

@@ -25,6 +25,7 @@ def record(**fields: Any) -> JobRecord:
         "state": State.QUEUED,
         "attempt": 0,
         "failures": 0,
+        "max_attempts": 3,
         "last": Cursor(1, 1_000),
         "created_ms": 1_000,
         "started_ms": None,

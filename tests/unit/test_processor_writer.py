@@ -36,6 +36,7 @@ def record(**changes: Any) -> JobRecord:
         "state": State.RUNNING,
         "attempt": 1,
         "failures": 0,
+        "max_attempts": 3,
         "last": Cursor(2, TIME_MS),
         "created_ms": TIME_MS,
         "started_ms": TIME_MS,
