@@ -238,7 +238,8 @@ export class GatewayClient {
   async result(id, options = {}) {
     const { accept = "application/json", signal } = options;
     const { response, silence } = await this.#open(`/v1/jobs/${encodeURIComponent(id)}/result`, { accept, signal });
-    return silence.watch(isJson(response) ? response.json() : response.text());
+    const body = await silence.text(response);
+    return isJson(response) ? read({ status: response.status, body }) : /** @type {any} */ (body);
   }
 
   /**
@@ -279,11 +280,16 @@ export class GatewayClient {
     // A long poll is silent for as long as it is asked to be.
     const waitMs = 1000 * Number(new URL(url).searchParams.get("wait"));
     const silence = new SilenceTimer(this.silenceMs + waitMs, signal);
-    const response = await silence.watch(this.#fetch(url, { method, headers, body, signal: silence.signal, cache: "no-store" }));
-    if (response.ok) return { response, silence };
-    const theirs = response.headers.get("X-Upstream-Status");
-    if (theirs) throw upstreamError(Number(theirs));
-    throw answerError(response.status, await silence.watch(response.text()), response.headers.get("Retry-After"));
+    try {
+      const response = await silence.watch(this.#fetch(url, { method, headers, body, signal: silence.signal, cache: "no-store" }));
+      if (response.ok) return { response, silence };
+      const theirs = response.headers.get("X-Upstream-Status");
+      if (theirs) throw upstreamError(Number(theirs));
+      throw answerError(response.status, await silence.text(response), response.headers.get("Retry-After"));
+    } catch (error) {
+      silence.stop();
+      throw error;
+    }
   }
 
   /**
@@ -314,7 +320,7 @@ export class GatewayClient {
       body: body === undefined ? undefined : JSON.stringify(body),
       signal,
     });
-    return silence.watch(response.json());
+    return read({ status: response.status, body: await silence.text(response) });
   }
 
   /** One request with the key; throws `GatewayError` unless 2xx. @type {import("./parts.js").Ask} */

@@ -14,10 +14,12 @@
 import { GatewayClient } from "./client.js";
 import { JobMirror } from "./mirror.js";
 
+// A server that renders a page imports this module too, and has no elements; there none is ever made.
+const PageElement = globalThis.HTMLElement ?? /** @type {typeof HTMLElement} */ (class {});
 const END_EVENTS = { succeeded: "load", failed: "error", cancelled: "abort" };
 
 /** Follows the job that its attribute `job` names, for the elements inside it and for who listens. */
-export class OutlastJob extends HTMLElement {
+export class OutlastJob extends PageElement {
   static observedAttributes = ["job", "base", "transport"];
 
   /** @type {JobMirror | null} */
@@ -48,6 +50,13 @@ export class OutlastJob extends HTMLElement {
   }
 
   connectedCallback() {
+    // What was set before the element was defined hides what the class has under that name.
+    for (const name of /** @type {const} */ (["client", "job"])) {
+      if (!Object.hasOwn(this, name)) continue;
+      const value = this[name];
+      Reflect.deleteProperty(this, name);
+      Object.assign(this, { [name]: value });
+    }
     this.#restart();
   }
 
@@ -115,7 +124,7 @@ export class OutlastJob extends HTMLElement {
 }
 
 /** Inside an `outlast-job`, or led by hand with the attributes `value`, `max` and `text`. */
-export class OutlastProgress extends HTMLElement {
+export class OutlastProgress extends PageElement {
   static observedAttributes = ["value", "max", "text"];
 
   #bar = document.createElement("div");
@@ -164,7 +173,7 @@ export class OutlastProgress extends HTMLElement {
 }
 
 /** The text of one channel (`channel`, default "text") of the `outlast-job` around it. */
-export class OutlastText extends HTMLElement {
+export class OutlastText extends PageElement {
   /** @type {(() => void) | null} */
   #leave = null;
 
@@ -190,10 +199,13 @@ export function growText(element, text) {
   else if (text.length > node.data.length) node.appendData(text.slice(node.data.length));
 }
 
-/** Define the elements under their names; nothing happens to those that are defined already. */
-export function defineElements(registry = customElements) {
+/**
+ * Define the elements under their names; nothing happens to those that are defined already, nor where there is no page.
+ * @param {CustomElementRegistry | undefined} [registry]
+ */
+export function defineElements(registry = globalThis.customElements) {
   const elements = { "outlast-job": OutlastJob, "outlast-progress": OutlastProgress, "outlast-text": OutlastText };
-  for (const [name, element] of Object.entries(elements)) if (!registry.get(name)) registry.define(name, element);
+  for (const [name, element] of Object.entries(elements)) if (registry && !registry.get(name)) registry.define(name, element);
 }
 
 /**

@@ -41,7 +41,7 @@ export function isPassing(status) {
 
 /** A connection that failed before or during an answer. @param {unknown} cause */
 export function connectionError(cause) {
-  const detail = "The connection to the gateway failed. It is tried again by itself; check the network if it lasts.";
+  const detail = "The connection to the gateway failed. Check the network, and that the address is a gateway's.";
   return new GatewayError({ code: "connection_failed", detail }, { cause, mayPass: true });
 }
 

@@ -44,7 +44,7 @@
  * @property {boolean | undefined} [snapshot]
  * @property {(event: JobEvent) => void} [onevent] every event of the stream, once
  * @property {(event: OutputEvent) => void} [onoutput] every output, also those that a snapshot only counts
- * @property {() => void} [onchange] after every event, and when the connection changes
+ * @property {() => void} [onchange] after events, once for all that came together, and when the connection changes
  */
 
 import { Backoff, pause } from "./backoff.js";
@@ -69,6 +69,8 @@ export class JobMirror {
 
   /** This page's clock less the gateway's, in ms. @type {number | null} */
   #skewMs = null;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #telling;
   #options;
 
   /**
@@ -98,7 +100,8 @@ export class JobMirror {
     } catch (error) {
       if (!signal.aborted) this.error = error;
     }
-    if (!signal.aborted) this.#changed();
+    if (signal.aborted) clearTimeout(this.#telling);
+    else this.#changed();
   }
 
   /** @param {TransportName} transport */
@@ -185,7 +188,11 @@ export class JobMirror {
     this.worker = { worker, seenAt: Math.max(seenAt, this.worker?.seenAt ?? 0), late };
   }
 
+  /** What a connection brings at once is worked off before any timer, so that thousands of events are one change. */
   #changed() {
-    this.#options.onchange?.();
+    this.#telling ??= setTimeout(() => {
+      this.#telling = undefined;
+      this.#options.onchange?.();
+    });
   }
 }

@@ -49,6 +49,22 @@ export class SilenceTimer {
     }
   }
 
+  /** An answer's whole text, however long that takes while it comes; with it the watch is over. @param {Response} response */
+  async text(response) {
+    const decoder = new TextDecoder();
+    const reader = response.body?.getReader();
+    let text = "";
+    try {
+      for (;;) {
+        const { done = true, value } = (await (reader && this.watch(reader.read()))) ?? {};
+        if (done) return text + decoder.decode();
+        text += decoder.decode(value, { stream: true });
+      }
+    } finally {
+      this.stop();
+    }
+  }
+
   stop() {
     clearTimeout(this.timer);
     this.outer?.removeEventListener("abort", this.onOuter);
@@ -58,7 +74,7 @@ export class SilenceTimer {
   /** Name the error that ended the connection. @param {unknown} error */
   explain(error) {
     if (this.#silent) {
-      const detail = `Nothing came for ${Math.round(this.ms / 1000)} s. The connection is made anew by itself.`;
+      const detail = `Nothing came for ${Math.round(this.ms / 1000)} s, so the connection was given up.`;
       return new GatewayError({ code: "silent", detail }, { mayPass: true });
     }
     if (this.outer?.aborted) return this.outer.reason;

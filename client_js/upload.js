@@ -45,7 +45,7 @@ export async function send(upload) {
   }
 }
 
-/** What an answer says. Throws `GatewayError` where something answered in the gateway's place. @param {Answer} answer */
+/** What an answer says. Throws `GatewayError` where something answered in the gateway's place. @param {Pick<Answer, "status" | "body">} answer */
 export function read({ status, body }) {
   try {
     return JSON.parse(body);

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { getEventListeners } from "node:events";
 import { readFile } from "node:fs/promises";
 import { afterEach, beforeEach, test } from "node:test";
 
@@ -241,6 +242,31 @@ test("a cursor names the event and its time; a snapshot brings its own", () => {
   assert.equal(cursorOf(event(9, "snapshot", { cursor: "9-5" })), "9-5");
   assert.equal(cursorOf({ ...event(1, "liveness"), id: undefined }), null);
   assert.deepEqual([numberOf("17-5"), numberOf("17"), numberOf("")], [17, 17, 0]);
+});
+
+test("a signal that lives long is left alone when the answer is there, good or bad", async () => {
+  const { signal } = new AbortController();
+  gateway.routes[`GET /v1/jobs/${JOB}`] = { id: JOB };
+  gateway.routes[`GET /v1/jobs/${JOB}/result`] = { pages: 3 };
+
+  await client.job(JOB, { signal });
+  await client.result(JOB, { signal });
+  await assert.rejects(client.kinds({ signal }), { code: "not_found" });
+
+  assert.deepEqual(getEventListeners(signal, "abort"), []);
+});
+
+test("a large result may take its time, as long as it comes", async () => {
+  gateway.routes[`GET /v1/jobs/${JOB}/result`] = { drips: ['{"pages":', ..." ".repeat(12), "3}"] };
+  client = new GatewayClient(gateway.base, { silenceSeconds: 0.5 });
+
+  assert.deepEqual(await client.result(JOB), { pages: 3 });
+});
+
+test("a proxy's page in the place of an answer is named as that", async () => {
+  gateway.refusals = [{ status: 200, body: "<html>please log in</html>" }];
+
+  await assert.rejects(client.kinds(), { code: "not_a_gateway", mayPass: false });
 });
 
 test("an upstream's own 502 is told as that, and is no reason to come back", async () => {

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { afterEach, beforeEach, test } from "node:test";
 
 import { GatewayClient } from "../client.js";
-import { defineElements } from "../elements.js";
+import { defineElements, OutlastJob } from "../elements.js";
 import { DocumentView } from "../page-document.js";
 import { buildForm } from "../page-form.js";
 import { OcrPages } from "../page-ocr.js";
@@ -92,6 +92,18 @@ test("an element that is taken off the page closes its connection", async () => 
 
   job.remove();
 
+  await until(() => gateway.openStreams() === 0);
+});
+
+test("what a page sets before the element is defined counts from then on", async () => {
+  gateway.log = [event(1, "queued")];
+  const early = Object.assign(document.createElement("outlast-early"), { client: new GatewayClient(gateway.base), job: JOB });
+  document.body.append(early);
+
+  customElements.define("outlast-early", class extends OutlastJob {});
+
+  await until(() => early.getAttribute("state") === "queued");
+  early.job = "";
   await until(() => gateway.openStreams() === 0);
 });
 

@@ -49,7 +49,7 @@ export class FakeGateway {
   requests = [];
   /** Written in front of the log on a stream's first connection, as it is. @type {(request: {after: string | null}) => string} */
   prelude = () => "";
-  /** Routes beside the streams. @type {Record<string, any>} */
+  /** Routes beside the streams; `drips` are pieces of a body that comes slowly. @type {Record<string, any>} */
   routes = {};
   base = "";
   /** Resumable uploads by their ids. @type {Map<string, {length: number, bytes: string, metadata: string}>} */
@@ -134,8 +134,19 @@ export class FakeGateway {
     if (url.pathname.startsWith("/v1/uploads") && this.#upload(request, url, body, response)) return;
     const route = this.routes[`${request.method} ${url.pathname}`];
     const answer = typeof route === "function" ? route(url) : route;
+    if (answer?.drips) return this.#drip(answer.drips, response);
     response.writeHead(answer === undefined ? 404 : 200, { "Content-Type": "application/json" });
     return response.end(JSON.stringify(answer ?? { code: "not_found", detail: "no such thing" }));
+  }
+
+  /** A body that comes a piece every 50 ms, as over a slow line. @param {string[]} pieces @param {import("node:http").ServerResponse} response */
+  async #drip(pieces, response) {
+    response.writeHead(200, { "Content-Type": "application/json" });
+    for (const piece of pieces) {
+      response.write(piece);
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    response.end();
   }
 
   /** Uploads, as far as the client needs them; bodies are ASCII. @param {import("node:http").IncomingMessage} request @param {URL} url @param {string} body @param {import("node:http").ServerResponse} response */

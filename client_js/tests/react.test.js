@@ -44,6 +44,21 @@ test("a component shows the job as it goes, also in strict mode, and the end", a
   await until(() => box.textContent === 'succeeded 8 2 {"pages":9}');
 });
 
+test("events that come together are drawn together", async () => {
+  let drawn = 0;
+  gateway.log = finishedLog(2000);
+  const client = new GatewayClient(gateway.base);
+  const Counting = () => {
+    drawn += 1;
+    return Job({ client, id: JOB });
+  };
+
+  root.render(React.createElement(Counting));
+  await until(() => box.textContent?.startsWith("succeeded") === true);
+
+  assert.ok(drawn < 500, `drawn ${drawn} times`);
+});
+
 test("without an id there is nothing, and a new id is followed from its start", async () => {
   const client = new GatewayClient(gateway.base);
   root.render(React.createElement(Job, { client, id: null }));

@@ -66,6 +66,18 @@ test("a project for Node, which knows no DOM, finds every type that it needs", (
   assert.equal(complaints(options, ["src/node.ts"]), "");
 });
 
+test("every entry can be imported where there is no page, as a server that renders one does", () => {
+  const script = `
+    await Promise.all(["", "/sse", "/fold", "/react"].map((entry) => import("outlast-client" + entry)));
+    const { defineElements } = await import("outlast-client/elements");
+    defineElements();
+    console.log(typeof HTMLElement, typeof window);`;
+
+  const said = execFileSync(process.execPath, ["--input-type=module", "--eval", script], { cwd: join(folder, "project"), encoding: "utf8" });
+
+  assert.equal(said, "undefined undefined\n");
+});
+
 test("every entry has its declarations, and nothing is packed that is not for users", () => {
   const { exports } = JSON.parse(readFileSync(join(DECLARED(), "package.json"), "utf8"));
   const packed = readdirSync(DECLARED(), { recursive: true }).map(String);
