@@ -192,6 +192,7 @@
  *   | TransientEvent<"liveness", {worker: string, seen_at: string, silent_seconds: number}>
  *   | SnapshotEvent<Result>
  *   | TransientEvent<"reset", {reason: string, missing_from: number, missing_to: number}>
+ *   | TransientEvent<"missing", {problem: Problem}>
  *   | TransientEvent<"closing", {reason: string, retry_seconds: number}>} JobEvent
  */
 
