@@ -26,7 +26,7 @@ from gateway.store.cluster import Cluster
 from gateway.store.deployment import Deployment
 from gateway.store.feed import Feed
 from gateway.store.halt import Halt
-from gateway.store.outage import Outage
+from gateway.store.outage import OUTAGE
 from gateway.store.scripts import Keys, load
 from gateway.store.topology import ClusterSlots, SentinelMaster, Topology, open_topology
 
@@ -38,8 +38,6 @@ _RETRIES: Final = 5
 _PASSING: Final = (Passing, MasterDownError, ClusterDownError, TryAgainError, MovedError)
 T = TypeVar("T")
 Durability = Literal["redis", "disk", "replica"]
-# One for the process: all of its stores lead to the same Redis.
-_outage: Final = Outage()
 
 
 def open_client(
@@ -84,7 +82,7 @@ async def translated() -> AsyncIterator[None]:
     except (RedisError, OSError) as error:
         raise translate(error) from None
     else:
-        _outage.answered()
+        OUTAGE.answered()
 
 
 def translate(error: Exception) -> Exception:
@@ -96,7 +94,7 @@ def translate(error: Exception) -> Exception:
         return ConfigurationError(f"OUTLAST_REDIS_URL: Redis refuses the credentials ({error})")
     if isinstance(error, ResponseError) and not isinstance(error, _PASSING):
         return error  # A wrong command or script is a defect of ours, not an outage.
-    _outage.failed(error)
+    OUTAGE.failed(error)
     return Unavailable(
         "The job store does not answer; nothing that was accepted is lost. Try again with the same key.",
         retry_after_seconds=2,

@@ -55,3 +55,7 @@ class Outage:
             "Redis answers again: %d calls had failed in %.0f s", self._failures, self._failed_at - self._began
         )
         self._began, self._failures = None, 0
+
+
+# One for the process: all of its stores, and their connections, lead to the same Redis.
+OUTAGE: Final = Outage()

@@ -6,7 +6,6 @@ It is read without redis-py, which needs six times the CPU per message.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import ssl
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -18,9 +17,8 @@ from redis.exceptions import RedisError
 
 from gateway.store.clients import Identity
 from gateway.store.deployment import Address, Deployment
+from gateway.store.outage import OUTAGE
 from gateway.store.topology import SentinelMaster, Topology
-
-logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS: Final = 3.0
 _MAX_BACKOFF_SECONDS: Final = 1.0
@@ -124,7 +122,7 @@ class Wire(asyncio.Protocol):
                 self._receive(reply)
         except (ConnectionError, hiredis.HiredisError) as error:
             # LOADING after a restart, a cluster that is down: start anew, with a pause.
-            logger.warning("%s: %s; reconnecting", self._what, error)
+            OUTAGE.failed(ConnectionError(f"{self._what}: {error}"))
             self.refused = True
             self.abort()
 
@@ -148,8 +146,7 @@ async def kept(
             wire = await _checked(topology, identity, address, receive, what)
         except (OSError, TimeoutError, RedisError) as error:
             failures += 1
-            if failures == 1:
-                logger.warning("%s: can't connect to %s (%s); trying on", what, address, error)
+            OUTAGE.failed(ConnectionError(f"{what}: can't connect to {address} ({error})"))
             topology.want_refresh()
             await _pause(failures)
             continue
