@@ -36,13 +36,18 @@ class Download:
         start = 0 if status == 200 else int(match[1]) if status == 206 and match else None
         # Weak where an edge packed the body on the way: what is unpacked here is the same.
         tag = headers.get("ETag", "").removeprefix("W/")
-        if start is None or start > len(self.body) or (tag and self._tag and tag != self._tag):
+        unasked = bool(start) and not self._tag
+        if start is None or start > len(self.body) or unasked or (tag and self._tag and tag != self._tag):
             self.body.clear()
             self._tag = ""
             raise NoPartError
         before = len(self.body)
-        # A hop that doesn't know Range sends what is there already once more; what nothing names may be another.
-        if start + len(content) > before or not tag:
+        if status == 206:
+            # Only what has a name is asked for in parts, and its server has compared that.
+            tag = tag or self._tag
+        # A hop that doesn't know Range sends what is there already once more; under another name, or none, it may be
+        # another.
+        if start + len(content) > before or not tag or tag != self._tag:
             self.body[start:] = content
-        self._tag = tag or self._tag
+        self._tag = tag
         return len(self.body) > before

@@ -88,12 +88,28 @@ def test_a_shorter_answer_takes_the_place_of_a_longer_one_that_nothing_names() -
     assert (bytes(download.body), download.headers) == (b'{"state": "failed"}', {})
 
 
+def test_a_name_is_never_that_of_another_content() -> None:
+    """What came without a name, between two answers that have one, is asked for as a whole again."""
+    download = Download()
+    download.add(200, {"ETag": '"a"'}, b"0123")
+    download.add(200, {}, b"abcdef")
+    assert download.headers == {}
+
+    download.add(200, {"ETag": '"a"'}, b"01")
+    assert (bytes(download.body), download.headers) == (b"01", {"Range": "bytes=2-", "If-Range": '"a"'})
+
+    download.add(200, {}, b"abc")
+    with pytest.raises(NoPartError):
+        # A part that nobody asked for.
+        download.add(206, {"ETag": '"a"', "Content-Range": "bytes 3-9/10"}, b"3456789")
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, len(WHOLE)), st.integers(0, len(WHOLE)))))
 def test_whatever_comes_of_one_content_there_is_its_beginning(answers: list[tuple[bool, bool, int, int]]) -> None:
     """From any place on, cut anywhere, with the name or without it; only what leaves a hole is refused."""
     got = Download()
     for is_part, named, start, length in answers:
-        before = len(got.body)
+        before, known = len(got.body), got.headers
         tag = {"ETag": '"a"'} if named else {}
         try:
             if is_part:
@@ -101,7 +117,8 @@ def test_whatever_comes_of_one_content_there_is_its_beginning(answers: list[tupl
             else:
                 got.add(200, tag, WHOLE[:length])
         except NoPartError:
-            assert start > before
+            assert is_part
+            assert start > before or not known
             assert not got.body
         assert WHOLE.startswith(got.body)
 
