@@ -88,16 +88,20 @@ def _noting(master: Address | None, away: set[Address]) -> Iterator[None]:
 class Look(Children, Dead, Queue, Kinds, Health):
     """One look is: take what is due, judge each in its own slot, settle its pointers in the kind's slot."""
 
-    async def look(self, kinds: Iterable[str], away: set[Address] | None = None) -> int:
+    async def look(
+        self, kinds: Iterable[str], away: set[Address] | None = None, *, within_reach_seconds: float = 1e9
+    ) -> int:
         """Look at what is due now; returns how many jobs. Safe to run anywhere, any time, twice at once.
 
         Nothing is asked of the masters that are `away`, and one that does not answer is put there. What the others hold
-        is looked at all the same, then `Unavailable` is raised.
+        is looked at all the same, then `Unavailable` is raised. `within_reach_seconds` is for how long Redis has been
+        there for us: no job is taken for one without listeners as long as these have had no time to come back.
         """
         away = set() if away is None else away
-        return sum(await all_done([self._look_at_kind(kind, away) for kind in kinds]))
+        within_reach_ms = int(within_reach_seconds * 1000)
+        return sum(await all_done([self._look_at_kind(kind, away, within_reach_ms) for kind in kinds]))
 
-    async def _look_at_kind(self, kind: str, away: set[Address]) -> int:
+    async def _look_at_kind(self, kind: str, away: set[Address], within_reach_ms: int) -> int:
         looked = 0
         keys = self._keys.kind(kind)
         for _ in range(_MOST_TAKES):
@@ -106,18 +110,19 @@ class Look(Children, Dead, Queue, Kinds, Health):
             with _noting(self._topology.owner(keys[0]), away):
                 flat: list[bytes] = await self._run("take", keys, (_TAKE, _TAKEN_MS))
             pairs = [(flat[i].decode(), flat[i + 1].decode()) for i in range(0, len(flat), 2)]
-            await all_done([self._look_at(kind, job, token, away) for job, token in pairs])
+            await all_done([self._look_at(kind, job, token, away, within_reach_ms) for job, token in pairs])
             looked += len(pairs)
             if len(pairs) < _TAKE:
                 break
         return looked
 
-    async def _look_at(self, kind: str, job: str, token: str, away: set[Address]) -> None:
+    async def _look_at(self, kind: str, job: str, token: str, away: set[Address], within_reach_ms: int) -> None:
         keys = self._keys.job(job)
         if self._topology.owner(keys[0]) in away:
             return
         with _noting(self._topology.owner(keys[0]), away):
-            answer: list[bytes] = await self._run("judge", keys, (job, *_TAILS, END_GRACE_MS, LONGEST_LOOK_MS))
+            arguments = (job, *_TAILS, END_GRACE_MS, LONGEST_LOOK_MS, within_reach_ms)
+            answer: list[bytes] = await self._run("judge", keys, arguments)
         verdict = answer[0].decode()
         if verdict == "unknown":
             await self._settle(kind, job, token, "drop", 0)
@@ -127,7 +132,7 @@ class Look(Children, Dead, Queue, Kinds, Health):
             # Its own step, the same as anybody's cancel; the second look finds the job asked to stop, or gone.
             with suppress(NotFound, Gone):
                 await self.cancel(job, "outlast", ALONE_REASON)
-            await self._look_at(kind, job, token, away)
+            await self._look_at(kind, job, token, away, within_reach_ms)
             return
         if verdict == "ended":
             await self._finish(job, int(after_ms))
@@ -194,7 +199,8 @@ class Look(Children, Dead, Queue, Kinds, Health):
     async def look_loop(self) -> None:
         """Look every half second, and sweep at the start, after a change of server, and hourly; never returns.
 
-        After a start, an outage or a change of server nobody is judged for min(5 s, lease): workers renew first. Where
+        After a start, an outage or a change of server nobody is judged for min(5 s, lease): workers renew first. Nor is
+        a job cancelled for want of listeners until these have had their grace, or a minute of it, to come back. Where
         one master of a cluster is away, what the others hold is looked at meanwhile.
         """
         clock = asyncio.get_running_loop().time
@@ -203,6 +209,7 @@ class Look(Children, Dead, Queue, Kinds, Health):
         away: set[Address] = set()
         sweeps_at = float("-inf")
         connects: int | None = None
+        reached_at = clock()
         while True:
             await asyncio.sleep(LOOK_SECONDS * random.uniform(0.75, 1.25))
             away.intersection_update(self._topology.masters)
@@ -211,6 +218,7 @@ class Look(Children, Dead, Queue, Kinds, Health):
                     now_connects = self.feed.connects
                     answering = await self.answering()
                     if connects != now_connects or away & answering.keys():
+                        reached_at = clock()
                         # Counted from their answer, not from their loss: only now can workers renew.
                         await asyncio.sleep(grace)
                         connects, away = now_connects, set(self._topology.masters) - answering.keys()
@@ -224,7 +232,7 @@ class Look(Children, Dead, Queue, Kinds, Health):
                     sweeps_at = clock() + SWEEP_SECONDS
                     if found:
                         logger.warning("sweep: %d open jobs had no due entry", found)
-                await self.look(await self.kinds(), away)
+                await self.look(await self.kinds(), away, within_reach_seconds=clock() - reached_at)
             except Unavailable as error:
                 if error.code == "store_full":
                     # Only the sweep needs room, for what it finds.

@@ -19,7 +19,7 @@ from gateway.hub import Hub
 from gateway.protocol import START, State
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, Store
-from tests.faults import wait_until
+from tests.faults import FaultProxy, wait_until
 from tests.jobs import begin, end, new_job, submit
 from tests.serving import Gateway, gateway_for
 from tests.worker_jobs import end_of
@@ -145,6 +145,30 @@ async def test_a_mark_counts_however_old_the_job_is(store: Store) -> None:
         await store.look(["echo"])
 
         assert (await store.job(job.id)).terminal is not marked
+
+
+async def test_an_outage_of_redis_is_no_absence_of_listeners(prefix: str, proxy: FaultProxy) -> None:
+    """Nobody could come back, or say that he had never left: the grace begins anew when Redis is there again."""
+    store = await Store.connect(proxy.url, prefix=prefix, lease_seconds=0.1)
+    await store.register_kind(KIND)
+    looking = asyncio.create_task(store.look_loop(), name="looks")
+    try:
+        job = await submit(store, KIND, options=JobOptions(on_disconnect="cancel", disconnect_grace_seconds=1))
+        proxy.refuse()
+        proxy.cut()
+        # Until the grace is over: nothing else can be waited for.
+        await asyncio.sleep(1.2)
+        there_again_ms = time.time() * 1000
+        proxy.refuse(False)
+        record = await end_of(store, job.id)
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+        await store.close()
+
+    assert record.state is State.CANCELLED
+    assert record.ended_ms is not None
+    assert record.ended_ms - there_again_ms >= 1000
 
 
 async def test_listeners_count_across_gateways(store: Store, looking: None, gateways: tuple[Gateway, Gateway]) -> None:

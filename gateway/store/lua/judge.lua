@@ -1,7 +1,7 @@
 -- use: clock log listeners
 -- Looks at one job whose time has come, writes what is to be written, and says where its pointers belong.
 -- ARGV: job, tails of: deadline, run_timeout, start_deadline, retries_exhausted, retrying; end's grace ms, longest
--- look ms
+-- look ms, for how long who looks has been able to reach Redis, ms
 -- Returns: verdict, due after ms, kind, priority, owner, attempt, state. Verdicts are settle's `where`, `ended` for a
 -- job whose last things are to be done before the drop (`after` is then when it expires), `alone` for one that is to be
 -- cancelled since nobody listens, and `unknown`.
@@ -51,7 +51,7 @@ if now >= at(9) then
 end
 local look = math.min(tonumber(ARGV[8]), at(9) - now)
 if record[17] and not record[7] then
-  local alone = alone_after(now, at(17), at(18))
+  local alone = alone_after(now, at(17), at(18), tonumber(ARGV[9]))
   if alone <= 0 then
     return say('alone', 0)
   end
