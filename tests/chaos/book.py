@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +22,26 @@ class Heard:
     ended: bool = False
     door: str = ""
     """The gateway that it listens to now; empty between two connections."""
-    connected: bool = False
-    """Whether that gateway has answered."""
+    connected_since: float | None = None
+    """When that gateway answered, in seconds of the wall clock; None if it hasn't yet."""
+    connections: list[tuple[float, float]] = field(default_factory=list)
+    """The connections that were answered and are over: from when to when."""
     digest: Any = field(default_factory=hashlib.sha256)
+
+    def connect(self) -> None:
+        """Note the gateway's answer."""
+        self.connected_since = self.connected_since or time.time()
+
+    def leave(self) -> bool:
+        """Note the end of a connection; returns whether it had been answered."""
+        since, self.connected_since, self.door = self.connected_since, None, ""
+        if since is not None:
+            self.connections.append((since, time.time()))
+        return since is not None
+
+    def was_there(self, begin: float, end: float) -> bool:
+        """Whether a connection that is over had been answered before `end`, and was not over at `begin`."""
+        return any(since < end and until > begin for since, until in self.connections)
 
     def hear(self, text: bytes) -> None:
         """Take one event's text as it came."""

@@ -18,7 +18,7 @@ from tests.chaos.book import Book, Entry, Heard
 # A listener that has heard not even a heartbeat for so long (they come every two seconds) goes elsewhere.
 _SILENCE_SECONDS: Final = 5.0
 _TRANSPORTS: Final = ("sse", "sse", "ndjson", "pages", "websocket")
-# Nobody is away for so long between two connections, also where the first few gateways that are tried are down.
+# Who finds a gateway that is up is not away for so long between two connections.
 _GRACE_SECONDS: Final = 15
 _FORSAKEN_GRACE_SECONDS: Final = 1
 _COME_BACK: Final = {200, 429, 503}
@@ -188,12 +188,10 @@ class Load:
         while not heard.ended:
             transport = rng.choice(_TRANSPORTS)
             heard.door = rng.choice(self._doors)
-            heard.connected = False
             with suppress(*_BROKEN):
                 await transports[transport](heard.door, heard)
-            heard.door = ""
             # A connection that was never answered is no cut of a listener.
-            self._book.counts["listener cuts"] += heard.connected and not heard.ended
+            self._book.counts["listener cuts"] += heard.leave() and not heard.ended
             if not heard.ended:
                 await asyncio.sleep(rng.uniform(0.02, 0.15))
 
@@ -204,10 +202,11 @@ class Load:
         return self._session.get(f"{door}/v1/jobs/{heard.job}/events{query}", headers=headers)
 
     async def _may_hear(self, answer: aiohttp.ClientResponse, heard: Heard) -> bool:
-        heard.connected = answer.status == 200
-        if answer.status not in _COME_BACK:
+        if answer.status == 200:
+            heard.connect()
+        elif answer.status not in _COME_BACK:
             self._refuse(heard, f"{answer.status} {await answer.text()}")
-        return heard.connected
+        return answer.status == 200
 
     def _refuse(self, heard: Heard, answer: str) -> None:
         """Note that a job that was accepted can't be heard: nothing will come of it any more."""
@@ -241,7 +240,6 @@ class Load:
 
     async def _hear_websocket(self, door: str, heard: Heard) -> None:
         async with self._session.ws_connect(f"{door}/v1/ws", autoping=False) as socket:
-            heard.connected = True
             await socket.send_json({"op": "subscribe", "ref": "1", "job": heard.job, "after": str(heard.cursor)})
             while not heard.ended:
                 message = await socket.receive(timeout=_SILENCE_SECONDS)
@@ -249,13 +247,13 @@ class Load:
                     await socket.pong(message.data)
                 elif message.type is aiohttp.WSMsgType.TEXT:
                     document = from_json(message.data)
-                    if "op" not in document:
-                        heard.hear(message.data.encode())
-                    elif document["op"] == "error":
-                        heard.connected = False
+                    if document.get("op") == "error":
                         if document["problem"]["status"] not in _COME_BACK:
                             self._refuse(heard, message.data)
                         return
+                    heard.connect()
+                    if "op" not in document:
+                        heard.hear(message.data.encode())
                 else:
                     raise ConnectionResetError("the socket was closed")
 

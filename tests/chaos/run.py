@@ -175,7 +175,7 @@ class Run:
         if slot.role == "worker":
             return slot.node is not None and f"-{slot.node.pid}-" in standing.worker
         door = self._site.board.urls[f"{slot.name} door"]
-        return any(heard.door == door and heard.connected for heard in waited_for)
+        return any(heard.door == door and heard.connected_since for heard in waited_for)
 
 
 async def run_chaos(
