@@ -7,6 +7,7 @@
  * @import { UploadProgress } from "./upload.js"
  */
 
+import { Credentials } from "./credentials.js";
 import { answerError, GatewayError, upstreamError } from "./errors.js";
 import { SilenceTimer } from "./silence.js";
 import { submitJob } from "./submitting.js";
@@ -15,12 +16,25 @@ import { authorization, openSse, TRANSPORTS } from "./transports.js";
 import { read, send } from "./upload.js";
 
 /**
+ * What the gateway answers to `POST /v1/tokens`, which your own server asks with its key.
+ * @typedef {object} TokenAnswer
+ * @property {string} token
+ * @property {number | undefined} [expires_seconds] from now on
+ */
+
+/**
+ * Where a page gets its token from, such as `() => fetch("/api/token", { method: "POST" }).then((answer) => answer.json())`.
+ * null: there is none, as for who is not logged in any more. What it throws is taken for a network that is away.
+ * @typedef {() => string | TokenAnswer | null | Promise<string | TokenAnswer | null>} TokenSource
+ */
+
+/**
  * What a client is made with.
  * @typedef {object} ClientOptions
  * @property {string | (() => string | null | Promise<string | null>) | null | undefined} [apiKey] asked before each
  *   request, so that a short-lived key can be renewed
- * @property {string | undefined} [watch] `urls.watch` of a job's document, in the place of a key: for a page that may
- *   read this one job and holds no key
+ * @property {string | TokenSource | null | undefined} [token] in the place of a key, for a page that others open: a
+ *   token or a job's `urls.watch`, or a function that fetches one, which is asked again when the token's time is over
  * @property {TransportName | undefined} [transport] `sse` by default
  * @property {number | undefined} [silenceSeconds] a connection that brings nothing for this long is taken for dead: 45;
  *   the gateway's heartbeat comes every 15 s
@@ -95,7 +109,7 @@ import { read, send } from "./upload.js";
 
 /** A gateway, as one caller sees it. It holds no connection, so one is enough and nothing has to be closed. */
 export class GatewayClient {
-  #apiKey;
+  #credentials;
   #partBytes;
   #transport;
   #fetch;
@@ -107,8 +121,7 @@ export class GatewayClient {
    */
   constructor(base = globalThis.location?.origin ?? "http://127.0.0.1:8080", options = {}) {
     this.base = base;
-    const token = options.watch && new URL(options.watch, base).searchParams.get("token");
-    this.#apiKey = options.apiKey ?? token ?? null;
+    this.#credentials = new Credentials(options);
     /** What brings nothing for so long is taken for dead. */
     this.silenceMs = (options.silenceSeconds ?? 45) * 1000;
     this.#partBytes = options.partBytes ?? 8 * 1024 * 1024;
@@ -156,15 +169,19 @@ export class GatewayClient {
    */
   events(id, options = {}) {
     const { transport = this.#transport, types, ...rest } = options;
-    const connect = async () => ({
-      base: this.base,
-      job: id,
-      types,
-      apiKey: await this.#key(),
-      silenceMs: this.silenceMs,
-      fetch: this.#fetch,
-      WebSocket: this.#WebSocket,
-    });
+    const connect = async () => {
+      const shown = await this.#credentials.get();
+      return {
+        base: this.base,
+        job: id,
+        types,
+        apiKey: shown.text,
+        renews: (/** @type {unknown} */ error) => this.#credentials.renews(shown, error),
+        silenceMs: this.silenceMs,
+        fetch: this.#fetch,
+        WebSocket: this.#WebSocket,
+      };
+    };
     const chosen = { transport: TRANSPORTS[transport], fallback: openSse };
     return new Subscription({ ...rest, ...chosen, connect, contiguous: types === undefined });
   }
@@ -274,9 +291,14 @@ export class GatewayClient {
    * @param {string} path
    * @param {RequestOptions} options
    */
-  async #open(path, { method = "GET", accept = "*/*", headers: more = {}, body, signal }) {
+  async #open(path, options) {
+    return this.#authorized((key) => this.#openOnce(path, options, key));
+  }
+
+  /** @param {string} path @param {RequestOptions} options @param {Record<string, string>} key */
+  async #openOnce(path, { method = "GET", accept = "*/*", headers: more = {}, body, signal }, key) {
     const url = this.url(path);
-    const headers = { Accept: accept, ...more, ...authorization(await this.#key()) };
+    const headers = { Accept: accept, ...more, ...key };
     // A long poll is silent for as long as it is asked to be.
     const waitMs = 1000 * Number(new URL(url).searchParams.get("wait"));
     const silence = new SilenceTimer(this.silenceMs + waitMs, signal);
@@ -325,14 +347,29 @@ export class GatewayClient {
 
   /** One request with the key; throws `GatewayError` unless 2xx. @type {import("./parts.js").Ask} */
   async #ask({ path, headers, ...request }) {
-    const all = { Accept: "application/json", ...headers, ...authorization(await this.#key()) };
-    const answer = await send({ ...request, url: this.url(path), headers: all, silenceMs: this.silenceMs, fetch: this.#fetch });
-    if (answer.status >= 200 && answer.status < 300) return answer;
-    throw answerError(answer.status, answer.body, answer.header("Retry-After"));
+    return this.#authorized(async (key) => {
+      const all = { Accept: "application/json", ...headers, ...key };
+      const answer = await send({ ...request, url: this.url(path), headers: all, silenceMs: this.silenceMs, fetch: this.#fetch });
+      if (answer.status >= 200 && answer.status < 300) return answer;
+      throw answerError(answer.status, answer.body, answer.header("Retry-After"));
+    });
   }
 
-  async #key() {
-    return typeof this.#apiKey === "function" ? await this.#apiKey() : this.#apiKey;
+  /**
+   * Ask with the key or the token, and once more with a fresh token where that one's time is over.
+   * @template T
+   * @param {(key: Record<string, string>) => Promise<T>} ask
+   * @returns {Promise<T>}
+   */
+  async #authorized(ask) {
+    for (;;) {
+      const shown = await this.#credentials.get();
+      try {
+        return await ask(authorization(shown.text));
+      } catch (error) {
+        if (!this.#credentials.renews(shown, error)) throw error;
+      }
+    }
   }
 }
 

@@ -57,9 +57,10 @@
 /**
  * What this client finds by itself: no connection, or one on which nothing came (`silent`); an answer of something else
  * than the gateway (`not_a_gateway`, `not_a_stream`); a stream or a download that can't be read to its end (`hole`,
- * `bad_stream`, `bad_download`); WebSockets that don't pass; an address that is not the gateway's; `cut`, as you asked.
+ * `bad_stream`, `bad_download`); WebSockets that don't pass; an address that is not the gateway's; a `token` function that
+ * brings none (`no_token`); `cut`, as you asked.
  * @typedef {"connection_failed" | "silent" | "not_a_gateway" | "not_a_stream" | "hole" | "bad_stream" | "bad_download"
- *   | "websocket_refused" | "foreign_address" | "cut"} ClientCode
+ *   | "websocket_refused" | "foreign_address" | "no_token" | "cut"} ClientCode
  */
 
 /**

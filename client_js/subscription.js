@@ -59,8 +59,9 @@ export class Subscription {
    * @param {object} options
    * @param {Transport} options.transport
    * @param {Transport} [options.fallback] takes over where WebSockets don't pass
-   * @param {(signal: AbortSignal) => Promise<Omit<Connect, "after" | "snapshot" | "signal">>} options.connect
-   *   what a connection needs, asked anew each time, so that a short-lived key can be renewed
+   * @param {(signal: AbortSignal) => Promise<Omit<Connect, "after" | "snapshot" | "signal"> & {renews?: (error: unknown)
+   *   => boolean}>} options.connect what a connection needs, asked anew each time; `renews`: whether what went wrong is
+   *   that a token's time was over, so that the next connection has a fresh one
    * @param {string} [options.after]
    * @param {boolean} [options.snapshot]
    * @param {boolean} [options.contiguous] false where `types` leaves events out
@@ -136,8 +137,9 @@ export class Subscription {
     this.#enter("connecting");
     let wishMs = null;
     let first = true;
+    let asked;
     try {
-      const asked = await connect(connection.signal);
+      asked = await connect(connection.signal);
       connection.signal.throwIfAborted();
       const { snapshot } = this.#options;
       for await (const frame of transport({ ...asked, after: this.cursor, snapshot, signal: connection.signal })) {
@@ -164,6 +166,7 @@ export class Subscription {
     } catch (error) {
       if (signal?.aborted) throw signal.reason;
       this.lastError = error;
+      if (asked?.renews?.(error)) return 0;
       if (!(error instanceof GatewayError) || !error.mayPass) throw error;
       if (FRUITLESS.has(error.code) && (this.#fruitless += 1) >= MAX_FRUITLESS_CONNECTIONS) throw error;
       if (error.code === "websocket_refused" && (this.#refusals += 1) >= MAX_WEBSOCKET_REFUSALS) {

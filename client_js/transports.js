@@ -18,7 +18,7 @@
  * @property {string} after a cursor; "" for the start
  * @property {boolean} snapshot
  * @property {string[] | undefined} types
- * @property {string | null} apiKey
+ * @property {string | null} apiKey a key or a token
  * @property {AbortSignal} signal
  * @property {number} silenceMs a connection that is silent for longer is taken for dead
  * @property {typeof fetch} fetch

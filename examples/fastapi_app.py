@@ -1,4 +1,4 @@
-r"""Keep your FastAPI application: it submits the slow work with its key, and its page follows that one job without one.
+r"""Keep your FastAPI application: its page submits slow work without a key, or follows what the application submits.
 
 pip install fastapi uvicorn
 uvicorn examples.fastapi_app:app --port 8001         # beside `make run MODULES=examples.word_count`
@@ -6,11 +6,12 @@ curl http://127.0.0.1:8001/api/count -H 'Content-Type: application/json' -d '{"t
 """
 
 import os
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Request
+from fastapi import Cookie, FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
@@ -44,6 +45,14 @@ async def count(text: Text, idempotency_key: Annotated[str | None, Header()] = N
     """Where the slow work was: it is a job now, and the page gets what it needs to follow it."""
     job = await client.submit("word-count", text, idempotency_key=idempotency_key)
     return Accepted(id=job.id, watch=job.document.urls.watch)
+
+
+@app.post("/api/token")
+async def token(response: Response, visitor: Annotated[str | None, Cookie()] = None) -> dict[str, Any]:
+    """For a page that submits by itself: for a quarter of an hour it may, to this kind and as this visitor."""
+    visitor = visitor or secrets.token_hex(16)  # or your own name for who is logged in
+    response.set_cookie("visitor", visitor, httponly=True, samesite="strict")
+    return await client.make_token(kind="word-count", user=visitor)
 
 
 @app.exception_handler(OutlastError)

@@ -48,14 +48,72 @@ test("a page that was given a watch URL reads with its token, and without one wh
   gateway.routes[`GET ${path}`] = { outputs: [], next: null };
   gateway.log = [event(1, "queued"), event(2, "cancelled")];
 
-  for (const query of ["?token=t0k-en_", ""]) {
-    const page = new GatewayClient(gateway.base, { watch: `/v1/jobs/${JOB}/events${query}` });
+  for (const query of ["?token=t1~en_", ""]) {
+    const page = new GatewayClient(gateway.base, { token: `/v1/jobs/${JOB}/events${query}` });
     for await (const _ of page.events(JOB));
     for await (const _ of page.outputs(JOB));
   }
 
   const sent = gateway.requests.map(({ headers }) => headers.authorization);
-  assert.deepEqual(sent, ["Bearer t0k-en_", "Bearer t0k-en_", undefined, undefined]);
+  assert.deepEqual(sent, ["Bearer t1~en_", "Bearer t1~en_", undefined, undefined]);
+});
+
+const EXPIRED = { status: 401, body: { code: "token_expired", detail: "over" } };
+
+/** A page's own server: a token with a number, and how often it was asked. @param {number} [expires_seconds] */
+function mint(expires_seconds) {
+  const asked = { times: 0, token: async () => ({ token: `t${(asked.times += 1)}`, expires_seconds }) };
+  return asked;
+}
+
+const shown = () => gateway.requests.map(({ headers }) => headers.authorization?.split(" ")[1]);
+
+test("a token is fetched once for many requests, and anew when the gateway says that its time is over", async () => {
+  const source = mint(900);
+  const page = new GatewayClient(gateway.base, { token: source.token });
+  gateway.routes["GET /v1/kinds"] = { kinds: [] };
+  gateway.routes[`POST ${SUBMIT}`] = { id: JOB };
+
+  await Promise.all([page.kinds(), page.kinds(), page.kinds()]);
+  gateway.refusals = [EXPIRED];
+  await page.submit("ocr", { idempotencyKey: "mine" });
+  await page.kinds();
+
+  assert.deepEqual(shown(), ["t1", "t1", "t1", "t1", "t2", "t2"]);
+  assert.equal(source.times, 2);
+});
+
+test("a token of which most of the time is over is not shown any more", async () => {
+  const source = mint(0);
+  const page = new GatewayClient(gateway.base, { token: source.token });
+  gateway.routes["GET /v1/kinds"] = { kinds: [] };
+
+  await page.kinds();
+  await page.kinds();
+
+  assert.deepEqual(shown(), ["t1", "t2"]);
+});
+
+test("a fresh token that is refused is an error, and so is a string whose time is over", async () => {
+  const source = mint();
+  for (const token of [source.token, "t1~x"]) {
+    gateway.refusals = [EXPIRED];
+    await assert.rejects(new GatewayClient(gateway.base, { token }).kinds(), { code: "token_expired", mayPass: false });
+  }
+  assert.equal(gateway.requests.length, 2);
+});
+
+test("a page's own server that is away is waited for, and one that gives no token is an error", async () => {
+  gateway.routes["GET /v1/kinds"] = { kinds: [] };
+  const away = () => Promise.reject(new TypeError("fetch failed"));
+
+  await assert.rejects(new GatewayClient(gateway.base, { token: away }).kinds(), { code: "no_token", mayPass: true });
+  const wrong = /** @type {any} */ (() => ({ error: "log in first" }));
+  await assert.rejects(new GatewayClient(gateway.base, { token: wrong }).kinds(), { code: "no_token", mayPass: false });
+  await new GatewayClient(gateway.base, { token: () => null }).kinds();
+
+  assert.deepEqual(shown(), [undefined]);
+  assert.throws(() => new GatewayClient(gateway.base, { token: "t1~x", apiKey: "k" }), TypeError);
 });
 
 test("files go as multipart, with their names, and the input as a part", async () => {

@@ -50,6 +50,38 @@ for (const transport of /** @type {const} */ (["sse", "websocket"])) {
       assert.deepEqual(numbers(events), [7, 8, 9]);
     });
 
+    test("a token whose time is over is fetched anew, and the events go on where they were", async () => {
+      gateway.log = finishedLog(9).slice(0, 5);
+      let tokens = 0;
+      const options = { token: () => `t${(tokens += 1)}`, WebSocket: gateway.socketClass() };
+      const subscription = new GatewayClient(gateway.base, options).events(JOB, { transport, backoff: atOnce() });
+      const seen = [];
+
+      for await (const item of subscription) {
+        seen.push(item.id);
+        if (item.id === 5) {
+          gateway.refusals = [{ status: 401, body: { code: "token_expired", detail: "over" } }];
+          gateway.log = finishedLog(9);
+          subscription.cut();
+        }
+      }
+
+      assert.deepEqual(seen, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+      assert.equal(tokens, 2);
+    });
+
+    test("a page's own server that is away for a while costs no event", async () => {
+      gateway.log = finishedLog(4);
+      let asked = 0;
+      const token = async () => {
+        if ((asked += 1) < 3) throw new TypeError("fetch failed");
+        return "t1";
+      };
+      const client = new GatewayClient(gateway.base, { token, WebSocket: gateway.socketClass() });
+
+      assert.deepEqual(numbers(await collect(client.events(JOB, { transport, backoff: atOnce() }))), [1, 2, 3, 4]);
+    });
+
     test("cut() ends the connection, and the next one resumes after the last event", async () => {
       gateway.log = finishedLog(9).slice(0, 5);
       const subscription = subscribe({ transport });

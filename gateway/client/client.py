@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from urllib.parse import quote, urlsplit
 
 from gateway.client.backoff import Backoff
+from gateway.client.credentials import Credentials
 from gateway.client.subscription import Subscription
 from gateway.client.upload import File, Progress, Source, as_files, prepare
 from gateway.errors import ConfigurationError, JobFailed
@@ -21,7 +22,8 @@ from gateway.protocol import START, Cursor, Event, State
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from gateway.client.connection import ApiKey, Connection
+    from gateway.client.connection import Connection
+    from gateway.client.credentials import ApiKey, Token
     from gateway.documents import JobDocument, KindStatus
 
 Transport = Literal["sse", "websocket"]
@@ -104,9 +106,12 @@ class Client:
     Cancelling a coroutine of the client, or leaving a loop over events, ends the waiting and closes its connection. It
     never ends the job: `cancel` does.
 
-    `api_key` may be a function, plain or async, that is asked before each request. A connection that brings nothing for
-    `silence_seconds`, not even one of the gateway's heartbeats (every 15 s), is taken for dead and made anew.
-    `on_reconnect` is called with the subscription whenever a stream was opened again; `reconnects` counts that.
+    `api_key` may be a function, plain or async, that is asked before each request. `token`, in the place of a key, is a
+    token or a function that fetches one, which is asked again when the token's time is over; what it raises is raised.
+
+    A connection that brings nothing for `silence_seconds`, not even one of the gateway's heartbeats (every 15 s), is
+    taken for dead and made anew. `on_reconnect` is called with the subscription whenever a stream was opened again;
+    `reconnects` counts that.
     """
 
     def __init__(
@@ -114,6 +119,7 @@ class Client:
         url: str = "http://127.0.0.1:8080",
         *,
         api_key: ApiKey = None,
+        token: Token = None,
         transport: Transport = "sse",
         patience_seconds: float | None = 60.0,
         silence_seconds: float = 45.0,
@@ -126,7 +132,7 @@ class Client:
             raise ConfigurationError(f"{url!r} is no address of a gateway, such as http://127.0.0.1:8080.")
         self.url = url.rstrip("/")
         self.reconnects = 0
-        self._api_key = api_key
+        self._credentials = Credentials(api_key, token)
         self._transport = transport
         self._patience_seconds = patience_seconds
         self._silence_seconds = silence_seconds
@@ -140,7 +146,7 @@ class Client:
 
         self._entered = Connection(
             self.url,
-            self._api_key,
+            self._credentials,
             silence_seconds=self._silence_seconds,
             patience_seconds=self._patience_seconds if self._patience_seconds is not None else float("inf"),
             backoff_seconds=self._backoff_seconds,
@@ -324,6 +330,33 @@ class Client:
                 if fold.cursor.number >= head.number:
                     break
         return fold
+
+    async def make_token(
+        self,
+        *,
+        kind: str | None = None,
+        user: str | None = None,
+        max_waiting: int | None = None,
+        job: Job | str | None = None,
+        cancel: bool | None = None,
+        expires_seconds: int | None = None,
+    ) -> dict[str, Any]:
+        """A token for a page that holds no key, as JSON for it: `token`, `expires_at`, `expires_seconds`.
+
+        Either for a `kind` and the `user` who submits to it, or for reading one `job`, and for cancelling it with
+        `cancel`. Needs an API key.
+        """
+        named = None if job is None else _id(job)
+        asked = {"kind": kind, "user": user, "max_waiting": max_waiting, "job": named, "cancel": cancel}
+        chosen = {**asked, "expires_seconds": expires_seconds}
+        answer = await self._connection.request(
+            "POST",
+            "/v1/tokens",
+            headers={"Content-Type": "application/json"},
+            body=json.dumps({name: value for name, value in chosen.items() if value is not None}).encode(),
+        )
+        token: dict[str, Any] = answer.json()
+        return token
 
     async def kinds(self) -> list[KindStatus]:
         """The kinds of work that this gateway knows."""

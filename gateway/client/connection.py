@@ -6,25 +6,26 @@ Imported when a client is entered, so that `import gateway.client` waits for no 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import aiohttp
 
 from gateway.client.answers import Answer
 from gateway.client.backoff import Backoff, Patience
+from gateway.client.credentials import Credentials
 from gateway.client.download import Download, NoPartError
 from gateway.client.subscription import may_pass
-from gateway.errors import ConfigurationError, JobBroke, OutlastError, Unreachable, error_from_answer
+from gateway.errors import ConfigurationError, JobBroke, OutlastError, Unauthorized, Unreachable, error_from_answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ApiKey = str | Callable[[], str | Awaitable[str | None] | None] | None
+T = TypeVar("T")
 BodyChunks = Callable[[], AsyncIterator[bytes | memoryview]]
 
 _CONNECT_SECONDS: Final = 15.0
@@ -37,11 +38,17 @@ class Connection:
     """The session with one gateway."""
 
     def __init__(
-        self, base: str, api_key: ApiKey, *, silence_seconds: float, patience_seconds: float, backoff_seconds: float
+        self,
+        base: str,
+        credentials: Credentials,
+        *,
+        silence_seconds: float,
+        patience_seconds: float,
+        backoff_seconds: float,
     ) -> None:
         self.base = base
         self.silence_seconds = silence_seconds
-        self._api_key = api_key
+        self._credentials = credentials
         self._patience_seconds = patience_seconds
         self._backoff_seconds = backoff_seconds
         self._session = aiohttp.ClientSession(
@@ -85,14 +92,9 @@ class Connection:
         while True:
             there = len(download.body)
             try:
-                return await self._request_once(
-                    method,
-                    path,
-                    query or {},
+                return await self._authorized(
+                    partial(self._request_once, method, path, query or {}, body, download=download, expect=expect),
                     {**(headers or {}), **download.headers},
-                    body,
-                    download=download,
-                    expect=expect,
                 )
             except OutlastError as error:
                 if not (repeatable and may_pass(error)):
@@ -107,8 +109,8 @@ class Connection:
         method: str,
         path: str,
         query: Mapping[str, str | int | float | None],
-        headers: Mapping[str, str],
         body: BodyChunks | bytes | None,
+        headers: Mapping[str, str],
         *,
         download: Download,
         expect: bool,
@@ -136,7 +138,7 @@ class Connection:
                     method,
                     self.base + path,
                     params={name: str(value) for name, value in query.items() if value is not None},
-                    headers={**headers, **await self.authorization()},
+                    headers=headers,
                     data=watched(body()) if callable(body) else body,
                     expect100=expect,
                     allow_redirects=False,
@@ -171,20 +173,8 @@ class Connection:
 
         Raises `Unreachable` where nothing comes for `silence_seconds`.
         """
-        with translated():
-            async with asyncio.timeout(self.silence_seconds):
-                response = await self._session.get(
-                    self.base + path,
-                    params=query,
-                    headers={**headers, **await self.authorization()},
-                    allow_redirects=False,
-                )
+        response = await self._authorized(partial(self._open_stream, path, query), headers)
         try:
-            if response.status not in {200, 204}:
-                with translated():
-                    async with asyncio.timeout(self.silence_seconds):
-                        body = await response.read()
-                refuse(response.status, response.headers, body)
             accepted = headers.get("Accept", "")
             if response.status == 200 and not response.headers.get("Content-Type", "").startswith(accepted):
                 raise Unreachable(
@@ -196,6 +186,25 @@ class Connection:
         finally:
             # Not released into the pool: the rest of a stream is of no use to the next request.
             response.close()
+
+    async def _open_stream(
+        self, path: str, query: Mapping[str, str], headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
+        with translated():
+            async with asyncio.timeout(self.silence_seconds):
+                response = await self._session.get(
+                    self.base + path, params=query, headers=headers, allow_redirects=False
+                )
+        try:
+            if response.status not in {200, 204}:
+                with translated():
+                    async with asyncio.timeout(self.silence_seconds):
+                        body = await response.read()
+                refuse(response.status, response.headers, body)
+        except BaseException:
+            response.close()
+            raise
+        return response
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
         while True:
@@ -209,11 +218,20 @@ class Connection:
     @asynccontextmanager
     async def websocket(self, path: str, *, max_bytes: int) -> AsyncGenerator[aiohttp.ClientWebSocketResponse]:
         """Open a WebSocket. Receiving from it raises `TimeoutError` where nothing, not even a ping, comes."""
+        socket = await self._authorized(partial(self._open_socket, path, max_bytes), {})
+        try:
+            yield socket
+        finally:
+            await socket.close()
+
+    async def _open_socket(
+        self, path: str, max_bytes: int, headers: Mapping[str, str]
+    ) -> aiohttp.ClientWebSocketResponse:
         with translated():
             async with asyncio.timeout(self.silence_seconds):
-                socket = await self._session.ws_connect(
+                return await self._session.ws_connect(
                     self.base + path,
-                    headers=await self.authorization(),
+                    headers=headers,
                     max_msg_size=max_bytes,
                     compress=0,
                     # The gateway's pings are answered by aiohttp, and count as signs of life.
@@ -221,18 +239,16 @@ class Connection:
                     # Who leaves need not wait long for a goodbye.
                     timeout=aiohttp.ClientWSTimeout(ws_receive=self.silence_seconds, ws_close=0.5),
                 )
-        try:
-            yield socket
-        finally:
-            await socket.close()
 
-    async def authorization(self) -> dict[str, str]:
-        """The header that says who asks; the key is asked for each time, since it may be a short-lived one."""
-        key = self._api_key
-        if callable(key):
-            given = key()
-            key = await given if inspect.isawaitable(given) else given
-        return {"Authorization": f"Bearer {key}"} if key else {}
+    async def _authorized(self, ask: Callable[[Mapping[str, str]], Awaitable[T]], headers: Mapping[str, str]) -> T:
+        """Ask with these headers and the key or the token, and once more if that one's time is over."""
+        while True:
+            shown = await self._credentials.get()
+            try:
+                return await ask({**headers, **shown.headers})
+            except Unauthorized:
+                if not self._credentials.renews(shown):
+                    raise
 
 
 def _complete(download: Download, response: aiohttp.ClientResponse, content: bytearray) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 
 from examples import fastapi_app
 from gateway.client import Client
-from gateway.errors import Forbidden
+from gateway.errors import Forbidden, NotFound
 from gateway.store import Store
 from processors import load_processors
 from tests.serving import KEY, KEYS, Gateway, gateway_for
@@ -48,7 +49,7 @@ async def test_its_page_follows_the_one_job_that_it_was_given(
         answers = [await page.post(COUNT, json={"text": "one fish"}, headers=key) for _ in range(2)]
         given = answers[0].json()
         token = parse_qs(urlsplit(given["watch"]).query)["token"][0]
-        async with Client(gateway.url, api_key=token) as reader:
+        async with Client(gateway.url, token=token) as reader:
             types = [event.type async for event in reader.events(given["id"])]
             result = await reader.result(given["id"])
             with pytest.raises(Forbidden):
@@ -58,6 +59,28 @@ async def test_its_page_follows_the_one_job_that_it_was_given(
     assert answers[1].json() == given, "a page that asks again gets the same job"
     assert (types[0], types[-1]) == ("queued", "succeeded")
     assert result == {"one": 1, "fish": 1}
+
+
+async def test_its_page_submits_by_itself_and_goes_on_with_the_next_token(
+    gateway: Gateway, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The visitor's cookie names whose jobs they are; another visitor's page can't read them, and no page lists any."""
+    async with application(gateway, monkeypatch) as page, working(store, gateway.blobs, KINDS.values()):
+
+        async def token() -> Any:
+            return (await page.post("/api/token")).json()
+
+        async with Client(gateway.url, token=token) as visitor:
+            job = await visitor.submit("word-count", {"text": "one fish"})
+            assert await job.result() == {"one": 1, "fish": 1}
+        async with Client(gateway.url, token=token) as reloaded:
+            assert [event.type async for event in reloaded.events(job)][-1] == "succeeded"
+            with pytest.raises(Forbidden):
+                [job async for job in reloaded.jobs()]
+        page.cookies.clear()
+        async with Client(gateway.url, token=token) as another:
+            with pytest.raises(NotFound):
+                await another.job(job)
 
 
 async def test_its_page_reads_why_the_gateway_refuses(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:

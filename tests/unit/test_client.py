@@ -25,6 +25,7 @@ from gateway.errors import (
     NotFound,
     OutlastError,
     RequestError,
+    TokenExpired,
     TooLarge,
     TooMany,
     Unauthorized,
@@ -252,6 +253,71 @@ async def test_the_key_is_asked_for_before_each_connection() -> None:
         [event async for event in client.events(JOB)]
 
     assert [asked.headers["authorization"] for asked in gateway.asked] == ["Bearer first", "Bearer second"]
+
+
+class Mint:
+    """A server of one's own that gives tokens with a number."""
+
+    def __init__(self, expires_seconds: float = 900) -> None:
+        self.expires_seconds = expires_seconds
+        self.asked = 0
+
+    async def __call__(self) -> dict[str, Any]:
+        self.asked += 1
+        await asyncio.sleep(0)
+        return {"token": f"t{self.asked}", "expires_seconds": self.expires_seconds}
+
+
+def shown(gateway: ScriptedGateway) -> list[str]:
+    """What the requests came with."""
+    return [asked.headers["authorization"].removeprefix("Bearer ") for asked in gateway.asked]
+
+
+@TRANSPORTS
+async def test_a_token_whose_time_is_over_is_fetched_anew(transport: Transport) -> None:
+    """The events go on where they were; a token that is still good is shown again."""
+    mint = Mint()
+
+    async def cut(asked: Asked, wire: Wire) -> None:
+        if transport == "sse":
+            await wire.stream(sse(LOG[:2]))
+        else:
+            await wire.accept_socket(asked)
+            await wire.send(frames(LOG[:2]))
+            await wire.close_socket(CLOSE_CODES[CloseCode.TOKEN_EXPIRED])
+
+    expired = problem(TokenExpired)
+    async with opened(answers(cut, expired, serve_log), token=mint, transport=transport) as (client, gateway):
+        events = [event async for event in client.events(JOB)]
+
+    assert types_of(events) == WHOLE
+    assert shown(gateway) == ["t1", "t1", "t2"]
+
+
+async def test_many_requests_wait_for_one_token_and_a_fresh_one_that_is_refused_is_an_error() -> None:
+    """So is one that was given as a text: there is no better one to show."""
+    mint = Mint()
+    async with opened(status(200, {"kinds": []}), token=mint) as (client, gateway):
+        await asyncio.gather(*(client.kinds() for _ in range(5)))
+        assert shown(gateway) == ["t1"] * 5
+    for token in (Mint(), "t1"):
+        async with opened(problem(TokenExpired), token=token) as (client, gateway):
+            with pytest.raises(TokenExpired):
+                await client.kinds()
+            assert shown(gateway) == ["t1"]
+
+
+async def test_a_token_of_which_most_of_the_time_is_over_is_not_shown_any_more() -> None:
+    """Nor is anything shown where there is none; a key and a token are one too many."""
+    async with opened(status(200, {"kinds": []}), token=Mint(expires_seconds=0)) as (client, gateway):
+        await client.kinds()
+        await client.kinds()
+        assert shown(gateway) == ["t1", "t2"]
+    async with opened(status(200, {"kinds": []}), token=lambda: None) as (client, gateway):
+        await client.kinds()
+        assert "authorization" not in gateway.asked[0].headers
+    with pytest.raises(ConfigurationError):
+        Client("http://127.0.0.1:1", api_key="k", token="t")
 
 
 async def test_204_after_the_end_ends_the_loop() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from gateway.client.answers import Answer
 from gateway.client.connection import Connection
+from gateway.client.credentials import Credentials
 from gateway.client.parts import Parts
 from gateway.client.upload import File, Meter, prepare
 from gateway.errors import Unavailable, Unreachable
@@ -14,7 +15,9 @@ from gateway.errors import Unavailable, Unreachable
 @pytest.mark.parametrize("code", ["upload_joining", "store_unavailable"])
 async def test_what_the_gateway_is_at_work_on_is_waited_for(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """The patience is for a gateway that does nothing; one that joins an upload's parts comes to an end."""
-    connection = Connection("http://gateway", None, silence_seconds=1, patience_seconds=0.05, backoff_seconds=0.01)
+    connection = Connection(
+        "http://gateway", Credentials(), silence_seconds=1, patience_seconds=0.05, backoff_seconds=0.01
+    )
     answers = iter([Unavailable("Later.", code=code)] * 40)
     asked = 0
 
@@ -38,7 +41,9 @@ async def test_what_the_gateway_is_at_work_on_is_waited_for(monkeypatch: pytest.
 
 async def test_what_answers_an_upload_in_the_gateways_place_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A portal's page is no JSON, and no error of the program that uploads."""
-    connection = Connection("http://gateway", None, silence_seconds=1, patience_seconds=1, backoff_seconds=0.01)
+    connection = Connection(
+        "http://gateway", Credentials(), silence_seconds=1, patience_seconds=1, backoff_seconds=0.01
+    )
 
     async def ask(*_: object, **__: object) -> Answer:
         return Answer(200, {}, b"<html>Welcome to our network</html>")
