@@ -14,15 +14,17 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
+from gateway.blobs import Blobs
 from gateway.child import Child, Restarts
 from gateway.cli import Exit
 from gateway.config import Settings
 from gateway.embedded import EmbeddedValkey
-from gateway.errors import ConfigurationError
+from gateway.errors import ConfigurationError, Unavailable
 from gateway.store import Store, until_available
 
 logger = logging.getLogger(__name__)
@@ -163,6 +165,7 @@ class Product:
                 sync = {"appendfsync": "always"} if settings.durability == "disk" else {}
                 server = EmbeddedValkey(settings.data, memory_bytes=settings.embedded_memory_bytes, options=sync)
                 url = (await stack.enter_async_context(server)).url
+            await self._check_place(url)
             self._services = self._make_services(url, port)
             # Before the group is left, its tasks are cancelled and start nothing more; then this ends the children,
             # and only then Valkey goes.
@@ -201,6 +204,25 @@ class Product:
             workers.append(Service("worker", command, environment | {"OUTLAST_CONCURRENCY": "0"}, worker_seconds))
         return [gateway, *workers]
 
+    async def _check_place(self, url: str) -> None:
+        """Make sure that the jobs' files are where the settings say: each child would refuse to start without.
+
+        Raises `ConfigurationError`, also for a Redis that can't be used.
+        """
+        blobs = Blobs.open(self._settings.blob_location)
+        store = await self._connect(url)
+        try:
+            # A store of files that does not answer now is waited for, or complained of, by those who need it.
+            with suppress(Unavailable):
+                marker = await blobs.marker()
+                await until_available(lambda: store.check_place(marker), "the files' place can't be checked yet")
+        finally:
+            await store.close()
+
+    async def _connect(self, url: str) -> Store:
+        connect = partial(Store.connect, url, prefix=self._settings.prefix)
+        return await until_available(connect, "no answer from Redis yet")
+
     async def _stop_services(self) -> None:
         await asyncio.gather(*(service.stop() for service in self._services))
 
@@ -209,7 +231,7 @@ class Product:
     async def _until_ready(self, url: str, port: int) -> Running:
         """Wait until the gateway says that it is ready and every worker claims jobs."""
         settings = self._settings
-        store = await until_available(lambda: Store.connect(url, prefix=settings.prefix), "no answer from Redis yet")
+        store = await self._connect(url)
         try:
             kinds = await self._until_workers(store)
             host = _reachable(settings.host)

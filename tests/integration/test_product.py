@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from gateway.store import Store
 from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.processes import runs
 
@@ -243,6 +244,17 @@ async def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path) -> No
     assert f"Port {port} on 127.0.0.1 is taken" in running.printed
     assert f"make run PORT={port + 1}" in running.printed
     assert not (tmp_path / "data").exists()
+
+
+async def test_files_that_are_not_those_of_the_jobs_are_refused_once(tmp_path: Path, store: Store, valkey: str) -> None:
+    """Each process would refuse them for itself; it is said before any of them is started."""
+    await store.check_place("another")
+
+    async with product(tmp_path, _MODULE, "--redis", valkey, OUTLAST_PREFIX=store._keys.prefix) as running:
+        assert await running.ended() == 2
+
+    assert running.printed.count("this is not the place where the files of the jobs in Redis are") == 1
+    assert "Stopped" not in running.printed
 
 
 async def test_a_worker_that_cannot_work_ends_the_start(tmp_path: Path) -> None:
