@@ -35,6 +35,9 @@ from processors.upstream import Answer, Upstream, UpstreamError
 
 # With back-off about a quarter of a minute; an upstream that is restarted is there again.
 _MAX_TRIES: Final = 5
+# A server that says nothing is waited for as long as a model may think, each time. Once more is for one that was stuck
+# with that request alone; whoever asks then hears of it after twice that time, and not after five times.
+_SILENT_TRIES: Final = 2
 # A whole answer that was not streamed, and a list of models.
 _MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
 _MODEL: Final = r"^[!-~]{1,200}$"
@@ -242,7 +245,8 @@ def _ending(error: LlmFailure | UpstreamError, attempt: int, *, has_spoken: bool
     if has_spoken:
         return Rejected(f"{error.detail} What the model had said by then is kept.", error.code, status=status)
     waits_too_long = after is not None and after > RETRY_MOST_SECONDS
-    if not error.passing or waits_too_long or attempt >= _MAX_TRIES:
+    tries = _SILENT_TRIES if error.code == "upstream_silent" else _MAX_TRIES
+    if not error.passing or waits_too_long or attempt >= tries:
         more: dict[str, Any] = {} if after is None else {"retry_after_seconds": after}
         return Rejected(error.detail, error.code, status=status, **more)
     return Retry(after, error.detail, error.code)

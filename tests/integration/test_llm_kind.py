@@ -384,6 +384,16 @@ async def test_a_server_that_is_silent_from_the_start_is_asked_again(
 
 
 @pytest.mark.usefixtures("impatient")
+async def test_a_server_that_stays_silent_is_asked_twice_and_no_more(asking: Asking, source: TokenSource) -> None:
+    """Each time it is waited for as long as a model may think, which is half an hour by default."""
+    source.silent = True
+
+    record = await asking.end(await asking.submit())
+
+    assert (record.state, record.attempt, record.end_data()["problem"]["code"]) == ("failed", 2, "upstream_silent")
+
+
+@pytest.mark.usefixtures("impatient")
 async def test_a_slow_model_that_speaks_now_and_then_is_heard_out(asking: Asking, source: TokenSource) -> None:
     """What is limited is each silence, not the whole."""
     source.pause_seconds = 0.3
