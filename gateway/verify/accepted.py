@@ -37,7 +37,7 @@ async def _ends_once(trial: Trial) -> str:
 
 async def _outlives_its_submitter(trial: Trial) -> str:
     body = trial.target.request_body(trial.target.work.steady)
-    job = str((await trial.target.accepted(body))["id"])
+    job = await trial.target.new_job(body)
     document = await trial.ended(job)
     followed = await trial.follow(job, [])
     trial.logs.append(followed)

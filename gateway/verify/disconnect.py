@@ -10,7 +10,7 @@ from gateway.verify.held import held_run
 from gateway.verify.keys import a_key
 from gateway.verify.report import Broken, NotTested
 from gateway.verify.streams import Transport, open_stream, submit_stream
-from gateway.verify.target import accepted_document
+from gateway.verify.target import accepted_job
 from gateway.verify.trial import Check, Trial
 
 _BEFORE_LEAVING: Final = 3
@@ -19,7 +19,7 @@ _HELD_SECONDS: Final = 1.0
 
 async def _leave_a_stream(trial: Trial) -> str:
     body = trial.target.request_body(trial.target.work.steady)
-    job = str((await trial.target.accepted(body))["id"])
+    job = await trial.target.new_job(body)
     left: list[Transport] = []
     transports: tuple[Transport, ...] = ("sse", "websocket", "ndjson")
     for transport in transports:
@@ -52,7 +52,7 @@ async def _leave_a_run(trial: Trial) -> str:
     answer = await trial.target.submit(body, headers=key)
     if answer.headers.get("Idempotency-Replayed") != "true":
         raise NotTested(f"a `run` that was sent {_HELD_SECONDS:g} s ago had made no job yet")
-    job = str(accepted_document(answer)["id"])
+    job = accepted_job(answer)
     return await _ends_all_the_same(trial, job, "the submitter left its `run` before the first byte")
 
 

@@ -12,7 +12,7 @@ import aiohttp
 from gateway.verify.held import held_run
 from gateway.verify.report import Broken, NotTested
 from gateway.verify.streams import submit_over_socket, submit_stream
-from gateway.verify.target import Answer, accepted_document
+from gateway.verify.target import Answer, accepted_job
 from gateway.verify.trial import Check, Trial
 
 _AT_ONCE: Final = 20
@@ -78,7 +78,7 @@ async def _submit_and_leave(trial: Trial, body: dict[str, Any], key: dict[str, s
 
 async def _other_body(trial: Trial) -> str:
     body, key = _body(trial), a_key()
-    accepted_document(await trial.target.submit(body, headers=key))
+    await trial.target.new_job(body, headers=key)
     answer = await trial.target.submit(body | {"priority": "low"}, headers=key)
     if answer.status != 422 or answer.code != "idempotency_key_reused":
         raise Broken(f"the same key with another request was answered {answer.status} {answer.code or ''}, not 422")
@@ -87,7 +87,7 @@ async def _other_body(trial: Trial) -> str:
 
 async def _other_paths(trial: Trial) -> str:
     body, key = _body(trial), a_key()
-    job = accepted_document(await trial.target.submit(body, headers=key))["id"]
+    job = await trial.target.new_job(body, headers=key)
     silence = trial.dead_after_seconds
     frame = {**body, "kind": trial.target.work.kind, "idempotency_key": key["Idempotency-Key"]}
     answer = await submit_over_socket(trial.target, frame, silence_seconds=silence)
@@ -102,7 +102,7 @@ async def _other_paths(trial: Trial) -> str:
 
 async def _held(trial: Trial) -> str:
     body, key = _body(trial), a_key()
-    job = accepted_document(await trial.target.submit(body, headers=key))["id"]
+    job = await trial.target.new_job(body, headers=key)
     async with held_run(trial.target, body, key) as run:
         await asyncio.sleep(_HELD_SECONDS)
         await trial.target.cancel(job)
@@ -121,14 +121,14 @@ async def _multipart(trial: Trial, body: dict[str, Any], key: dict[str, str]) ->
     form.add_field("options", json.dumps({name: value for name, value in body.items() if name != "input"}))
     answer = await trial.target.ask("POST", trial.target.submit_path, headers=key, body=form)
     trial.target.note(answer)
-    return str(accepted_document(answer)["id"])
+    return accepted_job(answer)
 
 
 async def _repeated_stream(trial: Trial) -> str:
     body, key = _body(trial), a_key()
-    job = accepted_document(await trial.target.submit(body, headers=key))["id"]
+    job = await trial.target.new_job(body, headers=key)
     again = await trial.target.submit(body, headers={**key, "Last-Event-ID": "1"})
-    if accepted_document(again)["id"] != job:
+    if accepted_job(again) != job:
         raise Broken("a POST with `Last-Event-ID` and the job's key made another job")
     keyless = await trial.target.submit(body, headers={"Last-Event-ID": "1"})
     if keyless.status != 409:
@@ -140,9 +140,9 @@ async def _other_owner(trial: Trial) -> str:
     if trial.other_key is None:
         raise NotTested("give the API key of a second owner with --other-key")
     body, key = _body(trial), a_key()
-    job = accepted_document(await trial.target.submit(body, headers=key))["id"]
+    job = await trial.target.new_job(body, headers=key)
     answer = await trial.target.submit(body, headers=key, api_key=trial.other_key)
-    other = accepted_document(answer)["id"]
+    other = accepted_job(answer)
     await trial.target.ask(
         "POST",
         f"/v1/jobs/{other}/cancel",
@@ -167,12 +167,12 @@ def a_key() -> dict[str, str]:
 
 
 def _one_job(answers: list[Answer]) -> str:
-    jobs = {accepted_document(answer)["id"] for answer in answers}
+    jobs = {accepted_job(answer) for answer in answers}
     if len(jobs) > 1:
         raise Broken(
             f"{len(answers)} submits with one key and one body made {len(jobs)} jobs: {', '.join(sorted(jobs)[:3])}"
         )
-    return str(jobs.pop())
+    return jobs.pop()
 
 
 CHECKS: Final = (

@@ -89,7 +89,7 @@ async def _held_request(trial: Trial) -> str:
 async def _held_run(trial: Trial) -> str:
     target, key = trial.target, a_key()
     body = target.request_body(target.work.silent, held=True)
-    job = str((await target.accepted(body, headers=key))["id"])
+    job = await target.new_job(body, headers=key)
     async with held_run(target, body, key) as run:
         await run.more(trial.run_quiet_seconds + _LATE_SECONDS)
         spoke_at = time.monotonic()
@@ -110,7 +110,7 @@ async def _not_held_back(trial: Trial) -> str:
 
 async def _quiet_job(trial: Trial) -> str:
     body = trial.target.request_body(trial.target.work.silent, held=True)
-    return str((await trial.target.accepted(body))["id"])
+    return await trial.target.new_job(body)
 
 
 async def _limit(trial: Trial) -> float:

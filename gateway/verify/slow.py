@@ -32,7 +32,7 @@ async def _bulk(trial: Trial) -> tuple[Followed, Followed]:
     work = trial.target.work
     if not work.paced:
         raise NotTested("it needs the kind `probe`, whose jobs write enough to fill the buffers on the way")
-    job = str((await trial.target.accepted(trial.target.request_body(work.bulk)))["id"])
+    job = await trial.target.new_job(trial.target.request_body(work.bulk))
     silence = trial.dead_after_seconds
     async with open_stream(trial.target, "sse", job, silence_seconds=silence, session=trial.tight) as stopped:
         fast = await trial.follow(job, [])

@@ -187,10 +187,9 @@ class Target:
         if isinstance(job, str):
             self.made[job] = None
 
-    async def accepted(self, body: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-        """Submit a job; returns its document. Raises `Broken` unless it is accepted."""
-        answer = await self.submit(body, **options)
-        return accepted_document(answer)
+    async def new_job(self, body: Mapping[str, Any], *, headers: Mapping[str, str] | None = None) -> str:
+        """Submit a job; returns its id. Raises `Broken` unless it is accepted."""
+        return accepted_job(await self.submit(body, headers=headers))
 
     async def cancel(self, job: str) -> Answer:
         """Ask for a job's cancellation."""
@@ -228,14 +227,14 @@ class Target:
                 )
 
 
-def accepted_document(answer: Answer) -> dict[str, Any]:
-    """The job of a submit's answer. Raises `Broken` unless it was accepted."""
+def accepted_job(answer: Answer) -> str:
+    """The id of the job that a submit made. Raises `Broken` unless it was accepted."""
     if answer.status not in {200, 202}:
         raise Broken(f"the submit was answered {answer.status}, not 202: {shown(answer.body)}")
-    document = answer.document()
-    if not isinstance(document.get("id"), str):
+    job = answer.document().get("id")
+    if not isinstance(job, str):
         raise Broken(f"the submit's answer has no job id: {shown(answer.body)}")
-    return document
+    return job
 
 
 def shown(body: bytes | str) -> str:

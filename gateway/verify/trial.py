@@ -90,10 +90,11 @@ class Trial:
 
     async def steady(self) -> str:
         """The id of the job that most checks watch, as soon as it is accepted."""
-        return str((await self.once("steady", Trial._submit_steady))["id"])
+        job: str = await self.once("steady", Trial._submit_steady)
+        return job
 
-    async def _submit_steady(self) -> dict[str, Any]:
-        return await self.target.accepted(self.target.request_body(self.target.work.steady))
+    async def _submit_steady(self) -> str:
+        return await self.target.new_job(self.target.request_body(self.target.work.steady))
 
     async def live_log(self) -> Followed:
         """The steady job's log as one live listener got it. Raises `Broken` where it has a hole."""
