@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.cli import Exit
+from gateway.cli.arguments import check_writable
 from gateway.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _doctor(args: argparse.Namespace) -> int:
     from gateway.doctor.examine import examine
 
     for path in (args.save, args.report):
-        _check_output(path)
+        check_writable(path)
     inquiry = _inquiry(args)
     if args.json:
         report = asyncio.run(examine(inquiry))
@@ -130,12 +131,6 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise InvalidInput(f"{path} can't be read; give a file that --save wrote.") from None
-
-
-def _check_output(path: Path | None) -> None:
-    """Before the measurement, not after it."""
-    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-        raise InvalidInput(f"{path} can't be written; give a file in a folder that exists.")
 
 
 def _keep(report: Report, args: argparse.Namespace) -> None:

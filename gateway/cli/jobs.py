@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
@@ -12,15 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.cli import Exit
+from gateway.cli.arguments import ASK_SECONDS, add_command, check_writable, open_client, read_input
 from gateway.errors import InvalidInput, OutlastError
 
 if TYPE_CHECKING:
     from gateway.cli.display import Display
     from gateway.client import Client, File, Job, Subscription
 
-_DEFAULT_URL: Final = "http://127.0.0.1:8080"
-# A wrong address is to be told at once; a gateway that restarts under a job that runs for an hour is waited for.
-_ASK_SECONDS: Final = 5.0
+# A gateway that restarts under a job that runs for an hour is waited for.
 _FOLLOW_SECONDS: Final = 300.0
 # Words that a table shows in a colour.
 _STYLES: Final = {
@@ -78,15 +76,6 @@ def add_commands(subparsers: Any) -> None:
     jobs.add_argument("--json", action="store_true", help="print them as JSON")
 
 
-def add_command(subparsers: Any, name: str, handler: Any, help_: str) -> argparse.ArgumentParser:
-    """Add a command that asks a gateway."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(name, help=help_, description=help_.capitalize() + ".")
-    parser.add_argument("--url", help=f"the gateway's address (OUTLAST_URL; default: {_DEFAULT_URL})")
-    parser.add_argument("--key", help="the API key; better in OUTLAST_API_KEY, where other users can't see it")
-    parser.set_defaults(handler=handler)
-    return parser
-
-
 def _add_result_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the result there instead of stdout")
     parser.add_argument("--json", action="store_true", help="the JSON result, also where there is plain text")
@@ -101,7 +90,7 @@ def _submit(args: argparse.Namespace) -> int:
 
     input_ = _input(args)
     options = dict(_pair(text, "--option") for text in args.option)
-    _check_output(args)
+    check_writable(args.output)
     title = " ".join([args.kind, *(Path(name).name for name in args.files)])
     followed = _Followed(args)
 
@@ -115,7 +104,7 @@ def _submit(args: argparse.Namespace) -> int:
                     tags=args.tag or None,
                     idempotency_key=args.idempotency_key,
                     on_upload=shown.upload,
-                    patience_seconds=_ASK_SECONDS,
+                    patience_seconds=ASK_SECONDS,
                     **options,
                 )
                 followed.job = job.id
@@ -134,11 +123,11 @@ def _watch(args: argparse.Namespace) -> int:
     from gateway.cli.display import display
     from gateway.event_text import encode_event
 
-    _check_output(args)
+    check_writable(args.output)
     followed = _Followed(args, args.job)
 
     async def watch() -> int:
-        async with open_client(args, _ASK_SECONDS) as client:
+        async with open_client(args, ASK_SECONDS) as client:
             job = await client.job(args.job)
         async with open_client(args, _FOLLOW_SECONDS) as client:
             if args.events:
@@ -154,10 +143,10 @@ def _watch(args: argparse.Namespace) -> int:
 
 
 def _result(args: argparse.Namespace) -> int:
-    _check_output(args)
+    check_writable(args.output)
 
     async def result() -> int:
-        async with open_client(args, _ASK_SECONDS) as client:
+        async with open_client(args, ASK_SECONDS) as client:
             content = await client.result(args.job, accept=_accept(args))
         _write(content, args)
         return Exit.SUCCEEDED
@@ -167,7 +156,7 @@ def _result(args: argparse.Namespace) -> int:
 
 def _cancel(args: argparse.Namespace) -> int:
     async def cancel() -> int:
-        async with open_client(args, _ASK_SECONDS) as client:
+        async with open_client(args, ASK_SECONDS) as client:
             job = await client.cancel(args.job, reason=args.reason, wait=args.wait)
         if job.state == "cancelled":
             print(f"{job.id} is cancelled")
@@ -182,7 +171,7 @@ def _cancel(args: argparse.Namespace) -> int:
 
 def _jobs(args: argparse.Namespace) -> int:
     async def jobs() -> int:
-        async with open_client(args, _ASK_SECONDS) as client:
+        async with open_client(args, ASK_SECONDS) as client:
             listed = client.jobs(state=args.state, kind=args.kind, tag=args.tag, limit=args.limit)
             found = [job async for job in listed]
         if args.json:
@@ -264,22 +253,8 @@ def _code_of(job: Job) -> int:
 # --- arguments ------------------------------------------------------------------------------------------------------
 
 
-def open_client(args: argparse.Namespace, patience_seconds: float) -> Client:
-    """A client of the gateway that the arguments or the environment name."""
-    from gateway.client import Client
-
-    url = args.url or os.environ.get("OUTLAST_URL") or _DEFAULT_URL
-    key = args.key or os.environ.get("OUTLAST_API_KEY")
-    return Client(url, api_key=key, patience_seconds=patience_seconds)
-
-
 def _input(args: argparse.Namespace) -> dict[str, Any]:
-    try:
-        value = json.loads(args.input) if args.input else {}
-    except ValueError as error:
-        raise InvalidInput(f"--input is no JSON ({error}); quote it for the shell: --input '{{\"a\": 1}}'.") from None
-    if not isinstance(value, dict):
-        raise InvalidInput("--input is a JSON object, such as --input '{\"a\": 1}'.")
+    value = read_input(args.input) if args.input else {}
     return value | dict(_pair(text, "-p") for text in args.parameter)
 
 
@@ -305,13 +280,6 @@ def _accept(args: argparse.Namespace) -> str:
 
 
 # --- output ---------------------------------------------------------------------------------------------------------
-
-
-def _check_output(args: argparse.Namespace) -> None:
-    """Before an hour of work, not after it."""
-    path: Path | None = args.output
-    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-        raise InvalidInput(f"{path} can't be written; give -o a file in a folder that exists.")
 
 
 def _write(content: Any, args: argparse.Namespace) -> None:

@@ -9,15 +9,13 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from gateway.cli import Exit
-from gateway.cli.jobs import add_command, document_of, open_client, print_rows, shown_time
+from gateway.cli.arguments import ASK_SECONDS, add_command, open_client
+from gateway.cli.jobs import document_of, print_rows, shown_time
 from gateway.errors import InvalidInput
 
 if TYPE_CHECKING:
     from gateway.client import Client, Job
     from gateway.documents import KindStatus
-
-# These ask and leave: a wrong address is to be told at once.
-_ASK_SECONDS = 5.0
 
 
 def add_commands(subparsers: Any) -> None:
@@ -64,7 +62,7 @@ def _run(command: Coroutine[Any, Any, int]) -> int:
 
 def _list_dead(args: argparse.Namespace) -> int:
     async def list_() -> int:
-        async with open_client(args, _ASK_SECONDS) as client:
+        async with open_client(args, ASK_SECONDS) as client:
             jobs = await _dead(client, args.kind, limit=args.limit)
         if args.json:
             print(json.dumps([document_of(job) for job in jobs], indent=2, ensure_ascii=False))
@@ -95,7 +93,7 @@ def _detail(job: Job) -> str:
 
 def _show_dead(args: argparse.Namespace) -> int:
     async def show() -> int:
-        async with open_client(args, _ASK_SECONDS) as client:
+        async with open_client(args, ASK_SECONDS) as client:
             job = await client.job(args.job)
             if args.json:
                 print(json.dumps(document_of(job), indent=2, ensure_ascii=False))
@@ -134,7 +132,7 @@ def _redrive(args: argparse.Namespace) -> int:
         raise InvalidInput("Name the jobs, or give --kind for all dead letters of a kind.")
 
     async def redrive() -> int:
-        async with open_client(args, _ASK_SECONDS) as client:
+        async with open_client(args, ASK_SECONDS) as client:
             jobs = args.jobs or [job.id for job in await _dead(client, args.kind)]
             for job in jobs:
                 # The key is made of the job's id: however often this is repeated, the job is done again once.
@@ -153,7 +151,7 @@ def _redrive(args: argparse.Namespace) -> int:
 
 def _list_kinds(args: argparse.Namespace) -> int:
     async def list_() -> int:
-        async with open_client(args, _ASK_SECONDS) as client:
+        async with open_client(args, ASK_SECONDS) as client:
             kinds = await client.kinds()
         if args.json:
             print(json.dumps([kind.model_dump(mode="json") for kind in kinds], indent=2, ensure_ascii=False))
@@ -177,7 +175,7 @@ def _standing(kind: KindStatus) -> str:
 
 def _operate(args: argparse.Namespace) -> int:
     async def operate() -> int:
-        async with open_client(args, _ASK_SECONDS) as client:
+        async with open_client(args, ASK_SECONDS) as client:
             kind = await (client.pause if args.verb == "pause" else client.resume)(args.kind)
         waiting = f"{kind.waiting} {'job waits' if kind.waiting == 1 else 'jobs wait'}"
         print(f"{kind.kind} is {'paused' if kind.paused else 'open'}; {waiting}, {kind.running} in hand")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from gateway.cli import Exit
+from gateway.cli.arguments import DEFAULT_URL, read_input
 from gateway.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from gateway.verify import Outcome, Report
 
-_DEFAULT_URL: Final = "http://127.0.0.1:8080"
 _MARKS: Final = {"holds": ("✓", "green"), "fails": ("✗", "red"), "not_tested": ("–", "dim")}
 _EPILOG: Final = """\
 It submits about six short jobs of the kind `probe` (which `outlast up` serves), and some that start in an hour and are
@@ -46,7 +46,7 @@ def add_commands(subparsers: Any) -> None:
         "urls",
         nargs="*",
         metavar="URL",
-        help=f"the deployment's address, or several of one deployment (OUTLAST_URL; default: {_DEFAULT_URL})",
+        help=f"the deployment's address, or several of one deployment (OUTLAST_URL; default: {DEFAULT_URL})",
     )
     parser.add_argument("--key", help="the API key; better in OUTLAST_API_KEY, where other users can't see it")
     parser.add_argument("--other-key", metavar="KEY", help="the API key of a second owner, to test what is kept apart")
@@ -81,11 +81,11 @@ def _verify(args: argparse.Namespace) -> int:
 
     from gateway.verify import CHECKS, verify
 
-    urls = args.urls or [os.environ.get("OUTLAST_URL") or _DEFAULT_URL]
+    urls = args.urls or [os.environ.get("OUTLAST_URL") or DEFAULT_URL]
     for url in urls:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ConfigurationError(f"{url!r} is no address of a gateway, such as {_DEFAULT_URL}.")
+            raise ConfigurationError(f"{url!r} is no address of a gateway, such as {DEFAULT_URL}.")
     promises, input_ = _promises(args.only), _input(args)
     left = sum(check.promise in promises for check in CHECKS)
     # What is going on stands on stderr: stdout is for the report.
@@ -137,13 +137,7 @@ def _input(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if args.kind is None:
         raise ConfigurationError("--input belongs to a kind of your own: name it with --kind.")
-    try:
-        value = json.loads(args.input)
-    except ValueError as error:
-        raise ConfigurationError(f"--input is no JSON ({error}); quote it for the shell.") from None
-    if not isinstance(value, dict):
-        raise ConfigurationError("--input is a JSON object, such as --input '{\"a\": 1}'.")
-    return value
+    return read_input(args.input)
 
 
 def print_report(console: Console, report: Report, promises: list[int]) -> None:
