@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,17 +30,13 @@ class Difference(BaseModel):
         return Cause[self.cause.upper()]
 
 
-class _Row:
+class _Row(NamedTuple):
     """One thing to compare: how it reads, and how good it is (more is better; None: neither is)."""
 
-    def __init__(
-        self,
-        cause: Cause,
-        what: str,
-        reads: Callable[[Chain], str],
-        good: Callable[[Chain], float] | None = None,
-    ) -> None:
-        self.cause, self.what, self.reads, self.good = cause, what, reads, good
+    cause: Cause
+    what: str
+    reads: Callable[[Chain], str]
+    good: Callable[[Chain], float] | None = None
 
 
 def _hops(chain: Chain) -> str:

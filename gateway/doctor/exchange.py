@@ -23,6 +23,7 @@ from gateway.doctor.response import Framing, Garbled, Head, Response
 
 # What is kept of a body: an error page or the frames of a probe are far smaller.
 MOST_BODY_BYTES: Final = 4 * 1024 * 1024
+_CONNECT_SECONDS: Final = 10
 _READ_BYTES: Final = 64 * 1024
 _UPLOAD_BYTES: Final = 16 * 1024
 
@@ -108,7 +109,6 @@ async def exchange(
     body: bytes = b"",
     *,
     patience_seconds: float,
-    connect_seconds: float = 10.0,
     announce_bytes: int | None = None,
     bytes_per_second: float | None = None,
     trust: bool = False,
@@ -127,10 +127,10 @@ async def exchange(
     began = clock()
     connection = None
     try:
-        async with asyncio.timeout(connect_seconds):
-            connection = await _connect(result, url, connect_seconds, trust=trust, alpn="h2" if http2 else "http/1.1")
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            connection = await _connect(result, url, trust=trust, alpn="h2" if http2 else "http/1.1")
     except TimeoutError:
-        result.ended, result.detail = Ended.UNREACHABLE, f"no connection within {connect_seconds:g} s"
+        result.ended, result.detail = Ended.UNREACHABLE, f"no connection within {_CONNECT_SECONDS} s"
     result.ended_seconds = clock() - began
     if connection is None:
         return result
@@ -181,7 +181,7 @@ async def _take_answer(
 
 
 async def _connect(
-    result: Exchange, url: str, connect_seconds: float, *, trust: bool, alpn: str
+    result: Exchange, url: str, *, trust: bool, alpn: str
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
     """Open the connection. A failure is noted in the result."""
     parts = urlsplit(url)
@@ -196,7 +196,7 @@ async def _connect(
     context = tls_context(alpn, trust=trust or is_private(host)) if secure else None
     try:
         reader, writer = await _open_first(
-            result.addresses, port, context, host if secure else None, connect_seconds / len(result.addresses)
+            result.addresses, port, context, host if secure else None, _CONNECT_SECONDS / len(result.addresses)
         )
     except ssl.SSLError as error:
         verify = getattr(error, "verify_message", "")

@@ -1,6 +1,6 @@
 """The hops that a chain may have: how each gives itself away, and where its switches are. No I/O.
 
-Limits and switches are those of the vendors' documentation; docs/doctor.md says what is documented and what is not.
+Limits and switches are those of the vendors' documentation.
 """
 
 from __future__ import annotations

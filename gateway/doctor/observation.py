@@ -41,7 +41,7 @@ class Observation:
         return bool(self.get("cf-ray")) or self.get("server").startswith("cloudflare")
 
 
-def observed(exchange: Exchange, *, sent_bytes: int = 0, wants_stream: bool = False) -> Observation:
+def observed(exchange: Exchange, *, sent_bytes: int = 0) -> Observation:
     """What the doctor saw itself."""
     head = exchange.head
     return Observation(
@@ -55,5 +55,5 @@ def observed(exchange: Exchange, *, sent_bytes: int = 0, wants_stream: bool = Fa
         elapsed_seconds=exchange.ended_seconds,
         last_gap_seconds=exchange.last_gap_seconds,
         sent_bytes=sent_bytes,
-        wants_stream=wants_stream or bool(head and "event-stream" in head.get("content-type")),
+        wants_stream=bool(head and "event-stream" in head.get("content-type")),
     )

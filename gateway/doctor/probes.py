@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import secrets
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, TypeVar
@@ -440,15 +440,11 @@ async def _largest_lag(every_seconds: float) -> float:
     return largest
 
 
-async def gather(work: Iterable[Awaitable[T]]) -> list[T]:
+async def gather(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """All results, in order; one that fails ends the others, and so does a cancel."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_awaited(each)) for each in work]
+        tasks = [group.create_task(each) for each in work]
     return [task.result() for task in tasks]
-
-
-async def _awaited(work: Awaitable[T]) -> T:
-    return await work
 
 
 def answered(result: Exchange) -> Answered:

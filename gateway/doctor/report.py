@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -107,11 +107,6 @@ def load_report(text: str, name: str) -> Report:
         return Report.model_validate_json(text)
     except ValidationError:
         raise InvalidInput(f"{name} is no report that `outlast doctor --save` wrote; save a new one.") from None
-
-
-def report_schema() -> dict[str, Any]:
-    """The JSON Schema of `--json` and `--save`."""
-    return Report.model_json_schema(mode="serialization")
 
 
 def route_file(report: Report) -> str:

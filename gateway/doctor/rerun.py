@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gateway.doctor.diagnosis import diagnose
 from gateway.doctor.drip import Shape
@@ -34,7 +34,9 @@ async def still_wrong(code: str, before: Chain, probes: Probes, pace: Pace) -> S
     again = _AGAIN.get(code)
     if again is None:
         return None
-    chain = before.model_copy(update={"drips": (), **_NOTHING, **await again(probes)})
+    measured = await again.measure(probes)
+    fields = {again.field: measured} if again.field else measured
+    chain = before.model_copy(update={"drips": (), **_NOTHING, **fields})
     codes = {finding.code for finding in diagnose(chain, scale=pace.scale)}
     same = {one for one in codes if VERDICTS[one].cause is VERDICTS[code].cause and not VERDICTS[one].note}
     return Still(bool(same), f"{', '.join(sorted(same))} again" if same else "it does not show any more")
@@ -44,10 +46,7 @@ def seconds_to_repeat(code: str) -> float | None:
     """The longest that a repeat takes; None for a verdict that no measurement stands behind."""
     if code in _STREAMS:
         return 20.0
-    if code not in _AGAIN:
-        return None
-    again = _AGAIN[code]
-    return 420.0 if again is _silence else 130.0 if again is _idle_socket else 20.0
+    return _AGAIN[code].seconds if code in _AGAIN else None
 
 
 _STREAMS: Final = frozenset(
@@ -71,49 +70,32 @@ _NOTHING: Final[dict[str, object]] = {
 }
 
 
-async def _socket(probes: Probes) -> dict[str, object]:
-    return {"socket": await probes.socket()}
+class _Again(NamedTuple):
+    """What to measure again, and which field of a chain that is; empty where it names its fields itself."""
+
+    measure: Callable[[Probes], Awaitable[Any]]
+    field: str = ""
+    seconds: float = 20.0
 
 
-async def _idle_socket(probes: Probes) -> dict[str, object]:
-    return {"socket": await probes.socket(110)}
-
-
-async def _bodies(probes: Probes) -> dict[str, object]:
-    return {"bodies": await probes.bodies()}
-
-
-async def _headers(probes: Probes) -> dict[str, object]:
-    seen = await probes.headers()
-    return {name: seen[name] for name in ("missing_headers", "cached") if name in seen}
-
-
-async def _upload(probes: Probes) -> dict[str, object]:
-    return await probes.upload()
-
-
-async def _refused(probes: Probes) -> dict[str, object]:
-    return {"refused_bytes": await probes.refused_bytes()}
-
-
-async def _silence(probes: Probes) -> dict[str, object]:
-    return {"silence": await probes.silence()}
-
-
-_AGAIN: Final[dict[str, Callable[[Probes], Awaitable[dict[str, object]]]]] = {
-    "upgrade_stripped": _socket,
-    "upgrade_refused": _socket,
-    "challenge": _socket,
-    "socket_mute": _socket,
-    "socket_closed": _socket,
-    "socket_altered": _socket,
-    "socket_idle": _idle_socket,
-    "errors_rewritten": _bodies,
-    "headers_stripped": _headers,
-    "answers_cached": _headers,
-    "requests_repeated": _upload,
-    "upload_failed": _upload,
-    "uploads_refused": _refused,
-    "silence_cut": _silence,
-    "cut_at_age": _silence,
+_SOCKET: Final = _Again(Probes.socket, "socket")
+_HEADERS: Final = _Again(Probes.headers)
+_UPLOAD: Final = _Again(Probes.upload)
+_SILENCE: Final = _Again(Probes.silence, "silence", 420.0)
+_AGAIN: Final = {
+    "upgrade_stripped": _SOCKET,
+    "upgrade_refused": _SOCKET,
+    "challenge": _SOCKET,
+    "socket_mute": _SOCKET,
+    "socket_closed": _SOCKET,
+    "socket_altered": _SOCKET,
+    "socket_idle": _Again(lambda probes: probes.socket(110), "socket", 130.0),
+    "errors_rewritten": _Again(Probes.bodies, "bodies"),
+    "headers_stripped": _HEADERS,
+    "answers_cached": _HEADERS,
+    "requests_repeated": _UPLOAD,
+    "upload_failed": _UPLOAD,
+    "uploads_refused": _Again(Probes.refused_bytes, "refused_bytes"),
+    "silence_cut": _SILENCE,
+    "cut_at_age": _SILENCE,
 }

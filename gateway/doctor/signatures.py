@@ -1,6 +1,6 @@
 """Who made this answer: one failure in, one finding out. Pure functions, the most certain marks first.
 
-The formats are those that `docs/doctor.md` lists with their sources. A timing alone never decides; it only tells apart
+A timing alone never decides; it only tells apart
 what the same mark stands for.
 """
 
@@ -37,7 +37,7 @@ PROVIDERS: Final = {
     "runpod.net": "RunPod",
     "queue.fal.run": "fal",
 }
-_TITLES: Final = {
+_ORIGIN_CODES: Final = {
     520: "origin_closed",
     521: "origin_refused",
     522: "origin_unanswered",
@@ -154,11 +154,11 @@ def _timeout_524(seen: Observation) -> Finding | None:
 
 
 def _origin_52x(seen: Observation) -> Finding | None:
-    if seen.status not in _TITLES:
+    if seen.status not in _ORIGIN_CODES:
         return None
     if seen.headers and not seen.by_cloudflare and not made_by_cloudflare(seen):
         return Finding("imitated_timeout", (f"{seen.status} without a mark of Cloudflare's",))
-    return Finding(_TITLES[seen.status])
+    return Finding(_ORIGIN_CODES[seen.status])
 
 
 def _bad_gateway(seen: Observation) -> Finding | None:
