@@ -252,8 +252,7 @@ class Serving:
     @property
     def url(self) -> str:
         """Where it can be reached from this machine."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._settings.host, self._settings.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return self._settings.address(self.port)
 
     async def drain(self) -> None:
         """Say that this gateway is not ready, give a load balancer time to see it, then close the streams.

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, Literal, ParamSpec, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -165,36 +165,20 @@ class Blobs:
 
     # --- many ---------------------------------------------------------------------------------------------------
 
-    async def delete_prefix(self, prefix: str) -> int:
-        """Delete all blobs below `prefix` (`jobs/{id}`), and what uploads that broke off left there.
+    async def delete_prefix(self, prefix: str) -> None:
+        """Delete all blobs below `prefix` (`jobs/{id}`), and what uploads that broke off left there."""
+        await _in_thread(self._delete_prefix, _checked(prefix))
 
-        Returns how many blobs that were.
-        """
-        return await _in_thread(self._delete_prefix, _checked(prefix.rstrip("/")))
-
-    def _delete_prefix(self, prefix: str) -> int:
-        # A listing names at most a thousand, and none that was deleted since it began.
-        keys = [entry["path"] for page in obstore.list(self._store, prefix) for entry in page]
+    def _delete_prefix(self, prefix: str) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder / prefix, ignore_errors=True)
-        elif keys:
+        # A listing names at most a thousand, and none that was deleted since it began.
+        elif keys := [entry["path"] for page in obstore.list(self._store, prefix) for entry in page]:
             obstore.delete(self._store, keys)
-        return len(keys)
 
-    async def jobs(self) -> AsyncIterator[tuple[str, float]]:
-        """The jobs that have blobs, each with the time of its newest one in seconds since 1970, for the collector."""
-        async for entry in self._newest("jobs"):
-            yield entry
-
-    async def uploads(self) -> AsyncIterator[tuple[str, float]]:
-        """The uploads that have blobs, likewise."""
-        async for entry in self._newest("uploads"):
-            yield entry
-
-    async def _newest(self, top: str) -> AsyncIterator[tuple[str, float]]:
-        newest = await _in_thread(self._newest_local if self._folder is not None else self._newest_remote, top)
-        for owner, changed_at in newest.items():
-            yield owner, changed_at
+    async def newest(self, top: Literal["jobs", "uploads"]) -> dict[str, float]:
+        """The jobs or uploads that have blobs, each with the time of its newest one in seconds since 1970."""
+        return await _in_thread(self._newest_local if self._folder is not None else self._newest_remote, top)
 
     def _newest_local(self, top: str) -> dict[str, float]:
         """A walk, not a listing: a listing leaves out the halves of uploads that died with their process."""

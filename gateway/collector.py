@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from gateway.blobs import Blobs
@@ -36,22 +37,13 @@ async def collect_loop(store: Store, blobs: Blobs) -> None:
 
 async def collect(store: Store, blobs: Blobs, *, orphan_seconds: float = ORPHAN_SECONDS) -> int:
     """Delete what no job refers to and what is left of uploads; returns of how many. Raises `Unavailable`."""
-    deleted = await _collect_uploads(store, blobs)
-    batch: list[tuple[str, float]] = []
-    async for entry in blobs.jobs():
-        batch.append(entry)
-        if len(batch) == _ASKED_AT_ONCE:
-            deleted += await _collect_some(store, blobs, batch, orphan_seconds)
-            batch.clear()
-    return deleted + await _collect_some(store, blobs, batch, orphan_seconds)
+    return await _collect_uploads(store, blobs) + await _collect_jobs(store, blobs, orphan_seconds)
 
 
 async def _collect_uploads(store: Store, blobs: Blobs) -> int:
     """An upload's record is there before its first blob and tells when its time is over: no record, no upload."""
-    uploads = [upload async for upload, _ in blobs.uploads()]
     deleted = 0
-    for start in range(0, len(uploads), _ASKED_AT_ONCE):
-        asked = uploads[start : start + _ASKED_AT_ONCE]
+    for asked in _some(list(await blobs.newest("uploads"))):
         for upload, is_open in zip(asked, await store.open_uploads(asked), strict=True):
             if not is_open:
                 await blobs.delete_prefix(f"uploads/{upload}")
@@ -59,14 +51,21 @@ async def _collect_uploads(store: Store, blobs: Blobs) -> int:
     return deleted
 
 
-async def _collect_some(store: Store, blobs: Blobs, batch: list[tuple[str, float]], orphan_seconds: float) -> int:
+async def _collect_jobs(store: Store, blobs: Blobs, orphan_seconds: float) -> int:
     deleted = 0
-    records = await store.read_jobs([job for job, _ in batch])
-    for (job, changed_at), record in zip(batch, records, strict=True):
-        if record is None and (time.time() - changed_at > orphan_seconds or await _is_gone(store, job)):
-            await blobs.delete_prefix(f"jobs/{job}")
-            deleted += 1
+    changed_at = await blobs.newest("jobs")
+    for asked in _some(list(changed_at)):
+        for job, record in zip(asked, await store.read_jobs(asked), strict=True):
+            if record is None and (time.time() - changed_at[job] > orphan_seconds or await _is_gone(store, job)):
+                await blobs.delete_prefix(f"jobs/{job}")
+                deleted += 1
     return deleted
+
+
+def _some(names: list[str]) -> Iterator[list[str]]:
+    """So many of them at a time as are asked for at once."""
+    for start in range(0, len(names), _ASKED_AT_ONCE):
+        yield names[start : start + _ASKED_AT_ONCE]
 
 
 async def _is_gone(store: Store, job: str) -> bool:

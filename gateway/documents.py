@@ -104,6 +104,15 @@ class JobDocument(WireModel):
     urls: JobUrls
 
 
+class JobList(WireModel):
+    """A page of jobs, newest first. `cursor` asks for the next page, also where this one is short or empty; null at
+    the end.
+    """
+
+    jobs: list[JobDocument]
+    cursor: str | None
+
+
 class KindDocument(WireModel):
     """A kind of work as `GET /v1/kinds` shows it and `ol:kinds` keeps it."""
 
@@ -132,3 +141,9 @@ class KindStatus(KindDocument):
     paused: bool = Field(False, description="Whether its jobs wait until somebody resumes it.")
     waiting: int = Field(0, description="Jobs in its queue.")
     running: int = Field(0, description="Jobs in hand.")
+
+
+class KindList(WireModel):
+    """All known kinds, by name."""
+
+    kinds: list[KindStatus]

@@ -6,7 +6,7 @@ read them all. `tests/wire/fold.json` holds logs that both languages must fold a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, Self
 
 from gateway.protocol import START, TERMINAL, TERMINAL_TYPES, TRANSITIONS, UNNUMBERED, Cursor, Event, EventType, State
@@ -18,7 +18,7 @@ _OWN: Final = ("cursor", "state", "attempt", "progress", "text", "outputs", "can
 
 
 class Fold:
-    """The state of a job at a place in its log. `apply` changes it in place."""
+    """The state of a job at a place in its log, at first where nothing has been read. `apply` changes it in place."""
 
     def __init__(self, job: str) -> None:
         self.job = job
@@ -34,11 +34,6 @@ class Fold:
         """The data of the terminal event."""
         # Joined when somebody asks: adding every delta to one long string costs the square of its length.
         self._pieces: dict[str, list[str]] = {}
-
-    @classmethod
-    def empty(cls, job: str) -> Self:
-        """The fold of a log in which nothing has been read."""
-        return cls(job)
 
     @classmethod
     def from_snapshot(cls, event: Event) -> Self:
@@ -93,7 +88,7 @@ class Fold:
         if event.type == EventType.SNAPSHOT:
             return Fold.from_snapshot(event)
         if event.type == EventType.RESET:
-            return Fold.empty(self.job)
+            return Fold(self.job)
         return self if event.id is None else self.apply(event)
 
     def data(self) -> dict[str, Any]:
@@ -137,14 +132,6 @@ class Fold:
                 self.cancel_requested = True
             case type_ if type_ in TERMINAL_TYPES:
                 self.end = _without_own(data)
-
-
-def fold_log(job: str, events: Iterable[Event]) -> Fold:
-    """The fold of a whole log."""
-    fold = Fold.empty(job)
-    for event in events:
-        fold.apply(event)
-    return fold
 
 
 def _without_own(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -34,14 +34,6 @@ _PROBLEM: Final = {
 }
 
 
-def release() -> str:
-    """The installed version."""
-    try:
-        return version("outlast")
-    except PackageNotFoundError:
-        return "0"
-
-
 def openapi_document(routes: Iterable[Route]) -> dict[str, Any]:
     """The routes as an OpenAPI 3.1 document."""
     routes = [route for route in routes if not route.hidden]
@@ -55,7 +47,7 @@ def openapi_document(routes: Iterable[Route]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Outlast",
-            "version": release(),
+            "version": version("outlast"),
             "description": "Long jobs with numbered events and resumable streams.",
         },
         "paths": paths,
@@ -164,7 +156,7 @@ def docs_page(routes: Sequence[Route]) -> str:
     shown = [route for route in routes if not route.hidden]
     schemas = openapi_document(routes)["components"]["schemas"]
     return _PAGE.format(
-        version=escape(release()),
+        version=escape(version("outlast")),
         routes="\n".join(_route_section(route) for route in shown),
         problems="\n".join(
             f'<tr id="problem-{escape(code)}"><td><code>{escape(code)}</code></td><td>{_text(row.where)}</td>'

@@ -54,7 +54,7 @@ _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 _V4_COMPATIBLE: Final = ipaddress.IPv6Network("::/96")
 
 
-class Refused(Exception):
+class Refused(ValueError):
     """A URL that may not be called. `code` is stable, `detail` says why and what to do."""
 
     def __init__(self, code: str, detail: str) -> None:

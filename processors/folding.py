@@ -47,7 +47,7 @@ class Folding:
     def __init__(self, record: JobRecord) -> None:
         self._job = record.id
         self._record = record
-        self._fold: Fold | None = Fold.empty(record.id)
+        self._fold: Fold | None = Fold(record.id)
         self._unfolded: list[tuple[Cursor, str, Mapping[str, Any], int]] = []
         self.cursor = START
         self._stored_at = 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from gateway.documents import KindDocument
 from gateway.event_text import encode_event_tail
+from gateway.fold import Fold
+from gateway.protocol import Event
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, Lease, NewJob, Store, WriterEvent
 
@@ -50,6 +53,14 @@ async def hand_over(store: Store, kind: str, *, seconds: float = 60) -> tuple[Le
     token = await store.hand_over(lease, seconds, "worker")
     assert token is not None
     return lease, token
+
+
+def fold_log(job: str, events: Iterable[Event]) -> Fold:
+    """The fold of a whole log."""
+    fold = Fold(job)
+    for one in events:
+        fold.apply(one)
+    return fold
 
 
 def event(type_: str, data: dict[str, Any] | None = None, index: str = "") -> WriterEvent:

@@ -32,7 +32,7 @@ class View:
     """What is known of a job: its fold, and what events without a number say. Pure; `now` is `time.monotonic`."""
 
     def __init__(self, job: str) -> None:
-        self.fold = Fold.empty(job)
+        self.fold = Fold(job)
         self.position: int | None = None
         self.silent_seconds = 0.0
         self.problem = ""

@@ -234,14 +234,13 @@ class Product:
         store = await self._connect(url)
         try:
             kinds = await self._until_workers(store)
-            host = _reachable(settings.host)
-            await _until_answered(host, port)
+            await _until_answered(settings.reachable_host, port)
             info = await store.info()
             depths = await store.depths(list(kinds))
         finally:
             await store.close()
         return Running(
-            address=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}",
+            address=settings.address(port),
             redis_url=url,
             server=f"{info['server']} {info['version']}",
             embedded=not settings.redis_url,
@@ -297,11 +296,6 @@ def _explain(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EACCES:
         return f"Port {port} may only be used by root: choose one above 1023, such as --port 8080"
     return f"OUTLAST_HOST: {host!r} is no address of this machine ({error.strerror})"
-
-
-def _reachable(host: str) -> str:
-    """An address to call for one to listen on."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 async def _until_answered(host: str, port: int) -> None:

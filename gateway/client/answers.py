@@ -12,27 +12,16 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from gateway.documents import JobDocument, KindStatus, WireModel
+from gateway.documents import JobDocument, JobList, KindList, KindStatus, WireModel
 from gateway.errors import Unreachable
 from gateway.protocol import Event, read_event
 
 _Document = TypeVar("_Document", bound=WireModel)
 
 
-class JobPage(WireModel):
-    """A page of a list of jobs; `cursor` asks for the next one."""
-
-    jobs: list[JobDocument]
-    cursor: str | None = None
-
-
 class _Outputs(WireModel):
     outputs: list[dict[str, Any]]
     next: int | None = None
-
-
-class _Kinds(WireModel):
-    kinds: list[KindStatus]
 
 
 @dataclass(frozen=True)
@@ -61,13 +50,13 @@ class Answer:
         """The job that it holds."""
         return self._read(JobDocument)
 
-    def jobs(self) -> JobPage:
+    def jobs(self) -> JobList:
         """The page of jobs that it holds."""
-        return self._read(JobPage)
+        return self._read(JobList)
 
     def kinds(self) -> list[KindStatus]:
         """The kinds that it holds."""
-        return self._read(_Kinds).kinds
+        return self._read(KindList).kinds
 
     def kind(self) -> KindStatus:
         """The kind that it holds."""

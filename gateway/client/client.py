@@ -323,7 +323,7 @@ class Client:
         """What the job's log amounts to now: state, progress, text by channel."""
         current = await self.job(job)
         head = Cursor.parse(current.document.last_event_id)
-        fold = Fold.empty(current.id)
+        fold = Fold(current.id)
         async with aclosing(aiter(self.events(current, snapshot=True))) as events:
             async for event in events:
                 fold = fold.follow(event)

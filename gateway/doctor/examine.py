@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from urllib.parse import urlsplit
 
 from gateway.doctor.capture import Captured, secrets_of
@@ -340,7 +340,7 @@ def _report(walk: _Walk, seconds: float) -> Report:
     if verdict is not None:
         walk.step("change", verdict.change)
     return Report(
-        outlast=_release(),
+        outlast=version("outlast"),
         made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         source=captured.source,
         target=redact_url(captured.url) if captured.url else "",
@@ -389,10 +389,3 @@ def _verify(inquiry: Inquiry) -> str:
     elif inquiry.deep:
         words += ["--deep"]
     return shlex.join(words)
-
-
-def _release() -> str:
-    try:
-        return version("outlast")
-    except PackageNotFoundError:
-        return "0"

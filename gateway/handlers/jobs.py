@@ -10,7 +10,7 @@ from typing import Final
 from aiohttp import web
 from pydantic import BaseModel, Field
 
-from gateway.documents import JobDocument
+from gateway.documents import JobDocument, JobList
 from gateway.errors import BadRequest, Conflict, Gone, NotFound, TooLarge
 from gateway.handlers.context import (
     BLOBS,
@@ -48,15 +48,6 @@ _ASK_AGAIN_SECONDS: Final = "2"
 _MAX_LISTED: Final = 200
 _MAX_REASON_BODY: Final = 16 * 1024
 _LONG_REASON: Final = f"The body of a cancel has at most {_MAX_REASON_BODY} bytes."
-
-
-class JobList(BaseModel):
-    """A page of jobs, newest first. `cursor` asks for the next page, also where this one is short or empty; null at
-    the end.
-    """
-
-    jobs: list[JobDocument]
-    cursor: str | None
 
 
 class CancelRequest(BaseModel):

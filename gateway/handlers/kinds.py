@@ -6,19 +6,12 @@ from collections import Counter
 from typing import Final
 
 from aiohttp import web
-from pydantic import BaseModel
 
-from gateway.documents import KindDocument, KindStatus
+from gateway.documents import KindDocument, KindList, KindStatus
 from gateway.errors import Forbidden
 from gateway.handlers.context import SETTINGS, STORE, known_kind, principal
 from gateway.handlers.documents import answer_with
 from gateway.handlers.routes import Answer, Route
-
-
-class KindList(BaseModel):
-    """All known kinds, by name."""
-
-    kinds: list[KindStatus]
 
 
 async def list_kinds(request: web.Request) -> web.Response:

@@ -164,7 +164,7 @@ class Subscription:
 
     def push_snapshot(self, stored: tuple[Cursor, bytes] | None) -> None:
         """Send the stored fold as it is, and go on from its cursor; without one, start from nothing."""
-        cursor, fold = stored or (Cursor(0, 0), encode_snapshot_data(Fold.empty(self.job)))
+        cursor, fold = stored or (Cursor(0, 0), encode_snapshot_data(Fold(self.job)))
         text = b'{"id":%d,"time":"%b","job":"%b","type":"snapshot","data":%b}' % (
             cursor.number,
             format_time(cursor.time_ms or self._source.created_ms).encode(),

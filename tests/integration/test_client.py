@@ -27,12 +27,12 @@ from gateway.errors import (
     UnsupportedType,
 )
 from gateway.event_text import decode_event, encode_snapshot_data
-from gateway.fold import Fold, fold_log
+from gateway.fold import Fold
 from gateway.handlers.context import HUB
 from gateway.protocol import Cursor, Event, State, format_time
 from gateway.store import Lease, Store
 from tests.faults import PATIENCE_SECONDS, FaultProxy, wait_until
-from tests.jobs import begin, end, event
+from tests.jobs import begin, end, event, fold_log
 from tests.serving import KEY, KEYS, Gateway, gateway_for
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["sse", "websocket"])
@@ -264,7 +264,7 @@ async def test_a_trimmed_log_is_told_and_built_upon(client: Client, store: Store
 
     assert listener.types[:2] == ["reset", "snapshot"]
     assert listener.subscription.missed > 50
-    followed = Fold.empty(job.id)
+    followed = Fold(job.id)
     for one in listener.events:
         followed = followed.follow(one)
     assert followed.text == fold.text
@@ -283,7 +283,7 @@ async def test_a_snapshot_comes_first_where_it_is_asked_for(client: Client, stor
     async with listening(job.events(snapshot=True, transport=transport)) as listener:
         await listener.finish()
 
-    fold = Fold.empty(job.id)
+    fold = Fold(job.id)
     for one in listener.events:
         fold = fold.follow(one)
     assert listener.types[0] == "snapshot"
@@ -414,7 +414,7 @@ async def test_an_upload_that_is_cut_goes_on_in_parts(gateway: Gateway, tmp_path
         digest = hashlib.sha256(await client.fetch(job.document.files[0].url)).digest()
     assert digest == hashlib.sha256(content).digest()
     assert await gateway.blob_count() == 1
-    assert [entry async for entry in gateway.blobs.uploads()] == []
+    assert await gateway.blobs.newest("uploads") == {}
 
 
 async def test_what_is_too_large_is_heard_before_it_is_sent(store: Store, tmp_path: Path) -> None:

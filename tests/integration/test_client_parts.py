@@ -37,7 +37,7 @@ def client_of(url: str, **options: Any) -> Client:
 async def arrived(gateway: Gateway, job: Job) -> bytes:
     """The bytes of the job's one file, from the gateway itself; of the upload nothing is left."""
     [file] = job.document.files
-    assert [entry async for entry in gateway.blobs.uploads()] == []
+    assert await gateway.blobs.newest("uploads") == {}
     return (await gateway.get(file.url)).body
 
 

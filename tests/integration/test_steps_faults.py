@@ -10,7 +10,6 @@ from pydantic_core import to_json
 
 from gateway.blobs import Blobs
 from gateway.errors import Unavailable
-from gateway.fold import fold_log
 from gateway.protocol import State
 from gateway.requests import JobOptions
 from gateway.store import JobRecord, Store
@@ -28,7 +27,7 @@ from processors import (
     step,
 )
 from tests.faults import wait_until
-from tests.jobs import begin, end, event, look_later
+from tests.jobs import begin, end, event, fold_log, look_later
 from tests.process_kinds import waits_in_a_process
 from tests.worker_jobs import end_of, log_of, submit, working
 

@@ -31,12 +31,11 @@ from pydantic_core import from_json
 from gateway.documents import KindDocument
 from gateway.errors import EventsLost, KeyReused, LeaseLost
 from gateway.event_text import decode_event, encode_event_tail
-from gateway.fold import fold_log
 from gateway.protocol import START, TERMINAL, TERMINAL_TYPES, Cursor, State
 from gateway.requests import JobOptions
 from gateway.store import Claim, JobRecord, Lease, Store
 from gateway.store.jobs import encode_id
-from tests.jobs import event, new_job
+from tests.jobs import event, fold_log, new_job
 
 T = TypeVar("T")
 pytestmark = pytest.mark.parametrize("redis_url", ["valkey", "cluster"], indirect=True)

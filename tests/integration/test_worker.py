@@ -17,7 +17,6 @@ from pydantic_core import from_json
 from gateway.blobs import Blobs
 from gateway.errors import Unavailable
 from gateway.event_text import encode_snapshot_data
-from gateway.fold import fold_log
 from gateway.protocol import TERMINAL, Event, State
 from gateway.requests import JobOptions
 from gateway.store import Claim, NewJob, Store, StoredFile
@@ -26,6 +25,7 @@ from processors.processor import load_processors, processor
 from processors.worker import Worker
 from tests import worker_jobs
 from tests.faults import PATIENCE_SECONDS, wait_until
+from tests.jobs import fold_log
 from tests.jobs import submit as submit_to
 from tests.worker_jobs import end_of, log_of
 

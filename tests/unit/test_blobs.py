@@ -212,11 +212,11 @@ async def test_all_of_a_job_is_deleted_and_nothing_else(blobs: Blobs, tmp_path: 
     for key in ("jobs/x/1", "jobs/x/outputs/2", "jobs/xy/1"):
         await blobs.put(key, b"1", max_bytes=None)
 
-    assert await blobs.delete_prefix("jobs/x") == 2
+    await blobs.delete_prefix("jobs/x")
 
-    assert [job async for job, _ in blobs.jobs()] == ["xy"]
+    assert list(await blobs.newest("jobs")) == ["xy"]
     assert not (tmp_path / "jobs" / "x").exists()
-    assert await blobs.delete_prefix("jobs/x") == 0
+    await blobs.delete_prefix("jobs/x")
 
 
 async def test_the_collector_sees_each_job_with_its_newest_time(blobs: Blobs) -> None:
@@ -226,7 +226,7 @@ async def test_the_collector_sees_each_job_with_its_newest_time(blobs: Blobs) ->
         await blobs.put(key, b"1", max_bytes=None)
     await blobs.marker()
 
-    found = {job: changed_at async for job, changed_at in blobs.jobs()}
+    found = await blobs.newest("jobs")
 
     assert found.keys() == {"x", "y"}
     assert all(before <= changed_at <= time.time() + 2 for changed_at in found.values())
@@ -238,7 +238,7 @@ async def test_the_collector_finds_what_a_killed_process_left(local: Blobs, tmp_
     half.parent.mkdir(parents=True)
     half.write_bytes(b"half")
 
-    assert [job async for job, _ in local.jobs()] == ["x"]
+    assert list(await local.newest("jobs")) == ["x"]
     await local.delete_prefix("jobs/x")
 
     assert files(tmp_path) == []

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.event_text import decode_event, encode_snapshot_data
-from gateway.fold import Fold, fold_log
+from gateway.fold import Fold
 from gateway.protocol import TRANSITIONS, Event, EventType, State, format_time
 from tests.golden import golden, named
+from tests.jobs import fold_log
 
 GOLDEN = golden("fold")
 JOB: str = GOLDEN["job"]
@@ -109,7 +110,7 @@ def test_any_log_folds_the_same_from_a_snapshot_anywhere(events: list[Event]) ->
 @given(logs())
 def test_a_fold_read_in_the_middle_folds_on_the_same(events: list[Event]) -> None:
     """Asking for the data has no effect on what comes after."""
-    watched = Fold.empty(JOB)
+    watched = Fold(JOB)
     for event in events:
         watched.apply(event).data()
 
