@@ -11,13 +11,14 @@ from importlib.metadata import version
 from urllib.parse import urlsplit
 
 from gateway.doctor.capture import Captured, secrets_of
+from gateway.doctor.chain import answered, measure, measure_origin
 from gateway.doctor.compare import Difference, compare, explaining
 from gateway.doctor.diagnosis import diagnose, origin_finding
 from gateway.doctor.exchange import Ended, Exchange, exchange
 from gateway.doctor.finding import Finding, in_cause_order
 from gateway.doctor.measured import Chain
 from gateway.doctor.observation import observed
-from gateway.doctor.probes import Pace, Probes, Target, answered, measure, measure_origin
+from gateway.doctor.probes import Pace, Probes, Target
 from gateway.doctor.redact import redact, redact_url
 from gateway.doctor.report import Outcome, Report, Step, told
 from gateway.doctor.rerun import seconds_to_repeat, still_wrong

@@ -22,10 +22,7 @@ import aiohttp
 from gateway.doctor.drip import Shape, lags_of, read_frames, shape_of
 from gateway.doctor.exchange import Ended, Exchange, exchange, is_private, tls_context
 from gateway.doctor.hops import hops_of_answer, hops_of_request
-from gateway.doctor.measured import Answered, Chain, Drip, Silence, Socket
-from gateway.doctor.observation import observed
-from gateway.doctor.redact import redact_url
-from gateway.doctor.signatures import ray_and_colo
+from gateway.doctor.measured import Drip, Silence, Socket
 
 T = TypeVar("T")
 
@@ -197,9 +194,9 @@ class Probes:
             "status": result.status,
             "content_encoding": content_encoding,
             "framing": result.framing,
-            "head_seconds": _rounded(result.head_seconds),
-            "first_byte_seconds": _rounded(result.first_byte_seconds),
-            "ended_seconds": _rounded(result.ended_seconds),
+            "head_seconds": rounded(result.head_seconds),
+            "first_byte_seconds": rounded(result.first_byte_seconds),
+            "ended_seconds": rounded(result.ended_seconds),
             "size": result.size,
         }
         if result.status != 200:
@@ -396,10 +393,10 @@ class Probes:
             paced_cut = None if paced.ended is Ended.WHOLE and paced.status == 200 else paced.ended_seconds
         return Silence(
             asked_seconds=asked,
-            first_byte_cut_seconds=_rounded(first_cut),
+            first_byte_cut_seconds=rounded(first_cut),
             first_byte_status=first.status,
-            gap_cut_seconds=_rounded(gap_cut),
-            paced_cut_seconds=_rounded(paced_cut),
+            gap_cut_seconds=rounded(gap_cut),
+            paced_cut_seconds=rounded(paced_cut),
         )
 
     async def _ask(
@@ -447,80 +444,6 @@ async def gather(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-def answered(result: Exchange) -> Answered:
-    """An exchange as it is told, saved and compared."""
-    seen = observed(result)
-    ray, colo = ray_and_colo(seen)
-    tls = result.tls
-    return Answered(
-        url=redact_url(result.url),
-        method=result.method,
-        ended=result.ended,
-        detail=result.detail,
-        status=result.status,
-        hops=tuple(hops_of_answer(seen.headers)),
-        ray=ray,
-        colo=colo,
-        addresses=result.addresses,
-        tls=", ".join(part for part in (tls.version, tls.alpn, tls.issuer) if part) if tls else "",
-        framing=result.framing,
-        content_encoding=seen.get("content-encoding"),
-        connected_seconds=_rounded(result.connected_seconds),
-        head_seconds=_rounded(result.head_seconds),
-        first_byte_seconds=_rounded(result.first_byte_seconds),
-        largest_gap_seconds=round(result.largest_gap_seconds, 3),
-        ended_seconds=round(result.ended_seconds, 3),
-    )
-
-
-async def measure(target: Target, pace: Pace, *, deep: bool) -> tuple[Chain, Exchange]:
-    """Measure a chain with everything; returns what was measured, and the first exchange for its signature."""
-    probes = Probes(target, pace)
-    first, state = await probes.first()
-    if state != "ready":
-        return Chain(probe=state, answered=answered(first)), first
-    async with asyncio.TaskGroup() as group:
-        drips = group.create_task(probes.matrix())
-        held = group.create_task(probes.headers_held())
-        socket = group.create_task(probes.socket(110 if deep else 2))
-        bodies = group.create_task(probes.bodies())
-        interim = group.create_task(probes.interim())
-        headers = group.create_task(probes.headers())
-        upload = group.create_task(probes.upload())
-        refused = group.create_task(probes.refused_bytes())
-        silence = group.create_task(probes.silence()) if deep else None
-        slow = group.create_task(probes.slow_upload()) if deep else None
-    if probes.crowded:
-        return Chain(probe="busy", answered=answered(first)), first
-    uploaded = upload.result()
-    if slow is not None and not uploaded["upload"]:
-        uploaded["upload"] = slow.result()
-    chain = Chain(
-        probe="ready",
-        answered=answered(first),
-        drips=drips.result(),
-        headers_held=held.result(),
-        socket=socket.result(),
-        bodies=bodies.result(),
-        interim=interim.result(),
-        refused_bytes=refused.result(),
-        silence=silence.result() if silence else None,
-        **headers.result(),
-        **uploaded,
-    )
-    return chain, first
-
-
-async def measure_origin(target: Target, pace: Pace) -> tuple[Chain, Exchange]:
-    """Measure only what tells whether an origin sends in time."""
-    probes = Probes(target, pace)
-    first, state = await probes.first()
-    drips = await probes.few() if state == "ready" else ()
-    if probes.crowded:
-        return Chain(probe="busy", answered=answered(first)), first
-    return Chain(probe=state, answered=answered(first), drips=drips), first
-
-
 def _json(result: Exchange) -> dict[str, Any]:
     try:
         document = json.loads(result.body)
@@ -529,5 +452,6 @@ def _json(result: Exchange) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _rounded(seconds: float | None) -> float | None:
+def rounded(seconds: float | None) -> float | None:
+    """To a millisecond, which is what a clock across a network is good for."""
     return None if seconds is None else round(seconds, 3)

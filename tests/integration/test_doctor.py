@@ -15,12 +15,13 @@ import pytest
 from rich.console import Console
 
 from gateway.doctor.capture import Captured
+from gateway.doctor.chain import answered
 from gateway.doctor.diagnosis import diagnose
 from gateway.doctor.drip import Shape
 from gateway.doctor.examine import Inquiry, examine
 from gateway.doctor.exchange import Ended, exchange
 from gateway.doctor.measured import Chain
-from gateway.doctor.probes import Pace, Probes, Target, answered
+from gateway.doctor.probes import Pace, Probes, Target
 from gateway.doctor.report import Outcome, Report
 from gateway.doctor.terminal import Terminal
 from gateway.edge import Edge, Profile, chain, load_profile

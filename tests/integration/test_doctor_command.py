@@ -18,10 +18,11 @@ import pytest
 from gateway.app import DOOR
 from gateway.cli import Exit, main
 from gateway.doctor.capture import Captured, capture
+from gateway.doctor.chain import answered
 from gateway.doctor.diagnosis import diagnose
 from gateway.doctor.examine import Inquiry, examine
 from gateway.doctor.measured import Chain
-from gateway.doctor.probes import Pace, Probes, Target, answered
+from gateway.doctor.probes import Pace, Probes, Target
 from gateway.doctor.report import Outcome, Report, load_report
 from gateway.edge import Edge, Profile, load_profile
 from gateway.store import Store
