@@ -92,6 +92,11 @@ class Blobs:
         """A new key for a blob of this job."""
         return f"jobs/{job_id}/{secrets.token_hex(8)}"
 
+    @staticmethod
+    def output_key(job_id: str, attempt: int | None, index: str) -> str:
+        """The key of the bytes that an attempt publishes under an index."""
+        return f"jobs/{job_id}/outputs/{attempt}-{index}"
+
     # --- one blob -----------------------------------------------------------------------------------------------
 
     async def put(

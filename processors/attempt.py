@@ -113,7 +113,6 @@ class Attempt:
             self._context,
             input_=input_,
             blobs=tools.blobs,
-            max_inline_bytes=tools.max_inline_bytes,
             processes=tools.processes,
             batches=tools.batches,
         )

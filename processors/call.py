@@ -5,23 +5,19 @@ from __future__ import annotations
 import contextlib
 import inspect
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from gateway.blobs import Blobs
-from gateway.protocol import MAX_EVENT_BYTES
 from gateway.store import JobRecord
 from processors.batching import Batches
-from processors.context import Context
+from processors.context import Context, as_output
 from processors.errors import Rejected, said_by
 from processors.process import Processes
 from processors.processor import Processor, Style
 from processors.thread import run_in_thread
-
-# Of a result event besides the result.
-_ENVELOPE_BYTES: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +39,6 @@ class Call:
         *,
         input_: bytes,
         blobs: Blobs,
-        max_inline_bytes: int,
         processes: Processes,
         batches: Batches,
     ) -> None:
@@ -52,7 +47,6 @@ class Call:
         self._input = input_
         self._context = context
         self._blobs = blobs
-        self._max_inline_bytes = max_inline_bytes
         self._processes = processes
         self._batches = batches
 
@@ -87,7 +81,7 @@ class Call:
                 index = 0
                 async with contextlib.aclosing(function(context, *arguments)) as values:
                     async for value in values:
-                        await context.output(index, **_as_output(value))
+                        await context.output(index, **as_output(value))
                         index += 1
             case Style.THREAD_GENERATOR:
                 await run_in_thread(self._drain, arguments, name=name)
@@ -97,7 +91,7 @@ class Call:
         """Run a plain generator to its end, in a thread."""
         with contextlib.closing(self._processor.function(self._context.sync, *arguments)) as values:
             for index, value in enumerate(values):
-                self._context.sync.output(index, **_as_output(value))
+                self._context.sync.output(index, **as_output(value))
 
     async def _read_arguments(self) -> tuple[Any, ...]:
         adapter = self._processor.input_adapter
@@ -118,13 +112,8 @@ class Call:
         else:
             text = adapter.dump_json(adapter.validate_python(result))
         partial = {"partial": True} if self._context.partial else {}
-        if len(text) <= min(self._max_inline_bytes, MAX_EVENT_BYTES - _ENVELOPE_BYTES):
+        if len(text) <= self._context.inline_bytes:
             return Result({"result": from_json(text)} | partial, None)
         key = f"jobs/{self._record.id}/result-{self._record.attempt}"
         await self._blobs.put(key, text, max_bytes=None)
         return Result({"result_url": f"/v1/jobs/{self._record.id}/result"} | partial, key)
-
-
-def _as_output(value: Any) -> dict[str, Any]:
-    """What a generator yielded, as arguments of `output`."""
-    return {"data": value} if isinstance(value, bytes) else {"value": value}

@@ -25,7 +25,7 @@ from typing import Any, cast
 
 from processors.channel import DEAF_EXIT, Channel
 from processors.children import Children
-from processors.context import Context, SyncContext
+from processors.context import Context, SyncContext, as_output
 from processors.errors import ProcessorError, Rejected, Retry
 from processors.processor import Processor, load_processors
 
@@ -308,7 +308,7 @@ def _run(processor: Processor, job: _Job) -> Any:
         return made
     with contextlib.closing(made) as values:
         for index, value in enumerate(values):
-            job.context.output(index, **({"data": value} if isinstance(value, bytes) else {"value": value}))
+            job.context.output(index, **as_output(value))
     return None
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-# What an event is besides its value: an output of `max_inline_bytes` must still fit into one event.
+# What an event is besides its value: an output or a result of `max_inline_bytes` must still fit into one event.
 _ENVELOPE_BYTES: Final = 1024
 # Most of a log message that is kept: a stack trace fits, a dumped document doesn't.
 MAX_LOG_CHARACTERS: Final = 16_384
@@ -83,7 +83,8 @@ class Context:
         self._hand_over = hand_over
         self._store = store
         self._blobs = blobs
-        self._inline_bytes = min(max_inline_bytes, MAX_EVENT_BYTES - _ENVELOPE_BYTES)
+        self.inline_bytes = min(max_inline_bytes, MAX_EVENT_BYTES - _ENVELOPE_BYTES)
+        """What is larger becomes a blob. The runtime's to read, as it is for results and the inputs of steps."""
         self._stopped = threading.Event()
         self._together: Sequence[Context] = (self,)
         self._children = Children()
@@ -174,14 +175,14 @@ class Context:
         head = {"index": name, "content_type": content_type}
         if data is None:
             text = to_json(value, inf_nan_mode="null")
-            if len(text) <= self._inline_bytes:
+            if len(text) <= self.inline_bytes:
                 # Encoded once: the value goes between the last two braces of a tail that lacks it.
                 tail = encode_event_tail(EventType.OUTPUT, head)[:-2] + b',"value":' + text + b"}}"
                 await self._writer.put(EventType.OUTPUT, tail, head, name)
                 return
             data = value.encode() if isinstance(value, str) and content_type != "application/json" else text
         # The gateway finds the blob by the event's attempt and index; a client sees the url only.
-        key = f"jobs/{self.job_id}/outputs/{self.attempt}-{name}"
+        key = self._blobs.output_key(self.job_id, self.attempt, name)
         try:
             size, _ = await self._blobs.put(key, data, max_bytes=None, still_wanted=self._check_taken)
         except _NotTaken:
@@ -235,7 +236,7 @@ class Context:
             if text is None:
                 raise KeyError(f"the output {index} was a step's, whose job has expired")
             event = decode_event(text)
-        return await self._blobs.get(f"jobs/{job}/outputs/{event.attempt}-{name}")
+        return await self._blobs.get(self._blobs.output_key(job, event.attempt, name))
 
     async def run(self, kind: str, input: Any = None, *, step: str | None = None, files: bool = False) -> Any:
         """Have another kind do a step of this job, as a job of its own, and return its result.
@@ -484,6 +485,11 @@ class SyncContext:
             data, self._latest = self._latest, None
         if data is not None:
             self._context._writer.progress(data)
+
+
+def as_output(value: Any) -> dict[str, Any]:
+    """What a generator yielded, as arguments of `output`."""
+    return {"data": value} if isinstance(value, bytes) else {"value": value}
 
 
 def _number(value: float) -> float:

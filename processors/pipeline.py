@@ -18,7 +18,7 @@ from gateway.errors import ConfigurationError
 from processors.context import Context
 from processors.errors import ProcessorError, Rejected, said_by
 from processors.processor import Processor, processor
-from processors.row import Done, Row, Step
+from processors.row import Done, HasSteps, Step
 from processors.text import check_step_name
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def step(
 
 def pipeline(
     kind: str,
-    steps: Row,
+    steps: HasSteps,
     *,
     input: Any = dict[str, Any],
     result: Any = Any,

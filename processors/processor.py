@@ -22,7 +22,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from gateway.documents import KindDocument
 from gateway.errors import ConfigurationError
 from gateway.protocol import DAY_SECONDS, KIND_PATTERN
-from processors.row import Row, Step, Steps
+from processors.row import HasSteps, Row, Step
 
 _KIND: Final = re.compile(KIND_PATTERN, re.ASCII)
 
@@ -74,8 +74,8 @@ class Processor:
         """Itself as the one step of a row, named as its kind."""
         return (Step(self.kind, self.kind),)
 
-    def __rshift__(self, following: Row) -> Steps:
-        return Steps((*self.steps, *following.steps))
+    def __rshift__(self, following: HasSteps) -> Row:
+        return Row((*self.steps, *following.steps))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)

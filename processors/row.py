@@ -17,7 +17,7 @@ class Done(NamedTuple):
     """The result of the step before this one; None for the first."""
 
 
-class Row(Protocol):
+class HasSteps(Protocol):
     """What can stand in a row: a step, several, or a processor, which is a step without anything special."""
 
     @property
@@ -42,15 +42,15 @@ class Step:
         """This one."""
         return (self,)
 
-    def __rshift__(self, following: Row) -> Steps:
-        return Steps((self, *following.steps))
+    def __rshift__(self, following: HasSteps) -> Row:
+        return Row((self, *following.steps))
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class Row:
     """Steps in their order."""
 
     steps: tuple[Step, ...]
 
-    def __rshift__(self, following: Row) -> Steps:
-        return Steps((*self.steps, *following.steps))
+    def __rshift__(self, following: HasSteps) -> Row:
+        return Row((*self.steps, *following.steps))

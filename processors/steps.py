@@ -236,7 +236,7 @@ class Steps:
 
     async def _submit(self, child: str, new: NewJob) -> None:
         text = to_json(new.input)
-        if len(text) > self._context._inline_bytes:
+        if len(text) > self._context.inline_bytes:
             # The result of the step before it, for one, which has no bound; a record is read again and again.
             key = f"jobs/{child}/input"
             await _patiently(lambda: self._blobs.put(key, text, max_bytes=None))

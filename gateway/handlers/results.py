@@ -13,6 +13,7 @@ from aiohttp import web
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
+from gateway.blobs import Blobs
 from gateway.errors import Conflict, Gone, JobFailed, NotAcceptable, NotFound, RangeNotSatisfiable
 from gateway.event_text import decode_event, number_of
 from gateway.handlers.context import BLOBS, STORE, owned_job
@@ -156,7 +157,7 @@ def output_content(job: str, event: Event) -> Content:
     # The same index again replaces what it had: the event's number is a part of what names the content.
     tag = f"{event.cursor}".encode()
     if "url" in event.data:
-        blob = f"jobs/{job}/outputs/{event.attempt}-{index}"
+        blob = Blobs.output_key(job, event.attempt, index)
         return Content(content_type, _tag(tag + blob.encode()), index, blob=blob)
     value = event.data.get("value")
     data = value.encode() if isinstance(value, str) and content_type != JSON else to_json(value)

@@ -12,6 +12,7 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 from pydantic_core import from_json
 
+from gateway.blobs import Blobs
 from gateway.documents import JobDocument
 from gateway.errors import BadRequest, Conflict, EventsLost, LeaseLost, NotFound, TooLarge, WriteTokenNeeded
 from gateway.event_text import encode_event_tail
@@ -110,7 +111,7 @@ async def put_output(request: web.Request) -> web.Response:
     if _INDEX.fullmatch(index) is None:
         raise BadRequest("An output's index is 1 to 64 letters, digits, dots, underscores or dashes.")
     store, blobs = request.app[STORE], request.app[BLOBS]
-    key = f"jobs/{lease.job}/outputs/{lease.attempt}-{index}"
+    key = Blobs.output_key(lease.job, lease.attempt, index)
     limit = request.app[SETTINGS].max_upload_bytes
     try:
         # Asked before the bytes come and when they are there: only the attempt that has the job may leave files of it,
