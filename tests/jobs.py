@@ -10,7 +10,7 @@ from gateway.event_text import encode_event_tail
 from gateway.fold import Fold
 from gateway.protocol import Event
 from gateway.requests import JobOptions
-from gateway.store import JobRecord, Lease, NewJob, Store, WriterEvent
+from gateway.store import Claim, JobRecord, Lease, NewJob, Store, WriterEvent
 
 
 def new_job(
@@ -41,6 +41,11 @@ async def submit(
 async def begin(store: Store, kind: str, worker: str = "worker") -> Lease:
     """Claim and begin the next job of a kind."""
     [claim] = await store.claim(kind, worker, 1)
+    return await begin_claim(store, claim, worker)
+
+
+async def begin_claim(store: Store, claim: Claim, worker: str = "worker") -> Lease:
+    """Begin what was claimed, and hold its lease."""
     begun = await store.begin(claim, worker)
     assert begun.lease is not None, begun
     await store.hold(claim, begun.lease)
