@@ -122,11 +122,8 @@ def make_app(settings: Settings, store: Store, blobs: Blobs, hub: Hub) -> web.Ap
         ],
     )
     app[SETTINGS], app[STORE], app[BLOBS], app[HUB] = settings, store, blobs, hub
-    app[METRICS], app[READINESS], app[VALIDATORS] = (
-        metrics,
-        readiness,
-        Validators(Upstreams(settings.upstreams, settings.upstream_networks)),
-    )
+    app[METRICS], app[READINESS] = metrics, readiness
+    app[VALIDATORS] = Validators(Upstreams(settings.upstreams, settings.upstream_networks))
     app[SLOW_ROUTES] = routed
     app[STREAMS] = StreamLimit(settings.max_streams_per_owner)
     app[probe.PROBES] = probe.Probes()

@@ -18,7 +18,8 @@ from multidict import CIMultiDict
 from gateway.errors import Gone, NotFound, OutlastError, Unavailable
 from gateway.handlers.context import HUB, SETTINGS, STORE, owned, principal
 from gateway.handlers.documents import job_headers
-from gateway.handlers.streams import STREAM_HEADERS, StreamListener
+from gateway.handlers.listeners import StreamListener
+from gateway.handlers.streams import STREAM_HEADERS
 from gateway.hub import Frame, Place, Pulse, Subscription
 from gateway.protocol import CloseCode, Cursor
 from gateway.store import JobRecord, Submitted

@@ -18,7 +18,8 @@ from gateway.errors import FOR_CLIENTS, OutlastError, Unavailable
 from gateway.event_text import decode_event
 from gateway.handlers.context import HUB, STORE, owned, principal
 from gateway.handlers.documents import job_headers
-from gateway.handlers.streams import STREAM_HEADERS, StreamListener, Wishes, listen, requested_cut
+from gateway.handlers.listeners import StreamListener
+from gateway.handlers.streams import STREAM_HEADERS, Wishes, listen, requested_cut
 from gateway.hub import Frame, Place, Pulse
 from gateway.protocol import START, Cursor, EventType, State
 from gateway.sse import comment
