@@ -383,8 +383,9 @@ class Jobs(Connection):
         if answer == b"unknown":
             await self._missing(job)
         record = await self.job(job)
-        if answer == b"freed":
-            # Its entry says when the time for the hand-over is over, and the look at it is what frees its place.
+        if answer in {b"freed", b"cancelled"}:
+            # The look at it is what frees its place under its kind's cap, or among those that may wait; its entry may
+            # be minutes ahead.
             with suppress(Unavailable):
                 await self._run("notice", self._keys.kind(record.kind), (job, 0))
         if record.state is State.CANCELLED and record.children:

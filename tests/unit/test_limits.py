@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from gateway.errors import TooMany
-from gateway.limits import StreamLimit
+from gateway.limits import USER_STREAMS, StreamLimit
 
 
 def test_each_owner_has_its_own_places() -> None:
@@ -28,6 +28,22 @@ def test_each_owner_has_its_own_places() -> None:
     assert refused.value.code == "too_many_streams"
     assert refused.value.retry_after_seconds is not None
     assert len(limit) == 0
+
+
+def test_a_user_of_a_token_has_fewer_places_and_takes_none_of_the_owners() -> None:
+    """A stolen token must not fill a gateway; where the owner's limit is lower, it is the user's too."""
+    limit = StreamLimit(1000)
+
+    with ExitStack() as held:
+        for _ in range(USER_STREAMS):
+            held.enter_context(limit.place("a/anna"))
+        with pytest.raises(TooMany), limit.place("a/anna"):
+            pass
+        held.enter_context(limit.place("a"))
+        held.enter_context(limit.place("a/boris"))
+    few = StreamLimit(1)
+    with few.place("a/anna"), pytest.raises(TooMany), few.place("a/anna"):
+        pass
 
 
 def test_a_place_is_left_also_by_an_error() -> None:
