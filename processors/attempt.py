@@ -197,6 +197,14 @@ class Attempt:
             else:
                 await self._tools.places.come_back(self.lease.kind)
 
+    def leave_hand(self) -> None:
+        """Tell who waits in this worker for a place under the kind's cap that it has left one."""
+        self._tools.places.leave_hand(self.lease.kind)
+
+    def in_line(self) -> contextlib.AbstractContextManager[asyncio.Event]:
+        """In line for a place under the kind's cap; the event says that another attempt has left one."""
+        return self._tools.places.in_line(self.lease.kind)
+
     def is_stopping(self) -> bool:
         """Whether it has only its ending left to say."""
         return self._stop is not None or self._returned
@@ -409,6 +417,7 @@ class Attempt:
             await self._tools.store.leave(
                 self.lease, self._record, retry_after_seconds=ending.delay_seconds, ran_seconds=ran
             )
+        self.leave_hand()
 
 
 def _outcome(function: asyncio.Task[Result]) -> tuple[Result | None, BaseException | None]:

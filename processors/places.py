@@ -7,8 +7,9 @@ comes back it goes before anything new. All of it belongs to the event loop.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final
 
 from processors.processor import Processor
@@ -36,6 +37,7 @@ class Places:
         self._taken: Counter[str] = Counter()
         self._aside: Counter[str] = Counter()
         self._returning: list[tuple[str, asyncio.Future[None]]] = []
+        self._in_line: defaultdict[str, list[asyncio.Event]] = defaultdict(list)
         self._unwell: set[str] = set()
 
     def __repr__(self) -> str:
@@ -106,6 +108,23 @@ class Places:
         """Have a place again, though all may be taken: an attempt that ends waits for nothing."""
         self._taken[kind] += 1
         self._came_back(kind)
+
+    def leave_hand(self, kind: str) -> None:
+        """Tell the first in line who has not been told yet that a job of this worker's is in hand no more."""
+        for left in self._in_line[kind]:
+            if not left.is_set():
+                left.set()
+                return
+
+    @contextmanager
+    def in_line(self, kind: str) -> Iterator[asyncio.Event]:
+        """In line for a place under a kind's cap; the event says that there may be one. Clear it before asking."""
+        left = asyncio.Event()
+        self._in_line[kind].append(left)
+        try:
+            yield left
+        finally:
+            self._in_line[kind].remove(left)
 
     def _came_back(self, kind: str) -> None:
         self._aside[kind] -= 1

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -26,6 +26,7 @@ from gateway.store import MAX_CHILDREN, JobRecord, Lease, NewJob, Store
 from processors.backoff import Backoff
 from processors.errors import ProcessorError, Rejected, StepFailed
 from processors.relay import Relay
+from processors.tasks import first_of
 from processors.text import check_step_name
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ _LOOK_AGAIN_SECONDS: Final = 5.0
 _CANCEL_WAIT_SECONDS: Final = 4.0
 # What an attempt that ends spends on being in hand again: its ending waits for that, and Redis may be away.
 _GO_ON_SECONDS: Final = 1.0
-# While its kind's cap leaves an attempt no place: who ends rings for new jobs only, and those are held back meanwhile.
+# While its kind's cap leaves an attempt no place: who ends in another worker rings for new jobs only, which are held
+# back meanwhile.
+_ASK_FIRST_SECONDS: Final = 0.05
 _ASK_AGAIN_SECONDS: Final = 0.5
 T = TypeVar("T")
 
@@ -56,6 +59,12 @@ class Aside(Protocol):
 
     async def come_back(self) -> None:
         """Wait until it is free again; once the attempt is stopped it waits for nothing."""
+
+    def leave_hand(self) -> None:
+        """Tell who waits in its worker for a place under its kind's cap that there is one."""
+
+    def in_line(self) -> AbstractContextManager[asyncio.Event]:
+        """In line for such a place; the event says that there may be one."""
 
     def is_stopping(self) -> bool:
         """Whether the attempt has only its ending left to say."""
@@ -258,6 +267,7 @@ class Steps:
         async with self._changing:
             self._aside.step_aside()
             await _patiently(lambda: self._store.wait_for_child(self._lease, self._record, child))
+            self._aside.leave_hand()
 
     async def _unpark(self) -> None:
         async with self._changing:
@@ -273,14 +283,16 @@ class Steps:
 
     async def _until_in_hand(self) -> None:
         """Wait for a place under the kind's cap; no longer once the attempt is stopped, or its next step has begun."""
-        backoff = Backoff(0.05, _ASK_AGAIN_SECONDS)
+        backoff = Backoff(_ASK_FIRST_SECONDS, _ASK_AGAIN_SECONDS)
         try:
-            while not self._aside.is_stopping():
-                if await _patiently(lambda: self._store.go_on(self._lease)):
-                    return
-                await asyncio.sleep(backoff.next())
-                if self._under_way:
-                    return
+            with self._aside.in_line() as left:
+                while not self._aside.is_stopping():
+                    left.clear()
+                    if await _patiently(lambda: self._store.go_on(self._lease)):
+                        return
+                    await first_of(left.wait(), timeout_seconds=backoff.next())
+                    if self._under_way:
+                        return
         except asyncio.CancelledError:
             if not self._under_way:
                 await self._go_on_at_once()

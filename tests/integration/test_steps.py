@@ -107,6 +107,8 @@ async def one_at_a_time(ctx: Context, input: dict[str, Any]) -> str:
     CALLS.append(name)
     with at_once():
         await wait_until(lambda: name in GATES)
+    if then := input.get("then"):
+        await ctx.run("gated", {"gate": then})
     return name
 
 
@@ -344,11 +346,30 @@ async def test_a_parent_goes_on_when_its_kinds_cap_has_a_place_and_before_anythi
     assert AT_ONCE[1] == 1
 
 
-async def parent_and_other(store: Store) -> tuple[str, str]:
+@pytest.mark.parametrize("then", [None, "then"], ids=["ends", "waits for a step itself"])
+async def test_a_parent_hears_of_a_place_that_is_left_in_its_own_worker(
+    store: Store, blobs: Blobs, monkeypatch: pytest.MonkeyPatch, then: str | None
+) -> None:
+    """It asks at once, and not only when it would ask again anyway."""
+    for name in ("_ASK_FIRST_SECONDS", "_ASK_AGAIN_SECONDS"):
+        monkeypatch.setattr(f"processors.steps.{name}", 3600)
+    async with worker_jobs.working(store, blobs, CAPPED, concurrency=4):
+        parent, other = await parent_and_other(store, then=then)
+        GATES.add("step")
+        await wait_until(lambda: waits_to_go_on(store, parent))
+
+        GATES.update({"other", "parent"})
+
+        assert (await end_of(store, parent)).state is State.SUCCEEDED
+        GATES.add("then")
+        assert (await end_of(store, other)).state is State.SUCCEEDED
+
+
+async def parent_and_other(store: Store, **of_other: Any) -> tuple[str, str]:
     """A parent that waits for its step, and a job that has the place under their kind's cap meanwhile."""
     parent = await submit(store, one_at_a_time, name="parent", step="step")
     await wait_until(lambda: depths(store, one_at_a_time=(0, 0), gated=(0, 1)))
-    other = await submit(store, one_at_a_time, name="other")
+    other = await submit(store, one_at_a_time, name="other", **of_other)
     await wait_until(lambda: CALLS == ["other"])
     return parent, other
 
