@@ -3,7 +3,7 @@
  *
  * @import { Backoff } from "./backoff.js"
  * @import { JobDocument, KindDocument, OutputEvent, Priority, State } from "./protocol.js"
- * @import { TransportName } from "./transports.js"
+ * @import { SocketClass, TransportName } from "./transports.js"
  * @import { UploadProgress } from "./upload.js"
  */
 
@@ -41,7 +41,7 @@ import { read, send } from "./upload.js";
  * @property {number | undefined} [partBytes] the largest part of an upload, and the largest body that goes in one
  *   request: 8 MiB; keep it below what your edge takes (Cloudflare 100 MB)
  * @property {typeof fetch | undefined} [fetch] in the place of the platform's
- * @property {typeof WebSocket | undefined} [WebSocket] in the place of the platform's, which Node 20 has not
+ * @property {SocketClass | undefined} [WebSocket] in the place of the platform's, which Node 20 has not
  */
 
 /**

@@ -11,6 +11,22 @@
  */
 
 /**
+ * What is needed of a `WebSocket`; the platform's has it, and so have those of the packages `ws` and `undici`.
+ * @typedef {object} Socket
+ * @property {((event: any) => void) | null} onopen
+ * @property {((event: any) => void) | null} onmessage
+ * @property {((event: any) => void) | null} onclose
+ * @property {((event: any) => void) | null} onerror
+ * @property {(text: string) => void} send
+ * @property {(code?: number) => void} close
+ */
+
+/**
+ * The class of such sockets.
+ * @typedef {new (url: string | URL, protocols?: string[]) => Socket} SocketClass
+ */
+
+/**
  * What a connection needs.
  * @typedef {object} Connect
  * @property {string} base the gateway's address
@@ -22,7 +38,7 @@
  * @property {AbortSignal} signal
  * @property {number} silenceMs a connection that is silent for longer is taken for dead
  * @property {typeof fetch} fetch
- * @property {typeof WebSocket} WebSocket
+ * @property {SocketClass | undefined} WebSocket
  */
 
 /**
@@ -99,6 +115,7 @@ export async function* openSse({ base, job, after, snapshot, types, apiKey, sign
 /** @type {Transport} */
 export async function* openWebSocket(connect) {
   const { base, job, after, snapshot, types, apiKey, signal, silenceMs, WebSocket } = connect;
+  if (!WebSocket) throw new TypeError("This platform has no WebSocket; hand one in, as the client's option `WebSocket`.");
   const url = new URL("/v1/ws", base);
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
   // Without a key no subprotocol is offered: browsers fail a connection whose server picks none.
@@ -139,6 +156,9 @@ export async function* openWebSocket(connect) {
     if (frames.length > MAX_WAITING_FRAMES) end(connectionError("the listener is slower than the events"));
     wake();
   };
+  // The close that follows says as much. Node's packages end the process over an error that nobody hears, also of a
+  // socket that is closed before it is open.
+  socket.onerror = () => {};
   socket.onclose = ({ code, reason }) => {
     if (shouldComeBack(code)) return end(code === 1006 ? connectionError(new Error("closed without a reason")) : null);
     const detail = `The gateway closed the connection and asks not to come back: ${reason || code}.`;

@@ -108,12 +108,12 @@ export class FakeGateway {
   /** A `WebSocket` class that talks to this gateway. */
   socketClass() {
     const gateway = this;
-    return /** @type {typeof WebSocket} */ (/** @type {unknown} */ (class extends FakeSocket {
+    return class extends FakeSocket {
       /** @param {URL | string} url @param {string[]} [protocols] */
       constructor(url, protocols = []) {
         super(gateway, String(url), protocols);
       }
-    }));
+    };
   }
 
   /** @param {import("node:http").IncomingMessage} request @param {import("node:http").ServerResponse} response */
@@ -211,7 +211,10 @@ export class FakeGateway {
   }
 }
 
-/** What the client's WebSocket transport needs of a WebSocket, spoken by a `FakeGateway` in this process. */
+/**
+ * What the client's WebSocket transport needs of a WebSocket, spoken by a `FakeGateway` in this process. As with Node's
+ * packages, an error that nobody listens for is thrown where nobody can catch it.
+ */
 export class FakeSocket {
   /** @type {(() => void) | null} */
   onopen = null;
@@ -219,6 +222,9 @@ export class FakeSocket {
   onmessage = null;
   /** @type {((close: {code: number, reason: string}) => void) | null} */
   onclose = null;
+  /** @type {((error: {message: string}) => void) | null} */
+  onerror = null;
+  opened = false;
   subscribed = false;
   closed = false;
 
@@ -230,7 +236,10 @@ export class FakeSocket {
     gateway.sockets.add(this);
     setImmediate(() => {
       if (gateway.refusals[0] || gateway.refusesSockets) this.drop(1006);
-      else this.onopen?.();
+      else if (!this.closed) {
+        this.opened = true;
+        this.onopen?.();
+      }
     });
   }
 
@@ -257,12 +266,20 @@ export class FakeSocket {
     if (this.closed) return;
     this.closed = true;
     this.gateway.sockets.delete(this);
+    if (code === 1006) this.#fail("the connection failed");
     this.onclose?.({ code, reason });
   }
 
   close() {
+    if (!this.opened && !this.closed) setImmediate(() => this.#fail("closed before it was open"));
     this.closed = true;
     this.gateway.sockets.delete(this);
+  }
+
+  /** @param {string} message */
+  #fail(message) {
+    if (!this.onerror) throw new Error(`nobody listens for this error: ${message}`);
+    this.onerror({ message });
   }
 
   /** @param {any} frame */

@@ -312,6 +312,25 @@ describe("over websocket", () => {
     assert.deepEqual(numbers(await collect(subscribe({ transport: "websocket" }))), [1, 2, 3, 4]);
   });
 
+  test("an abort while the connection is made leaves nothing behind", async () => {
+    const stop = new AbortController();
+    const reading = collect(subscribe({ transport: "websocket", signal: stop.signal }));
+    await until(() => gateway.sockets.size === 1);
+
+    stop.abort(new Error("enough"));
+
+    await assert.rejects(reading, { message: "enough" });
+    assert.equal(gateway.sockets.size, 0);
+    await new Promise((resolve) => setImmediate(() => setImmediate(resolve)));
+  });
+
+  test("a platform without WebSocket is told what to do", async () => {
+    // Node 20 has none, newer ones do.
+    Object.defineProperty(globalThis, "WebSocket", { value: undefined, configurable: true, writable: true });
+
+    await assert.rejects(collect(new GatewayClient(gateway.base).events(JOB, { transport: "websocket" })), /hand one in/);
+  });
+
   test("a key travels as a subprotocol, since a page can't set headers", async () => {
     gateway.log = finishedLog(9).slice(0, 3);
     const client = new GatewayClient(gateway.base, { apiKey: async () => "kéy>?", WebSocket: gateway.socketClass() });

@@ -29,7 +29,7 @@ interface Wish {
 type Same<One, Other> = (<T>() => T extends One ? 1 : 2) extends <T>() => T extends Other ? 1 : 2 ? true : false;
 const holds = <_ extends true>(): void => {};
 
-const client = new GatewayClient("http://127.0.0.1:8080", { apiKey: async () => null, transport: "websocket" });
+const client = new GatewayClient("http://127.0.0.1:8080", { apiKey: async () => null, transport: "websocket", WebSocket });
 declare const maybe: { signal?: AbortSignal; reason?: string };
 
 export async function submitAndRead(wish: Wish, file: File): Promise<Invoice> {
