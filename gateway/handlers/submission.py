@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -64,6 +65,10 @@ async def submit(
     store = app[STORE]
     asking.check("submit", kind=kind)
     document = await known_kind(store, kind)
+    token = asking.token if isinstance(asking.token, SubmitToken) else None
+    if token is not None and retry_of is None:
+        # Before a slow route says how long it may take: that is not asked for by the page.
+        check_modest(document, body)
     if body.input_url is not None:
         app[VALIDATORS].check_url("input_url", body.input_url)
     check_files(document, files, by_url=body.input_url is not None)
@@ -74,9 +79,6 @@ async def submit(
         await app[VALIDATORS].check(document, body.input, urls=routed is None)
     options = JobOptions.model_validate(body.model_dump(include=set(JobOptions.model_fields), exclude_unset=True))
     check_start(options, store.job_deadline_seconds)
-    token = asking.token if isinstance(asking.token, SubmitToken) else None
-    if token is not None:
-        check_modest(document, options)
     new = NewJob(
         kind=document,
         owner=asking.owner,
@@ -158,8 +160,13 @@ def check_modest(kind: KindDocument, options: JobOptions) -> None:
     """Raises `Forbidden` where a page asks for more than its kind gives by itself: that is for an API key to ask."""
     too_much = {
         "priority": options.priority == "high",
+        # What waits for its time is in no queue, so no bound on what waits counts it.
+        "start_at": options.start_at is not None,
+        "start_deadline_seconds": (options.start_deadline_seconds or 0) > (kind.start_deadline_seconds or math.inf),
         "run_timeout_seconds": (options.run_timeout_seconds or 0) > kind.run_timeout_seconds,
         "retention_seconds": (options.retention_seconds or 0) > kind.retention_seconds,
+        # The listed upstreams are for all kinds, and what is behind one need not be for who has the page open.
+        "input_url": options.input_url is not None,
     }
     if wrong := [name for name, is_more in too_much.items() if is_more]:
         raise Forbidden(

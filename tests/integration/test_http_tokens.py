@@ -359,7 +359,15 @@ async def test_a_token_takes_no_more_than_its_owner_gave(keyed: Gateway, store: 
     await submitted(keyed, user("boris", max_waiting=1))
     await submitted(keyed, AS_ME)
     await submitted(keyed, few, priority="low", retention_seconds=60, run_timeout_seconds=60)
-    for more in ({"priority": "high"}, {"retention_seconds": 2_000_000}, {"run_timeout_seconds": 80_000}):
+    await store.register_kind(ECHO.model_copy(update={"files": "optional", "start_deadline_seconds": 60}))
+    for more in (
+        {"priority": "high"},
+        {"retention_seconds": 2_000_000},
+        {"run_timeout_seconds": 80_000},
+        {"start_deadline_seconds": 61},
+        {"start_at": "2031-01-01T00:00:00Z"},
+        {"input_url": "http://127.0.0.1:9/listed"},
+    ):
         answer = await keyed.post("/v1/kinds/echo/jobs", json=more, headers=user())
         assert refused(answer) == (403, "forbidden")
         assert answer.json()["detail"].startswith(next(iter(more)))
