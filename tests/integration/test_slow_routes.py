@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from gateway.client.httpx import OutlastTransport
 from gateway.errors import JobBroke
 from gateway.handlers.context import HUB, STREAMS
 from gateway.store import Store
+from gateway.tokens import SubmitToken, encode_token
 from processors import upstream
 from processors.http import http
 from tests.faults import PATIENCE_SECONDS, wait_until
@@ -424,6 +426,8 @@ async def test_a_key_is_asked_for_and_never_passed_on(
     app.go.set()
     async with routed(store, app, tmp_path, monkeypatch, api_keys=KEYS) as gateway:
         assert (await gateway.post("/hold")).status == 401
+        token = encode_token(KEY, SubmitToken("http", "anna", 100, int(time.time()) + 60))
+        assert (await gateway.post("/hold", headers={"Authorization": f"Bearer {token}"})).status == 403
         assert (await gateway.post("/hold", headers={"Authorization": f"Bearer {KEY}"})).status == 200
         assert "authorization" not in app.seen[-1]["headers"]  # type: ignore[operator]
         offered = f"outlast.v1, outlast.key.{base64.urlsafe_b64encode(KEY.encode()).decode()}"

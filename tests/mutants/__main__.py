@@ -20,7 +20,7 @@ from tests.mutants.table import MUTANTS, Mutant
 from tests.mutants.trial import PASSED, TESTS_FAILED, run_tests
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
-_COPIED: Final = ("gateway", "processors", "tests", "examples")
+_COPIED: Final = ("gateway", "processors", "tests", "examples", "client_js")
 
 
 def main() -> int:
@@ -59,7 +59,7 @@ def main() -> int:
 def _copy(folder: Path) -> Path:
     folder.mkdir()
     for name in _COPIED:
-        shutil.copytree(_ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pdf", "*.jpg"))
+        shutil.copytree(_ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pdf", "*.jpg", "node_modules"))
     shutil.copy(_ROOT / "pyproject.toml", folder)
     return folder
 

@@ -26,6 +26,7 @@ _HUB: Final = "tests/integration/test_hub.py::"
 _PARENTS: Final = "tests/integration/test_steps.py::"
 _LEAVING: Final = "tests/integration/test_on_disconnect.py::"
 _HANDOVER: Final = "tests/integration/test_store_handover.py::"
+_TOKENS: Final = "tests/integration/test_http_tokens.py::"
 
 _FENCE: Final = "if record[1] ~= attempt then"
 _PUBLISH_FIRST: Final = """\
@@ -309,5 +310,62 @@ MUTANTS: Final = (
         "redis.call('HDEL', KEYS[1], 'handed')",
         "",
         (_HANDOVER + "test_whoever_uses_the_token_has_the_job_in_hand_and_is_told_of_a_cancel",),
+    ),
+    # --- what a token opens
+    Mutant(
+        "let a token do what only a key does",
+        "auth.py",
+        'principal.check(right, job=request.match_info.get("job"), kind=request.match_info.get("kind"))',
+        "pass",
+        (_TOKENS + "test_a_token_opens_no_route_to_what_is_not_its_own",),
+    ),
+    Mutant(
+        "let a user read what another submitted",
+        "auth.py",
+        "return owner == self.owner or split_owner(owner)[0] == self.owner",
+        "return split_owner(owner)[0] == split_owner(self.owner)[0]",
+        (_TOKENS + "test_a_page_submits_and_goes_on_with_a_later_token_of_the_same_user",),
+    ),
+    Mutant(
+        "give a user's page the owner's Idempotency-Keys",
+        "tokens.py",
+        'return f"{key}/{user}"',
+        "return key",
+        (_TOKENS + "test_a_users_idempotency_keys_find_no_jobs_but_the_users",),
+    ),
+    Mutant(
+        "let a token open jobs of another kind",
+        "handlers/context.py",
+        'principal.check("read", kind=await _submitted_kind(store, found))',
+        "await _submitted_kind(store, found)",
+        (_TOKENS + "test_a_pipelines_steps_are_read_with_the_token_of_the_whole",),
+    ),
+    Mutant(
+        "let a token for one job open others over a socket",
+        "handlers/context.py",
+        'principal.check("read", job=job)',
+        "pass",
+        (_TOKENS + "test_over_a_socket_a_token_opens_the_same",),
+    ),
+    Mutant(
+        "take a token for ever",
+        "auth.py",
+        "if principal.expires is not None and time.time() >= principal.expires:",
+        "if False:",
+        (_TOKENS + "test_a_token_that_is_none_or_over_says_so",),
+    ),
+    Mutant(
+        "leave a stream open when its token's time is over",
+        "handlers/streams.py",
+        "if expires is not None:",
+        "if False:",
+        (_TOKENS + "test_a_stream_ends_with_its_token_and_says_why",),
+    ),
+    Mutant(
+        "give who has a token a watch URL without an end",
+        "handlers/documents.py",
+        "urls=job_urls(record, settings, until)",
+        "urls=job_urls(record, settings, None)",
+        (_TOKENS + "test_what_a_token_opens_it_opens_for_no_longer_than_it_lasts",),
     ),
 )
