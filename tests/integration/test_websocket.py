@@ -184,10 +184,10 @@ async def test_what_is_an_operators_to_know_is_logged_and_not_sent(
 ) -> None:
     """As over HTTP: the client gets the id under which the log tells what is wrong with a setting."""
 
-    async def misconfigured(_: str) -> NoReturn:
+    async def misconfigured(_: object) -> NoReturn:
         raise ConfigurationError("OUTLAST_REDIS_URL: Redis refuses the credentials")
 
-    monkeypatch.setattr(store, "job", misconfigured)
+    monkeypatch.setattr(store, "find_jobs", misconfigured)
     await socket.send(op="cancel", ref="r", job="a" * 26)
     problem = (await socket.receive())["problem"]
 
