@@ -24,6 +24,7 @@ from gateway.collector import collect_loop
 from gateway.config import Settings
 from gateway.errors import ConfigurationError, Unavailable
 from gateway.handlers import jobs, kinds, pages, probe, results, run, slow_routes, streams, tokens, tus, worker
+from gateway.handlers.body import expect_later
 from gateway.handlers.context import (
     BLOBS,
     DOCS,
@@ -43,7 +44,6 @@ from gateway.handlers.openai import chat, models, responses
 from gateway.handlers.problems import finish_headers, problem_middleware
 from gateway.handlers.routes import Route
 from gateway.handlers.submission import SLOW_ROUTES, VALIDATORS
-from gateway.handlers.uploads import expect_later
 from gateway.handlers.validation import Validators
 from gateway.hub import Hub
 from gateway.limits import Door, StreamLimit, door_guard

@@ -23,11 +23,11 @@ from gateway.errors import BadRequest, OutlastError, TooMany
 from gateway.handlers.context import HUB, SETTINGS, STORE, known_kind, owned, principal
 from gateway.handlers.documents import job_document
 from gateway.handlers.problems import REQUEST_ID, for_client, problem_document
+from gateway.handlers.received import Received
 from gateway.handlers.routes import NO_BODY, Answer, Route
 from gateway.handlers.streams import check_cursor, end_with_token, requested_cut
 from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import checked_key
-from gateway.handlers.uploads import Received
 from gateway.hub import CONGESTED_BYTES, Frame, Listener, Place, Subscription, websocket_frame
 from gateway.protocol import CLOSE_CODES, START, CloseCode, Cursor
 from gateway.requests import (

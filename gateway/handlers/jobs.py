@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from gateway.documents import JobDocument, JobList
 from gateway.errors import BadRequest, Conflict, Gone, NotFound, TooLarge
+from gateway.handlers.body import small_json
 from gateway.handlers.context import (
     BLOBS,
     STORE,
@@ -27,6 +28,7 @@ from gateway.handlers.context import (
     wait_for_end,
 )
 from gateway.handlers.documents import answer_with, job_headers, shown_job
+from gateway.handlers.received import Received
 from gateway.handlers.routes import EVENT_STREAM, NO_BODY, SECONDS, Answer, Parameter, Route
 from gateway.handlers.streams import (
     Format,
@@ -37,7 +39,6 @@ from gateway.handlers.streams import (
     stream,
 )
 from gateway.handlers.submission import requested_key
-from gateway.handlers.uploads import Received, small_json
 from gateway.handlers.validation import validated
 from gateway.protocol import START, State
 from gateway.requests import JobRequest

@@ -1,4 +1,4 @@
-"""Reading the body of a submit: JSON, multipart, or a raw file. Files go to the blob store as they come in."""
+"""What a submit's body holds: JSON, multipart, or a raw file. Files go to the blob store as they come in."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from gateway.errors import (
     UnsupportedType,
 )
 from gateway.handlers import joining
+from gateway.handlers.body import ask_for_body, body_chunks, body_too_large, check_length, small_json
 from gateway.handlers.context import BLOBS, METRICS, SETTINGS, STORE
 from gateway.handlers.filenames import FORM, UNKNOWN, clean_name, guess_type, media_type, unique_name
 from gateway.handlers.joining import JOINS, owned_upload
@@ -87,9 +88,7 @@ class Received:
 
     async def read(self, request: web.Request) -> None:
         """Read the body. Raises `BadRequest`, `InvalidInput`, `TooLarge`, `UnsupportedType` and `Timeout`."""
-        limit = self._settings.max_upload_bytes
-        if request.content_length is not None and request.content_length > limit:
-            raise _body_too_large(limit)
+        check_length(request, self._settings.max_upload_bytes)
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedType("Compressed bodies are not read; send it without Content-Encoding.")
         declared = media_type(request.headers.get("Content-Type"))
@@ -105,8 +104,7 @@ class Received:
     async def read_whole(self, request: web.Request, most_text_bytes: int) -> str | None:
         """Read the body as it is, whatever its type: short UTF-8 text is returned, anything else is a file."""
         limit = self._settings.max_upload_bytes
-        if request.content_length is not None and request.content_length > limit:
-            raise _body_too_large(limit)
+        check_length(request, limit)
         begin = bytearray()
         async with aclosing(body_chunks(request, limit)) as chunks:
             while len(begin) <= most_text_bytes and (chunk := await anext(chunks, b"")):
@@ -116,11 +114,7 @@ class Received:
             if len(begin) <= most_text_bytes:
                 with suppress(UnicodeDecodeError):
                     return begin.decode()
-            key = self._blobs.key_for(self._job)
-            size, sha256 = await self._blobs.put(key, _joined(bytes(begin), chunks), max_bytes=limit)
-        self._keys.append(key)
-        self._metrics.count("uploaded_bytes", size)
-        self._add("body", UNKNOWN, size, key, sha256)
+            await self._put("body", UNKNOWN, _joined(bytes(begin), chunks))
         return None
 
     async def copy(self, old: JobRecord) -> None:
@@ -217,7 +211,7 @@ class Received:
 
     async def _read_multipart(self, request: web.Request) -> None:
         _refuse_query(request, frozenset())
-        await _continue(request)
+        await ask_for_body(request)
         options: dict[str, Any] = {}
         input_: dict[str, Any] = {}
         seen: set[str] = set()
@@ -278,9 +272,11 @@ class Received:
                 check_file_allowed(self._kind, content_type)
             if not first:
                 raise _file_empty(clean_name(name, content_type))
-            key = self._blobs.key_for(self._job)
-            limit = self._settings.max_upload_bytes
-            size, sha256 = await self._blobs.put(key, _joined(first, chunks), max_bytes=limit)
+            await self._put(name, content_type, _joined(first, chunks))
+
+    async def _put(self, name: str, content_type: str, chunks: AsyncIterator[bytes]) -> None:
+        key = self._blobs.key_for(self._job)
+        size, sha256 = await self._blobs.put(key, chunks, max_bytes=self._settings.max_upload_bytes)
         self._keys.append(key)
         self._metrics.count("uploaded_bytes", size)
         self._add(name, content_type, size, key, sha256)
@@ -295,7 +291,7 @@ class Received:
             with _multipart_errors():
                 chunk = await part.read_chunk(_PART_CHUNK)
             if request.content.total_bytes > limit:
-                raise _body_too_large(limit)
+                raise body_too_large(limit)
             if chunk:
                 yield bytes(chunk)
 
@@ -309,29 +305,6 @@ class Received:
         return bytes(text)
 
 
-async def body_chunks(request: web.Request, limit: int) -> AsyncGenerator[bytes, None]:
-    """The body's chunks, counted as they come in."""
-    await _continue(request)
-    content = request.content
-    while chunk := await content.readany():
-        if content.total_bytes > limit:
-            raise _body_too_large(limit)
-        yield chunk
-
-
-async def small_json(request: web.Request, most: int, too_large: TooLarge) -> Any:
-    """An optional small JSON body; an empty object where there is none.
-
-    Raises `too_large` for more than `most` bytes, and what `read_json` does.
-    """
-    body = bytearray()
-    async for chunk in body_chunks(request, request.app[SETTINGS].max_upload_bytes):
-        body += chunk
-        if len(body) > most:
-            raise too_large
-    return read_json(body, "The body") if body.strip() else {}
-
-
 @contextmanager
 def _multipart_errors() -> Iterator[None]:
     """What aiohttp's reader raises for a boundary that is missing, a header that is none, a body that breaks off."""
@@ -340,18 +313,6 @@ def _multipart_errors() -> Iterator[None]:
     except (ValueError, RuntimeError, AssertionError, LookupError, HttpProcessingError) as error:
         reason = " ".join(str(error).split())[:200] or "it can't be taken apart"
         raise BadRequest(f"The multipart body is broken: {reason}.", code="bad_multipart") from None
-
-
-async def _continue(request: web.Request) -> None:
-    """Ask for the body, if the client waits to be asked: all that can be refused without it has been."""
-    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= (1, 1):
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # aiohttp's own way: the interim answer is no part of the final one.
-        request.writer.output_size = 0
-
-
-async def expect_later(request: web.Request) -> None:
-    """aiohttp's answer to `Expect` comes before any check; ours comes when the body is read (`_continue`)."""
 
 
 async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -408,12 +369,6 @@ def _file_empty(name: str) -> InvalidInput:
         f"The file {name!r} is empty.",
         code="file_empty",
         errors=[{"field": "file", "message": "the file has no bytes"}],
-    )
-
-
-def _body_too_large(limit: int) -> TooLarge:
-    return TooLarge(
-        f"The body is larger than the limit of {limit} bytes (OUTLAST_MAX_UPLOAD_BYTES).", limit_bytes=limit
     )
 
 

@@ -31,6 +31,7 @@ from gateway.handlers.context import (
 from gateway.handlers.documents import answer_with, job_headers, shown_job
 from gateway.handlers.held import Held, merged
 from gateway.handlers.problems import DATA_POLICY
+from gateway.handlers.received import Received
 from gateway.handlers.results import output_content, result_of
 from gateway.handlers.routes import SECONDS, Answer, Parameter, Route
 from gateway.handlers.streams import (
@@ -41,7 +42,6 @@ from gateway.handlers.streams import (
     stream,
 )
 from gateway.handlers.submission import HTTP, requested_key
-from gateway.handlers.uploads import Received
 from gateway.protocol import START
 from gateway.requests import JobRequest
 from gateway.slow_routes import SlowRoute

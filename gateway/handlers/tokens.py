@@ -9,10 +9,10 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from gateway.errors import TooLarge
+from gateway.handlers.body import small_json
 from gateway.handlers.context import SETTINGS, STORE, known_kind, owned, principal
 from gateway.handlers.documents import answer_with
 from gateway.handlers.routes import Answer, Route
-from gateway.handlers.uploads import small_json
 from gateway.handlers.validation import validated
 from gateway.protocol import format_time
 from gateway.requests import TokenRequest

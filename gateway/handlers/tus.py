@@ -20,13 +20,13 @@ from pydantic import BaseModel, Field
 
 from gateway.blobs import Writer
 from gateway.errors import BadRequest, OutlastError, PreconditionFailed, RequestError, TooLarge, UnsupportedType
+from gateway.handlers.body import body_chunks
 from gateway.handlers.context import BLOBS, METRICS, SETTINGS, STORE, known_kind, principal
 from gateway.handlers.documents import answer_with
 from gateway.handlers.filenames import UNKNOWN, clean_name, media_type
 from gateway.handlers.joining import new_blob, owned_upload
 from gateway.handlers.routes import NO_BODY, Answer, Parameter, Route
 from gateway.handlers.submission import check_file_allowed
-from gateway.handlers.uploads import body_chunks
 from gateway.store import Upload, wrong_offset
 
 _VERSION: Final = "1.0.0"

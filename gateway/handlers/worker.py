@@ -16,11 +16,11 @@ from gateway.blobs import Blobs
 from gateway.documents import JobDocument
 from gateway.errors import BadRequest, Conflict, EventsLost, LeaseLost, NotFound, TooLarge, WriteTokenNeeded
 from gateway.event_text import encode_event_tail
+from gateway.handlers.body import body_chunks, small_json
 from gateway.handlers.context import BLOBS, SETTINGS, STORE
 from gateway.handlers.documents import answer_with, job_document
 from gateway.handlers.routes import Answer, Parameter, Route
 from gateway.handlers.submission import requested_key
-from gateway.handlers.uploads import body_chunks, small_json
 from gateway.handlers.validation import validated
 from gateway.handlers.worker_events import CLOSING, ReportRequest, Retrying, checked_events, problem_of
 from gateway.protocol import INDEX_PATTERN, TERMINAL_TYPES, EventType

@@ -14,7 +14,7 @@ import pytest
 from gateway.app import DOOR
 from gateway.auth import Principal
 from gateway.errors import Unavailable
-from gateway.handlers.uploads import Received
+from gateway.handlers.received import Received
 from gateway.store import Store
 from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.serving import FILES, Gateway, gateway_for

@@ -12,14 +12,15 @@ from pydantic_core import to_json
 
 from gateway.documents import KindDocument
 from gateway.errors import FOR_CLIENTS, InvalidInput, NotFound, OutlastError, TooLarge, Unavailable
+from gateway.handlers.body import body_chunks
 from gateway.handlers.context import SETTINGS, STORE, known_kind, principal
 from gateway.handlers.held import Held
 from gateway.handlers.openai.errors import error_body, error_headers, error_status
+from gateway.handlers.received import Received
 from gateway.handlers.results import result_of
 from gateway.handlers.routes import Answer, Parameter
 from gateway.handlers.strict_json import read_json
 from gateway.handlers.submission import requested_key
-from gateway.handlers.uploads import Received, body_chunks
 from gateway.handlers.validation import validated, wrong_field
 from gateway.requests import JobRequest
 from gateway.store import JobRecord, Submitted

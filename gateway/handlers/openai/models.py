@@ -9,8 +9,8 @@ from aiohttp import web
 from gateway.errors import OutlastError
 from gateway.handlers.context import principal
 from gateway.handlers.openai.asking import ERROR, LLM, held_result, llm_kind
+from gateway.handlers.received import Received
 from gateway.handlers.routes import Answer, Route
-from gateway.handlers.uploads import Received
 from gateway.store import JobRecord
 
 
