@@ -29,6 +29,8 @@ _Command = tuple[tuple[Any, ...], dict[str, Any]]
 # over, callers hear `Unavailable`.
 _PASSING: Final = (redis.ConnectionError, redis.TimeoutError, ClusterDownError, TryAgainError, MovedError)
 _TRIES: Final = 6
+# One that hangs costs two time-outs each time, and whoever waits for it keeps others waiting: a kind's claims, for one.
+_LONGEST_SECONDS: Final = 5.0
 _FIRST_PAUSE_SECONDS: Final = 0.02
 _MOST_PAUSE_SECONDS: Final = 0.5
 # Where their first key is: after the script and the number of keys.
@@ -37,6 +39,10 @@ _SCRIPTS: Final = frozenset({"EVALSHA", "EVAL"})
 
 async def _pause(tries: int) -> None:
     await asyncio.sleep(random.uniform(0.5, 1) * min(_MOST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**tries))
+
+
+def _is_last(tries: int, started: float) -> bool:
+    return tries + 1 == _TRIES or asyncio.get_running_loop().time() - started > _LONGEST_SECONDS
 
 
 def _key(args: tuple[Any, ...]) -> str | bytes:
@@ -84,6 +90,7 @@ class Cluster(AsyncCoreCommands):
 
     async def at(self, key: str | bytes, work: Callable[[Any], Awaitable[T]]) -> T:
         """Do some work with the master that holds a key; again if that one isn't it any more."""
+        started = asyncio.get_running_loop().time()
         for tries in range(_TRIES):
             address = self._topology.owner(key)
             try:
@@ -91,7 +98,7 @@ class Cluster(AsyncCoreCommands):
                     raise ClusterDownError("nobody holds the slot")
                 return await work(self.server(address))
             except _PASSING as error:
-                if tries + 1 == _TRIES:
+                if _is_last(tries, started):
                     raise
                 await self._reconsider(error, tries)
             except AskError as error:
@@ -138,13 +145,14 @@ class Cluster(AsyncCoreCommands):
         """The replies to many commands, or their errors, in the commands' order. For `Pipeline`."""
         replies: list[Any] = [None] * len(commands)
         todo = list(range(len(commands)))
+        started = asyncio.get_running_loop().time()
         for tries in range(_TRIES):
             by_node: dict[Address | None, list[int]] = {}
             for i in todo:
                 by_node.setdefault(self._topology.owner(_key(commands[i][0])), []).append(i)
             await asyncio.gather(*(self._run_at(node, some, commands, replies) for node, some in by_node.items()))
             todo = [i for i in todo if isinstance(replies[i], _PASSING)]
-            if not todo or tries + 1 == _TRIES:
+            if not todo or _is_last(tries, started):
                 break
             await self._reconsider(replies[todo[0]], tries)
         return replies

@@ -6,9 +6,10 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
+import redis
 
 from gateway.documents import KindDocument
 from gateway.errors import Unavailable
@@ -196,6 +197,28 @@ async def test_a_killed_master_keeps_nobody_from_the_logs_of_others(own_cluster:
     assert [entry.number for entry in page.entries] == [1]
     assert heads.pop(killed.port) is None
     assert list(heads.values()) == [page.head]
+
+
+async def test_who_hangs_is_not_tried_as_often_as_who_refuses(
+    cluster: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try at a machine that is gone takes its whole time-out; meanwhile its caller does nothing else."""
+    monkeypatch.setattr("gateway.store.cluster._LONGEST_SECONDS", 0.0)
+    store = await Store.connect(cluster, prefix=prefix)
+    tries = 0
+
+    async def time_out(_: Any) -> None:
+        nonlocal tries
+        tries += 1
+        await asyncio.sleep(0.001)
+        raise redis.TimeoutError
+
+    try:
+        with pytest.raises(redis.TimeoutError):
+            await store._client.at(store._keys.record("a" * 26), time_out)
+    finally:
+        await store.close()
+    assert tries == 1
 
 
 @pytest.fixture
