@@ -136,9 +136,10 @@ class Store(Log, Look, Uploads, Handover, Listeners):
             if isinstance(self._topology, ClusterSlots):
                 await self._topology.check_seeds()
             await self._topology.refresh()
-            # Two connections: where two servers answer in turn, they show here.
-            await asyncio.gather(*(server.ping() for server in self._client.servers()))
-            await asyncio.gather(*(server.ping() for server in self._blocking.servers()))
+            if not isinstance(self._topology, ClusterSlots):
+                # Two connections: where two servers answer in turn, they show here.
+                for client in (self._client, self._blocking):
+                    await client.ping()
         await self.info()
         if self._identity.conflict:
             raise ConfigurationError(f"OUTLAST_REDIS_URL: {self._identity.conflict}")

@@ -233,7 +233,7 @@ async def lasting_cluster(tmp_path: Path) -> AsyncIterator[RedisCluster]:
 async def test_a_master_that_stays_away_stops_nothing_of_the_others(
     lasting_cluster: RedisCluster, prefix: str, tmp_path: Path
 ) -> None:
-    """It has the list of kinds, too, and the owner's; looks, submits, places in the queue and readiness go on."""
+    """It has the list of kinds, too, and the owner's; looks, submits, places, readiness and starts go on."""
     store = await Store.connect(lasting_cluster.url, prefix=prefix, lease_seconds=0.5)
     away = await lasting_cluster.master_of(store._keys.kinds)
 
@@ -276,6 +276,7 @@ async def test_a_master_that_stays_away_stops_nothing_of_the_others(
             assert place is not None
             assert (place.position or 0) >= 1
             assert unknown is None
+            await (await Store.connect(lasting_cluster.url, prefix=prefix)).close()
             ready = await gateway.get("/readyz")
             assert (ready.status, ready.json()["warnings"][-1].split(":")[0]) == (200, "1 of 3 masters do not answer")
 
