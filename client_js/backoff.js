@@ -1,10 +1,11 @@
 /**
- * The pause before a reconnect: exponential with full jitter, so that clients that were cut together do not come back
- * together.
+ * Waiting: the pause before a reconnect, exponential with full jitter, so that clients that were cut together do not come
+ * back together; and no longer than somebody wants to.
  */
 
 const CAP_MS = 15_000;
 
+/** How long to wait before the next try; each client's own, with its own chance. */
 export class Backoff {
   #failures = 0;
 
@@ -50,4 +51,27 @@ export function pause(ms, signal) {
     globalThis.addEventListener?.("online", finish);
     signal?.addEventListener("abort", finish);
   });
+}
+
+/**
+ * What the promise brings, or the signal's reason if that comes first.
+ * @template T
+ * @param {AbortSignal | undefined} signal
+ * @param {Promise<T>} promise
+ * @returns {Promise<T>}
+ */
+export async function unless(signal, promise) {
+  if (!signal) return promise;
+  /** @type {() => void} */
+  let onAbort = () => {};
+  const aborted = new Promise((_, reject) => {
+    onAbort = () => reject(signal.reason);
+    signal.addEventListener("abort", onAbort);
+    if (signal.aborted) onAbort();
+  });
+  try {
+    return /** @type {T} */ (await Promise.race([promise, aborted]));
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+  }
 }

@@ -7,6 +7,7 @@
  * @import { UploadProgress } from "./upload.js"
  */
 
+import { unless } from "./backoff.js";
 import { Credentials } from "./credentials.js";
 import { answerError, GatewayError, upstreamError } from "./errors.js";
 import { SilenceTimer } from "./silence.js";
@@ -32,7 +33,7 @@ import { read, send } from "./upload.js";
  * What a client is made with.
  * @typedef {object} ClientOptions
  * @property {string | (() => string | null | Promise<string | null>) | null | undefined} [apiKey] asked before each
- *   request, so that a short-lived key can be renewed
+ *   request, so that a short-lived key can be renewed; what it throws is taken for a network that is away
  * @property {string | TokenSource | null | undefined} [token] in the place of a key, for a page that others open: a
  *   token or a job's `urls.watch`, or a function that fetches one, which is asked again when the token's time is over
  * @property {TransportName | undefined} [transport] `sse` by default
@@ -292,7 +293,7 @@ export class GatewayClient {
    * @param {RequestOptions} options
    */
   async #open(path, options) {
-    return this.#authorized((key) => this.#openOnce(path, options, key));
+    return this.#authorized((key) => this.#openOnce(path, options, key), options.signal);
   }
 
   /** @param {string} path @param {RequestOptions} options @param {Record<string, string>} key */
@@ -352,18 +353,19 @@ export class GatewayClient {
       const answer = await send({ ...request, url: this.url(path), headers: all, silenceMs: this.silenceMs, fetch: this.#fetch });
       if (answer.status >= 200 && answer.status < 300) return answer;
       throw answerError(answer.status, answer.body, answer.header("Retry-After"));
-    });
+    }, request.signal);
   }
 
   /**
    * Ask with the key or the token, and once more with a fresh token where that one's time is over.
    * @template T
    * @param {(key: Record<string, string>) => Promise<T>} ask
+   * @param {AbortSignal | undefined} signal
    * @returns {Promise<T>}
    */
-  async #authorized(ask) {
+  async #authorized(ask, signal) {
     for (;;) {
-      const shown = await this.#credentials.get();
+      const shown = await unless(signal, this.#credentials.get());
       try {
         return await ask(authorization(shown.text));
       } catch (error) {

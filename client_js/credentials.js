@@ -1,7 +1,5 @@
 /**
  * What a client shows to the gateway: an API key, or a page's token, which is fetched anew when its time is over.
- *
- * @import { TokenAnswer } from "./client.js"
  */
 
 import { GatewayError } from "./errors.js";
@@ -32,7 +30,7 @@ export class Credentials {
 
   /** What to show now. Many that ask at once wait for one token. @returns {Promise<Shown>} */
   async get() {
-    if (!this.#ask) return { text: typeof this.given === "function" ? await this.given() : this.given, fresh: true };
+    if (!this.#ask) return { text: typeof this.given === "function" ? await had(this.given) : this.given, fresh: true };
     if (this.#kept && Date.now() < this.#kept.until) return { text: this.#kept.text, fresh: false };
     this.#coming ??= this.#fetch(this.#ask).finally(() => (this.#coming = null));
     return this.#coming;
@@ -52,15 +50,7 @@ export class Credentials {
   /** @param {NonNullable<import("./client.js").TokenSource>} ask @returns {Promise<Shown>} */
   async #fetch(ask) {
     const asked = Date.now();
-    /** @type {string | TokenAnswer | null} */
-    let answer;
-    try {
-      answer = await ask();
-    } catch (cause) {
-      if (cause instanceof GatewayError) throw cause;
-      const detail = "No token could be fetched. It is tried again by itself; check the page's own server if it lasts.";
-      throw new GatewayError({ code: "no_token", detail }, { cause, mayPass: true });
-    }
+    const answer = await had(ask);
     if (!answer) return { text: null, fresh: true };
     const { token, expires_seconds: seconds = Infinity } = typeof answer === "string" ? { token: answer } : answer;
     if (typeof token !== "string" || token === "") {
@@ -70,6 +60,22 @@ export class Credentials {
     const text = textOf(token);
     this.#kept = text === null ? null : { text, until: asked + USED_SHARE * 1000 * seconds };
     return { text, fresh: true };
+  }
+}
+
+/**
+ * What a function gives that fetches a key or a token. What it throws may pass, as a network does that is away.
+ * @template T
+ * @param {() => T | Promise<T>} source
+ * @returns {Promise<T>}
+ */
+async function had(source) {
+  try {
+    return await source();
+  } catch (cause) {
+    if (cause instanceof GatewayError) throw cause;
+    const detail = "No key or token could be fetched; check the page's own server.";
+    throw new GatewayError({ code: "no_token", detail }, { cause, mayPass: true });
   }
 }
 

@@ -22,7 +22,7 @@ const END_EVENTS = { succeeded: "load", failed: "error", cancelled: "abort" };
 export class OutlastJob extends PageElement {
   static observedAttributes = ["job", "base", "transport"];
 
-  /** @type {JobMirror | null} */
+  /** What is known of the job, while one is followed. @type {JobMirror | null} */
   mirror = null;
   /** @type {AbortController | null} */
   #stop = null;
@@ -40,6 +40,7 @@ export class OutlastJob extends PageElement {
     this.#restart();
   }
 
+  /** The id of the job to follow; empty for none. */
   get job() {
     return this.getAttribute("job") ?? "";
   }

@@ -41,7 +41,7 @@
  * @property {string | null} [body_url]
  */
 
-import { Backoff, pause } from "./backoff.js";
+import { Backoff, pause, unless } from "./backoff.js";
 import { GatewayError } from "./errors.js";
 import { persist } from "./parts.js";
 import { SilenceTimer } from "./silence.js";
@@ -221,21 +221,6 @@ function download(client, path, size, signal) {
       return reader?.cancel(reason);
     },
   });
-}
-
-/** What the promise brings, or the signal's reason if that comes first. @template T @param {AbortSignal} signal @param {Promise<T>} promise @returns {Promise<T>} */
-async function unless(signal, promise) {
-  /** @type {() => void} */
-  let onAbort = () => {};
-  const aborted = new Promise((_, reject) => {
-    onAbort = () => reject(signal.reason);
-    signal.addEventListener("abort", onAbort);
-  });
-  try {
-    return /** @type {T} */ (await Promise.race([promise, aborted]));
-  } finally {
-    signal.removeEventListener("abort", onAbort);
-  }
 }
 
 /** End the job, once it is known. The caller has gone: nobody hears of a failure. @param {GatewayClient} client @param {Promise<{id: string}>} submitted */

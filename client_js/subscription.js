@@ -11,7 +11,7 @@
  * @typedef {"idle" | "connecting" | "open" | "waiting" | "ended"} ConnectionState
  */
 
-import { Backoff, pause } from "./backoff.js";
+import { Backoff, pause, unless } from "./backoff.js";
 import { GatewayError } from "./errors.js";
 import { cursorOf, numberOf } from "./protocol.js";
 
@@ -139,7 +139,7 @@ export class Subscription {
     let first = true;
     let asked;
     try {
-      asked = await connect(connection.signal);
+      asked = await unless(connection.signal, connect(connection.signal));
       connection.signal.throwIfAborted();
       const { snapshot } = this.#options;
       for await (const frame of transport({ ...asked, after: this.cursor, snapshot, signal: connection.signal })) {

@@ -230,6 +230,31 @@ for (const transport of /** @type {const} */ (["sse", "websocket"])) {
 }
 
 describe("over sse", () => {
+  test("a key that can't be had at the moment is asked for again", async () => {
+    gateway.log = finishedLog(4);
+    let asked = 0;
+    const apiKey = async () => {
+      if ((asked += 1) % 2) throw new TypeError("Failed to fetch");
+      return "secret";
+    };
+    const client = new GatewayClient(gateway.base, { apiKey });
+
+    assert.deepEqual(numbers(await collect(client.events(JOB, { backoff: atOnce() }))), [1, 2, 3, 4]);
+    assert.equal(asked, 2);
+  });
+
+  test("an abort doesn't wait for a token that never comes", { timeout: 20_000 }, async () => {
+    const client = new GatewayClient(gateway.base, { token: () => new Promise(() => {}) });
+    const stop = new AbortController();
+    const { signal } = stop;
+    const waiting = [collect(client.events(JOB, { signal })), client.job(JOB, { signal }), client.submit("ocr", { signal })];
+
+    setImmediate(() => stop.abort(new Error("enough")));
+
+    for (const one of waiting) await assert.rejects(one, { message: "enough" });
+    await assert.rejects(client.job(JOB, { signal }), { message: "enough" });
+  });
+
   test("a stream cut after any number of bytes loses nothing and repeats nothing", async () => {
     gateway.log = finishedLog(5);
     const size = gateway.log.reduce((sum, row) => sum + Buffer.byteLength(JSON.stringify(row)) + 30, 40);
