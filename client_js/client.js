@@ -93,6 +93,7 @@ import { read, send } from "./upload.js";
  * @property {State | undefined} [state]
  * @property {string | undefined} [kind]
  * @property {string | undefined} [tag]
+ * @property {string | undefined} [user] for whom they were submitted, with a token
  * @property {string | undefined} [cursor] of the page before
  * @property {number | undefined} [limit]
  * @property {AbortSignal | undefined} [signal]

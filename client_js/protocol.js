@@ -237,6 +237,7 @@
  * @property {string | null} [parent] the job that this one is a step of
  * @property {Priority} [priority]
  * @property {string[]} [tags]
+ * @property {string | null} [user] for whom it was submitted, where that was done with a token
  * @property {FileInfo[]} [files]
  * @property {JobUrls} urls
  */

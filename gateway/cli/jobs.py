@@ -72,6 +72,7 @@ def add_commands(subparsers: Any) -> None:
     jobs.add_argument("--state", choices=["queued", "running", "succeeded", "failed", "cancelled"])
     jobs.add_argument("--kind")
     jobs.add_argument("--tag")
+    jobs.add_argument("--user", help="only what this user of your pages submitted, with a token")
     jobs.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="at most so many (default: 20)")
     jobs.add_argument("--json", action="store_true", help="print them as JSON")
 
@@ -172,7 +173,7 @@ def _cancel(args: argparse.Namespace) -> int:
 def _jobs(args: argparse.Namespace) -> int:
     async def jobs() -> int:
         async with open_client(args, ASK_SECONDS) as client:
-            listed = client.jobs(state=args.state, kind=args.kind, tag=args.tag, limit=args.limit)
+            listed = client.jobs(state=args.state, kind=args.kind, tag=args.tag, user=args.user, limit=args.limit)
             found = [job async for job in listed]
         if args.json:
             print(json.dumps([document_of(job) for job in found], indent=2, ensure_ascii=False))

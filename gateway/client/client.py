@@ -283,10 +283,14 @@ class Client:
         state: State | str | None = None,
         kind: str | None = None,
         tag: str | None = None,
+        user: str | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[Job]:
-        """Your own jobs, newest first; the next page is fetched as the loop goes on."""
-        query = {"state": state and str(state), "kind": kind, "tag": tag}
+        """Your own jobs, newest first; the next page is fetched as the loop goes on.
+
+        Those that your users submitted with tokens are among them; `user` asks for one's alone.
+        """
+        query = {"state": state and str(state), "kind": kind, "tag": tag, "user": user}
         async for job in self._listed("/v1/jobs", query, limit):
             yield job
 

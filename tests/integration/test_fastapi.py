@@ -77,6 +77,8 @@ async def test_its_page_submits_by_itself_and_goes_on_with_the_next_token(
             assert [event.type async for event in reloaded.events(job)][-1] == "succeeded"
             with pytest.raises(Forbidden):
                 [job async for job in reloaded.jobs()]
+        async with Client(gateway.url, api_key=KEY) as owner:
+            assert [job.id async for job in owner.jobs(user=page.cookies["visitor"])] == [job.id]
         page.cookies.clear()
         async with Client(gateway.url, token=token) as another:
             with pytest.raises(NotFound):
