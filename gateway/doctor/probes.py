@@ -56,6 +56,8 @@ _ANNOUNCED_BYTES: Final = (2_000_000, 11_000_000, 106_000_000)
 _SMALL_UPLOAD: Final = b"u" * 65_536
 _SLOW_BYTES: Final = 5_000_000
 _SLOW_SECONDS: Final = 35.0
+# A little more than the longest of the usual limits on silence, Cloudflare's.
+_SILENT_SECONDS: Final = 130
 _LARGE_FRAME: Final = "f" * 65_536
 # What a gateway says whose probes are all taken.
 _CROWDED_STATUS: Final = 429
@@ -371,13 +373,13 @@ class Probes:
 
     # --- the long silence -------------------------------------------------------------------------------------------
 
-    async def silence(self, seconds: float = 130) -> Silence:
+    async def silence(self) -> Silence:
         """How long nothing may come, before the first byte and between two; then whether a heartbeat outlives it."""
-        asked = self._pace(seconds)
+        asked = self._pace(_SILENT_SECONDS)
         first, gap = await gather(
             [
-                self._ask("GET", f"silent?seconds={asked:g}", patience_seconds=seconds + 20),
-                self._ask("GET", f"sse?frames=2&every={asked:g}", patience_seconds=seconds + 20),
+                self._ask("GET", f"silent?seconds={asked:g}", patience_seconds=_SILENT_SECONDS + 20),
+                self._ask("GET", f"sse?frames=2&every={asked:g}", patience_seconds=_SILENT_SECONDS + 20),
             ]
         )
         waited = first.ended_seconds - (first.sent_seconds or 0)

@@ -44,6 +44,8 @@ _MAX_LOOK: Final = 4096
 _MIN_WIDTH: Final = 160
 # A longer phrase is read in pieces: what it takes grows with its length, and a hostile image is all length.
 _MAX_RATIO: Final = 40.0
+# How much lines are taken to lean at most, in degrees.
+_MOST_SKEW: Final = 8.0
 
 
 class Reading(NamedTuple):
@@ -376,7 +378,7 @@ def _tesseract(languages: str) -> Tesseract:
         return _load_tesseract(languages)
 
 
-def skew_by_ink(image: Pixels, most: float = 8.0) -> float:
+def skew_by_ink(image: Pixels) -> float:
     """How much a page's lines lean, in degrees clockwise, from its pixels alone: 0 where nothing shows it.
 
     Turned by the right angle, the rows of a page differ most from each other: text, no text, text.
@@ -395,6 +397,6 @@ def skew_by_ink(image: Pixels, most: float = 8.0) -> float:
         return float(np.square(np.diff(rows)).sum())
 
     straight = contrast(0)
-    coarse = max((contrast(angle), angle) for angle in np.arange(-most, most + 0.1, 0.5))
+    coarse = max((contrast(angle), angle) for angle in np.arange(-_MOST_SKEW, _MOST_SKEW + 0.1, 0.5))
     best, angle = max((contrast(one), one) for one in np.arange(coarse[1] - 0.4, coarse[1] + 0.45, 0.1))
     return float(angle) if best > 1.1 * straight else 0.0
