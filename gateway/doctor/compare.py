@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gateway.doctor.drip import Shape
 from gateway.doctor.exchange import Ended
-from gateway.doctor.measured import Chain
+from gateway.doctor.measured import Chain, Value
 from gateway.doctor.verdicts import Cause
 
 
-class Difference(BaseModel):
+class Difference(Value):
     """A row in which two chains differ."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     what: str = Field(description="What differs.")
     cause: str = Field(description="To which kind of cause it belongs.")

@@ -13,11 +13,13 @@ from gateway.doctor.exchange import Ended
 _LATE_SECONDS = 25.0
 
 
-class _Measured(BaseModel):
+class Value(BaseModel):
+    """What is saved and read again: nothing in it changes, and nothing in it is unknown."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Answered(_Measured):
+class Answered(Value):
     """A plain request and who answered it."""
 
     url: str = Field(description="What was asked, secrets left out.")
@@ -39,7 +41,7 @@ class Answered(_Measured):
     ended_seconds: float = Field(0, description="When it was over.")
 
 
-class Drip(_Measured):
+class Drip(Value):
     """One stream of the matrix: frames sent one by one, and how they came."""
 
     method: Literal["GET", "POST"] = Field(description="How it was asked for.")
@@ -64,7 +66,7 @@ class Drip(_Measured):
         return f"{self.method} {self.format} {self.encoding}" + (" over HTTP/2" if self.http == "2" else "")
 
 
-class Socket(_Measured):
+class Socket(Value):
     """The WebSocket."""
 
     outcome: Literal[
@@ -75,7 +77,7 @@ class Socket(_Measured):
     hops: tuple[str, ...] = Field((), description="Proxies that the handshake's answer names.")
 
 
-class Silence(_Measured):
+class Silence(Value):
     """How long the chain lets an answer be silent; measured by `--deep` only."""
 
     asked_seconds: float = Field(description="The silence that was asked for.")
@@ -85,7 +87,7 @@ class Silence(_Measured):
     paced_cut_seconds: float | None = Field(None, description="When one with a heartbeat was cut; none: never.")
 
 
-class Chain(_Measured):
+class Chain(Value):
     """All that was measured of one address."""
 
     probe: Literal["ready", "off", "refused", "unreachable", "busy", "not asked"] = Field(

@@ -11,11 +11,11 @@ from enum import StrEnum
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from gateway.doctor.compare import Difference
 from gateway.doctor.finding import Finding
-from gateway.doctor.measured import Chain
+from gateway.doctor.measured import Chain, Value
 from gateway.doctor.redact import redact
 from gateway.errors import InvalidInput
 
@@ -33,11 +33,7 @@ class Outcome(StrEnum):
     NOT_FIXED = "not_fixed"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Told(_Part):
+class Told(Value):
     """One finding in words."""
 
     code: str = Field(description="Stable name of the verdict; docs/doctor.md lists them.")
@@ -50,14 +46,14 @@ class Told(_Part):
     note: bool = Field(description="Worth knowing, and nothing to act on.")
 
 
-class Step(_Part):
+class Step(Value):
     """One step of the walk."""
 
     name: Literal["capture", "place", "origin", "measure", "compare", "change"] = Field(description="Which step.")
     text: str = Field(description="What it found.")
 
 
-class Report(_Part):
+class Report(Value):
     """One run of the doctor."""
 
     version: Literal[1] = Field(1, description="Of this format.")
