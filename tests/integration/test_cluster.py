@@ -15,6 +15,7 @@ from gateway.documents import KindDocument
 from gateway.errors import Unavailable
 from gateway.protocol import START, State
 from gateway.store import JobRecord, LogPage, Store
+from gateway.store.deployment import Address
 from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.jobs import Ear, begin, end, event, new_job, submit
 from tests.redis_servers import HOST, RedisCluster, RedisProcess
@@ -197,6 +198,35 @@ async def test_a_killed_master_keeps_nobody_from_the_logs_of_others(own_cluster:
     assert [entry.number for entry in page.entries] == [1]
     assert heads.pop(killed.port) is None
     assert list(heads.values()) == [page.head]
+
+
+async def test_a_look_judges_no_job_of_a_master_that_is_away(cluster: str, prefix: str) -> None:
+    """Its workers can't renew their leases either, and must have had the time to before anybody judges them."""
+    store = await Store.connect(cluster, prefix=prefix)
+    try:
+        await store.register_kind(KIND)
+        home = store._topology.owner(store._keys.kind("echo")[0])
+        jobs: dict[bool, str] = {}
+        while len(jobs) < 2:
+            record = await submit(store, KIND)
+            jobs.setdefault(store._topology.owner(store._keys.record(record.id)) == home, record.id)
+        there = store._topology.owner(store._keys.record(jobs[False]))
+        assert there is not None
+
+        async def look(away: set[Address]) -> dict[bool, State]:
+            for job in jobs.values():
+                await store._client.hset(store._keys.record(job), "lease_until", 0)
+                await store._client.zadd(store._keys.kind("echo")[1], {job: 0})
+            await store.look(["echo"], away)
+            return {at_home: (await store.job(job)).state for at_home, job in jobs.items()}
+
+        while {(await store.job(job)).state for job in jobs.values()} != {State.RUNNING}:
+            await begin(store, "echo")
+
+        assert await look({there}) == {True: State.QUEUED, False: State.RUNNING}
+        assert (await look(set()))[False] is State.QUEUED
+    finally:
+        await store.close()
 
 
 async def test_who_hangs_is_not_tried_as_often_as_who_refuses(
