@@ -36,7 +36,7 @@ from gateway.handlers.context import (
     STORE,
     STREAMS,
     Readiness,
-    principal,
+    place_owner,
 )
 from gateway.handlers.cross_origin import cross_origin_headers, cross_origin_middleware
 from gateway.handlers.joining import JOINS, Joins
@@ -177,7 +177,7 @@ def _held(handler: Handler) -> Handler:
 
     @wraps(handler)
     async def held(request: web.Request) -> web.StreamResponse:
-        with request.app[STREAMS].place(principal(request).owner):
+        with request.app[STREAMS].place(await place_owner(request)):
             return await handler(request)
 
     return held

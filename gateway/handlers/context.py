@@ -19,7 +19,7 @@ from gateway.limits import StreamLimit
 from gateway.metrics import Metrics
 from gateway.protocol import JOB_PATTERN
 from gateway.store import JobRecord, Store
-from gateway.tokens import SubmitToken
+from gateway.tokens import JobToken, SubmitToken
 
 SETTINGS: Final = web.AppKey("settings", Settings)
 STORE: Final = web.AppKey("store", Store)
@@ -127,6 +127,18 @@ async def _submitted_kind(store: Store, record: JobRecord) -> str:
     return record.kind
 
 
+async def place_owner(request: web.Request, record: JobRecord | None = None) -> str:
+    """Of whom a stream or a wait takes a place: of who asks, but with a job's token of the job's owner.
+
+    That may be a user, whose pages have such a token of each job.
+    """
+    asking = principal(request)
+    if not isinstance(asking.token, JobToken):
+        return asking.owner
+    found = record or (await owned_jobs(request.app[STORE], [asking.token.job], asking))[0]
+    return found.owner if isinstance(found, JobRecord | Gone) else asking.owner
+
+
 async def wait_for_end(request: web.Request, record: JobRecord, seconds: float) -> JobRecord:
     """The job when it has ended, or as it is after some seconds. The wait takes one of its owner's places.
 
@@ -134,7 +146,7 @@ async def wait_for_end(request: web.Request, record: JobRecord, seconds: float) 
     """
     if record.terminal or not seconds:
         return record
-    with request.app[STREAMS].place(principal(request).owner):
+    with request.app[STREAMS].place(await place_owner(request, record)):
         return await ended_within(request, record, seconds)
 
 

@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 from pydantic_core import from_json
 
+from gateway import limits
 from gateway.app import ROUTES
 from gateway.auth import Failures
 from gateway.documents import KindDocument
@@ -371,6 +372,30 @@ async def test_a_token_takes_no_more_than_its_owner_gave(keyed: Gateway, store: 
         answer = await keyed.post("/v1/kinds/echo/jobs", json=more, headers=user())
         assert refused(answer) == (403, "forbidden")
         assert answer.json()["detail"].startswith(next(iter(more)))
+
+
+async def test_watch_urls_take_their_users_places_and_not_the_keys(
+    keyed: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page has one of each of its jobs: with them it must not take all the streams that its owner's server has."""
+    monkeypatch.setattr(limits, "USER_STREAMS", 1)
+    annas, other = await submitted(keyed, user()), await submitted(keyed, user())
+    mine = await submitted(keyed, AS_ME)
+    cancels = JobToken(annas["id"], True, LATER)
+
+    async def opened(path: str, headers: dict[str, str] | None = None) -> int:
+        async with keyed.session.get(keyed.url + path, headers=headers) as stream:
+            return stream.status
+
+    async with keyed.session.get(keyed.url + annas["urls"]["watch"]) as stream:
+        assert stream.status == 200
+        assert await opened(other["urls"]["watch"]) == 429
+        assert await opened(annas["urls"]["self"] + "?wait=1", bearing(cancels)) == 429
+        with pytest.raises(aiohttp.WSServerHandshakeError, match="429"):
+            async with socket_of(keyed, cancels):
+                pass
+        assert await opened(annas["urls"]["events"], AS_ME) == 200
+        assert await opened(mine["urls"]["watch"]) == 200
 
 
 async def test_a_users_backlog_holds_up_no_other_user(keyed: Gateway, store: Store) -> None:
