@@ -44,6 +44,21 @@ test("a component shows the job as it goes, also in strict mode, and the end", a
   await until(() => box.textContent === 'succeeded 8 2 {"pages":9}');
 });
 
+test("a component of a page that holds a token goes on with the next one when that one's time is over", async () => {
+  gateway.log = finishedLog(9).slice(0, 5);
+  let asked = 0;
+  const client = new GatewayClient(gateway.base, { token: () => `t${(asked += 1)}` });
+
+  root.render(React.createElement(Job, { client, id: JOB }));
+  await until(() => box.textContent === "running 5 1 null");
+  gateway.refusals = [{ status: 401, body: { code: "token_expired", detail: "over" } }];
+  gateway.log = finishedLog(9);
+  gateway.endAll();
+
+  await until(() => box.textContent === 'succeeded 8 2 {"pages":9}');
+  assert.deepEqual(gateway.streams().map(({ headers }) => headers.authorization), ["Bearer t1", "Bearer t1", "Bearer t2"]);
+});
+
 test("events that come together are drawn together", async () => {
   let drawn = 0;
   gateway.log = finishedLog(2000);
