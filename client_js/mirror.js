@@ -35,7 +35,7 @@
  * @property {WorkerSign | null} worker
  * @property {ConnectionState} connection
  * @property {number} reconnects how often the connection came back
- * @property {unknown} error what ended the following for good, such as a `GatewayError` for an unknown job
+ * @property {Error | null} error what ended the following for good, such as a `GatewayError` for an unknown job
  */
 
 /**
@@ -64,7 +64,7 @@ export class JobMirror {
   position = null;
   /** @type {WorkerSign | null} */
   worker = null;
-  /** What ended the following, if it can't go on. @type {unknown} */
+  /** What ended the following, if it can't go on. @type {Error | null} */
   error = null;
 
   /** This page's clock less the gateway's, in ms. @type {number | null} */
@@ -98,7 +98,7 @@ export class JobMirror {
         this.#changed();
       }
     } catch (error) {
-      if (!signal.aborted) this.error = error;
+      if (!signal.aborted) this.error = /** @type {Error} */ (error);
     }
     if (signal.aborted) clearTimeout(this.#telling);
     else this.#changed();

@@ -33,7 +33,7 @@ export class Subscription {
   cursor = "";
   /** @type {ConnectionState} */
   state = "idle";
-  /** What ended the last connection, until the next one is open. @type {unknown} */
+  /** What ended the last connection, until the next one is open. @type {Error | null} */
   lastError = null;
   /** When the next connection is tried (`Date.now()`), while `state` is `waiting`. @type {number | null} */
   nextTryAt = null;
@@ -165,7 +165,7 @@ export class Subscription {
       return wishMs;
     } catch (error) {
       if (signal?.aborted) throw signal.reason;
-      this.lastError = error;
+      this.lastError = /** @type {Error} */ (error);
       if (asked?.renews?.(error)) return 0;
       if (!(error instanceof GatewayError) || !error.mayPass) throw error;
       if (FRUITLESS.has(error.code) && (this.#fruitless += 1) >= MAX_FRUITLESS_CONNECTIONS) throw error;
