@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -15,7 +16,7 @@ from gateway.documents import KindDocument
 from gateway.handlers.context import HUB
 from gateway.protocol import Cursor
 from gateway.sse import Decoder, Message
-from gateway.store import JobRecord, Store
+from gateway.store import JobRecord, LogPage, Store
 from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.jobs import begin, end, event, submit
 from tests.serving import Gateway, gateway_for
@@ -369,6 +370,33 @@ async def test_one_job_whose_newest_events_redis_lost_leaves_the_others_theirs(g
         for one in (lost, other)
     }
     assert of == {lost.id: ["reset", "snapshot", "queued", "cancelled"], other.id: ["cancelled"]}
+
+
+async def test_a_log_that_is_long_in_coming_keeps_no_other_waiting(
+    gateway: Gateway, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be large, or its master away: the other jobs of the connection have theirs meanwhile."""
+    slow, quick = await job(store), await job(store)
+    for one in (slow, quick):
+        await store.cancel(one.id, "local", "")
+    read, come = store.events, asyncio.Event()
+
+    async def slowly(of: str, *where: Any) -> LogPage:
+        if of == slow.id:
+            await come.wait()
+        return await read(of, *where)
+
+    monkeypatch.setattr(store, "events", slowly)
+    decoder = Decoder()
+    told: list[str] = []
+    async with gateway.session.get(f"{gateway.url}/v1/events?jobs={slow.id},{quick.id}") as response:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            async for piece in response.content.iter_any():
+                told += [from_json(message.data)["job"] for message in decoder.feed(piece)]
+                if len(told) == 2:
+                    come.set()
+
+    assert told == [quick.id] * 2 + [slow.id] * 2
 
 
 async def test_an_end_that_is_read_again_is_not_the_end_of_another_job(gateway: Gateway, store: Store) -> None:
