@@ -14,6 +14,7 @@ const USED_SHARE = 0.8;
 
 export class Credentials {
   #ask;
+  #given;
   /** @type {{text: string, until: number} | null} */
   #kept = null;
   /** @type {Promise<Shown> | null} */
@@ -25,12 +26,12 @@ export class Credentials {
   constructor({ apiKey, token }) {
     if (apiKey && token) throw new TypeError("a client has an API key or a token, not both");
     this.#ask = typeof token === "function" ? token : null;
-    this.given = this.#ask ? null : (apiKey ?? (typeof token === "string" ? textOf(token) : null));
+    this.#given = this.#ask ? null : (apiKey ?? (typeof token === "string" ? textOf(token) : null));
   }
 
   /** What to show now. Many that ask at once wait for one token. @returns {Promise<Shown>} */
   async get() {
-    if (!this.#ask) return { text: typeof this.given === "function" ? await had(this.given) : this.given, fresh: true };
+    if (!this.#ask) return { text: typeof this.#given === "function" ? await had(this.#given) : this.#given, fresh: true };
     if (this.#kept && Date.now() < this.#kept.until) return { text: this.#kept.text, fresh: false };
     this.#coming ??= this.#fetch(this.#ask).finally(() => (this.#coming = null));
     return this.#coming;
@@ -81,5 +82,5 @@ async function had(source) {
 
 /** A token, or the one in a job's watch URL, which has none where the gateway has no keys. @param {string} token */
 function textOf(token) {
-  return token.startsWith("/") ? new URL(token, "http://gateway").searchParams.get("token") : token;
+  return token.includes("/") ? new URL(token, "http://gateway").searchParams.get("token") : token;
 }

@@ -48,14 +48,15 @@ test("a page that was given a watch URL reads with its token, and without one wh
   gateway.routes[`GET ${path}`] = { outputs: [], next: null };
   gateway.log = [event(1, "queued"), event(2, "cancelled")];
 
-  for (const query of ["?token=t1~en_", ""]) {
-    const page = new GatewayClient(gateway.base, { token: `/v1/jobs/${JOB}/events${query}` });
+  const watch = `/v1/jobs/${JOB}/events`;
+  for (const token of [`${watch}?token=t1~en_`, `${gateway.base}${watch}?token=t1~full`, watch]) {
+    const page = new GatewayClient(gateway.base, { token });
     for await (const _ of page.events(JOB));
     for await (const _ of page.outputs(JOB));
   }
 
   const sent = gateway.requests.map(({ headers }) => headers.authorization);
-  assert.deepEqual(sent, ["Bearer t1~en_", "Bearer t1~en_", undefined, undefined]);
+  assert.deepEqual(sent, [...Array(2).fill("Bearer t1~en_"), ...Array(2).fill("Bearer t1~full"), undefined, undefined]);
 });
 
 const EXPIRED = { status: 401, body: { code: "token_expired", detail: "over" } };
