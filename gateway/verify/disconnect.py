@@ -14,7 +14,8 @@ from gateway.verify.target import accepted_job
 from gateway.verify.trial import Check, Trial
 
 _BEFORE_LEAVING: Final = 3
-_HELD_SECONDS: Final = 1.0
+# How long a request stays before it is left; longer where the way, or the machine, is slow.
+_HELD_SECONDS: Final = (1.0, 4.0)
 
 
 async def _leave_a_stream(trial: Trial) -> str:
@@ -46,14 +47,16 @@ async def _leave_a_post(trial: Trial) -> str:
 
 
 async def _leave_a_run(trial: Trial) -> str:
-    body, key = trial.target.request_body(trial.target.work.steady), a_key()
-    async with held_run(trial.target, body, key):
-        await asyncio.sleep(_HELD_SECONDS)
-    answer = await trial.target.submit(body, headers=key)
-    if answer.headers.get("Idempotency-Replayed") != "true":
-        raise NotTested(f"a `run` that was sent {_HELD_SECONDS:g} s ago had made no job yet")
-    job = accepted_job(answer)
-    return await _ends_all_the_same(trial, job, "the submitter left its `run` before the first byte")
+    body = trial.target.request_body(trial.target.work.steady)
+    for seconds in _HELD_SECONDS:
+        key = a_key()
+        async with held_run(trial.target, body, key):
+            await asyncio.sleep(seconds)
+        answer = await trial.target.submit(body, headers=key)
+        if answer.headers.get("Idempotency-Replayed") == "true":
+            job = accepted_job(answer)
+            return await _ends_all_the_same(trial, job, "the submitter left its `run` before the first byte")
+    raise NotTested(f"a `run` that was sent {_HELD_SECONDS[-1]:g} s ago had made no job yet")
 
 
 async def _ends_all_the_same(trial: Trial, job: str, how: str) -> str:
