@@ -188,12 +188,13 @@ class Jobs(Connection):
     async def _reserve(self, job: str, new: NewJob) -> OutlastError | None:
         """Make room for a job; returns why there is none."""
         kind = new.kind
-        most = min(kind.max_waiting_per_owner, new.max_waiting or kind.max_waiting_per_owner)
+        together = kind.max_waiting_per_owner
+        most = min(together, new.max_waiting or together)
         try:
             room = await self._run(
                 "reserve",
                 self._keys.kind(kind.kind),
-                (job, encode_owner(new.owner), kind.max_waiting, most, _SUBMIT_LOOK_MS),
+                (job, encode_owner(new.owner), kind.max_waiting, most, _SUBMIT_LOOK_MS, together),
             )
         except Unavailable as error:
             if error.code != "store_full":
@@ -202,6 +203,14 @@ class Jobs(Connection):
         if room == b"owner_full":
             return TooMany(
                 f"You have {most} jobs of kind {kind.kind} waiting; submit again when some have begun.",
+                code="owner_queue_full",
+                retry_after_seconds=5,
+            )
+        if room == b"users_full":
+            # Who mints tokens names as many users as he likes.
+            return TooMany(
+                f"The users of one API key have {together} jobs of kind {kind.kind} waiting together; submit again when"
+                " some have begun.",
                 code="owner_queue_full",
                 retry_after_seconds=5,
             )

@@ -193,7 +193,7 @@ class Look(Children, Dead, Queue, Kinds, Health):
         lost = [job for job, score in zip(jobs, due, strict=True) if score is None]
         for job, kind, owner in lost:
             # `reserve` sets a due entry only where there is none; room has been found already.
-            await self._run("reserve", self._keys.kind(kind), (job, encode_owner(owner), 1 << 52, 1 << 52, 0))
+            await self._run("reserve", self._keys.kind(kind), (job, encode_owner(owner), 1 << 52, 1 << 52, 0, 1 << 52))
         return len(lost)
 
     async def look_loop(self) -> None:

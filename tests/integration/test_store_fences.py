@@ -134,7 +134,7 @@ async def test_a_create_that_is_sent_twice_is_not_called_a_replay(store: Store) 
 async def test_a_reservation_is_due_before_there_is_a_job(store: Store) -> None:
     """Whoever dies after it leaves something to be looked at."""
     keys = store._keys.kind("echo")
-    await store._run("reserve", keys, ("a" * 26, "me", 1, 1, 30_000))
+    await store._run("reserve", keys, ("a" * 26, "me", 1, 1, 30_000, 1))
 
     assert await store._client.zscore(keys[1], "a" * 26)
 

@@ -87,6 +87,28 @@ async def test_a_full_queue_refuses_new_jobs_and_replays_accepted_ones(store: St
     assert full.value.retry_after_seconds
 
 
+async def test_the_users_of_one_key_have_no_more_places_than_an_owner(store: Store) -> None:
+    """Whoever mints tokens names as many users as he likes: together they must not fill a queue that is everybody's."""
+    kind = KindDocument(kind="echo", max_waiting_per_owner=2)
+    await store.register_kind(kind)
+    for user in ("me/anna", "me/boris"):
+        await submit(store, kind, owner=user)
+
+    with pytest.raises(TooMany, match="together") as refused:
+        await submit(store, kind, owner="me/cleo")
+    assert refused.value.code == "owner_queue_full"
+    for another in ("me", "other/anna", "mee/anna"):
+        await submit(store, kind, owner=another)
+    while not (await begin_any(store, kind)).startswith("me/"):
+        pass
+    await submit(store, kind, owner="me/cleo")
+
+
+async def begin_any(store: Store, kind: KindDocument) -> str:
+    """Takes the next job of a kind; returns whose it is."""
+    return (await store.job((await begin(store, kind.kind)).job)).owner
+
+
 async def test_an_unknown_job_is_not_found(store: Store) -> None:
     """No record and no tombstone: 404."""
     with pytest.raises(NotFound):

@@ -127,7 +127,7 @@ class Machine(RuleBasedStateMachine):
     def submitter_dies(self, owner: str, steps: int) -> None:
         """The gateway stops after `reserve`, or after `create`: the second one made a job that must end."""
         job = self._new_id(owner, None)
-        self.run(self.store._run("reserve", self.keys, (job, owner, 1000, 1000, 30_000)))
+        self.run(self.store._run("reserve", self.keys, (job, owner, 1000, 1000, 30_000, 1000)))
         if steps == 2:
             new = new_job(KIND, owner=owner)
             fields = self.store._fields(new)

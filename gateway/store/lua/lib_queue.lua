@@ -37,8 +37,17 @@ local function set_due(job, delay_ms)
   return redis.call('ZSCORE', KEYS[2], job)
 end
 
+-- What counts a key's users together; nil for an owner that is a key itself. Names are URL-quoted: `key%2Fuser`.
+local function users_of(owner)
+  return string.match(owner, '^.-%%2F')
+end
+
 local function waiting(owner, priority, by)
   redis.call('HINCRBY', KEYS[7], '*', by)
+  local users = users_of(owner)
+  if users and redis.call('HINCRBY', KEYS[7], users, by) <= 0 then
+    redis.call('HDEL', KEYS[7], users)
+  end
   redis.call('HINCRBY', KEYS[7], owner, by)
   if redis.call('HINCRBY', KEYS[7], owner .. '|' .. priority, by) <= 0 then
     redis.call('HDEL', KEYS[7], owner .. '|' .. priority)
