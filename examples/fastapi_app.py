@@ -50,7 +50,8 @@ async def count(text: Text, idempotency_key: Annotated[str | None, Header()] = N
 @app.post("/api/token")
 async def token(response: Response, visitor: Annotated[str | None, Cookie()] = None) -> dict[str, Any]:
     """For a page that submits by itself: for a quarter of an hour it may, to this kind and as this visitor."""
-    visitor = visitor or secrets.token_hex(16)  # or your own name for who is logged in
+    # Anybody can send any cookie, so it holds a name that can't be guessed; of who is logged in, take your session's.
+    visitor = visitor or secrets.token_hex(16)
     response.set_cookie("visitor", visitor, httponly=True, samesite="strict")
     return await client.make_token(kind="word-count", user=visitor)
 
