@@ -201,8 +201,12 @@ async def retry_job(request: web.Request) -> web.Response:
     old = await owned_job(request)
     _check_ended(old)
     kind = await known_kind(app[STORE], old.kind)
-    # Also where the owner does a user's job again: the user's page goes on with the new one.
-    asking = replace(principal(request), owner=old.owner)
+    asking = principal(request)
+    if asking.owner != old.owner:
+        # An owner does a user's job again, and the user's page goes on with the new one. But a key is of who sends it:
+        # the user may have used the same, which must not be in the way. No header holds an end of line.
+        key = key and f"{asking.owner}\n{key}"
+        asking = replace(asking, owner=old.owner)
     async with Received(app, kind, asking, key) as received:
         try:
             await received.copy(old)

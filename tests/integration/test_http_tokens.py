@@ -429,7 +429,10 @@ async def test_the_owner_has_all_that_its_users_submitted(keyed: Gateway, store:
     assert await listed("", AS_OTHER) == []
     assert (await keyed.get(annas["urls"]["self"], headers=AS_OTHER)).status == 404
     assert (await keyed.post(annas["urls"]["cancel"], headers=AS_ME)).json()["by"] == "me"
-    again = (await keyed.post(f"{annas['urls']['self']}/retry", headers=AS_ME)).json()
+    redrive = AS_ME | {"Idempotency-Key": f"redrive {annas['id']}"}
+    await keyed.post("/v1/kinds/echo/jobs", json={"priority": "low"}, headers=redrive | user())
+    again, twice = [(await keyed.post(f"{annas['urls']['self']}/retry", headers=redrive)).json() for _ in range(2)]
+    assert again["id"] == twice["id"], "a key that the user has used first is another one"
     assert (await keyed.get(again["urls"]["self"], headers=user())).status == 200
     await keyed.post(again["urls"]["cancel"], headers=AS_ME)
     await keyed.post(mine["urls"]["cancel"], headers=AS_ME)
