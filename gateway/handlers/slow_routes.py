@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from pydantic_core import from_json, to_json
 
-from gateway.auth import LOCAL, PRINCIPAL, Principal
+from gateway.auth import PRINCIPAL, Principal
 from gateway.errors import FOR_CLIENTS, InvalidInput, NotFound, OutlastError, Unavailable
 from gateway.event_text import decode_event
 from gateway.handlers.context import (
@@ -142,7 +142,7 @@ def route_handler(route: SlowRoute, *, asks_for_key: bool) -> Handler:
             if route.mode == "sse" and "Last-Event-ID" in request.headers:
                 return await _resume(request, owner, key)
             # A gateway's own key is nothing for the upstream to see.
-            submitted = await _submit(request, route, allowed, key, passes_key_on=not asks_for_key or owner == LOCAL)
+            submitted = await _submit(request, route, allowed, key, passes_key_on=not asks_for_key)
             match route.mode:
                 case "hold":
                     return await _hold(request, route, submitted)

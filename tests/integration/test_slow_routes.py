@@ -424,12 +424,15 @@ async def test_a_key_is_asked_for_and_never_passed_on(
 ) -> None:
     """With keys set, a route is as closed as the rest; one without `key` leaves the asking to its upstream."""
     app.go.set()
-    async with routed(store, app, tmp_path, monkeypatch, api_keys=KEYS) as gateway:
+    # As the owner is called where there are no keys.
+    local = "l" * 24
+    async with routed(store, app, tmp_path, monkeypatch, api_keys=KEYS | {"local": local}) as gateway:
         assert (await gateway.post("/hold")).status == 401
         token = encode_token(KEY, SubmitToken("http", "anna", 100, int(time.time()) + 60))
         assert (await gateway.post("/hold", headers={"Authorization": f"Bearer {token}"})).status == 403
-        assert (await gateway.post("/hold", headers={"Authorization": f"Bearer {KEY}"})).status == 200
-        assert "authorization" not in app.seen[-1]["headers"]  # type: ignore[operator]
+        for key in (KEY, local):
+            assert (await gateway.post("/hold", headers={"Authorization": f"Bearer {key}"})).status == 200
+            assert "authorization" not in app.seen[-1]["headers"]  # type: ignore[operator]
         offered = f"outlast.v1, outlast.key.{base64.urlsafe_b64encode(KEY.encode()).decode()}"
         assert (await gateway.post("/hold", headers={"Sec-WebSocket-Protocol": offered})).status == 200
         assert "sec-websocket-protocol" not in app.seen[-1]["headers"]  # type: ignore[operator]
