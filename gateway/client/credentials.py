@@ -47,7 +47,10 @@ class Credentials:
         self._fetching = asyncio.Lock()
 
     async def get(self) -> Shown:
-        """What to show now. Many that ask at once wait for one token; what a function raises is raised."""
+        """What to show now. Many that ask at once wait for one token; what a function raises is raised.
+
+        Raises `ConfigurationError` where it answers something else than a token.
+        """
         if not callable(self._token):
             key = self._token if self._api_key is None else self._api_key
             return Shown(await _asked(key) if callable(key) else key, fresh=True)
@@ -60,8 +63,12 @@ class Credentials:
             given = await _asked(self._token)
             if given is None or isinstance(given, str):
                 text, seconds = given, float("inf")
+            elif isinstance(text := given.get("token"), str):
+                seconds = float(given.get("expires_seconds", "inf"))
             else:
-                text, seconds = given["token"], float(given.get("expires_seconds", "inf"))
+                raise ConfigurationError(
+                    "What `token` answered holds no token; let it answer what the gateway said to POST /v1/tokens."
+                )
             self._kept = (text, began + _USED_SHARE * seconds) if text else None
             return Shown(text, fresh=True)
 

@@ -313,6 +313,10 @@ async def test_a_token_of_which_most_of_the_time_is_over_is_not_shown_any_more()
         await client.kinds()
         await client.kinds()
         assert shown(gateway) == ["t1", "t2"]
+    async with opened(status(200, {"kinds": []}), token=lambda: {"detail": "log in first"}) as (client, gateway):
+        with pytest.raises(ConfigurationError, match="holds no token"):
+            await client.kinds()
+        assert gateway.asked == []
     async with opened(status(200, {"kinds": []}), token=lambda: None) as (client, gateway):
         await client.kinds()
         assert "authorization" not in gateway.asked[0].headers
