@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
-from tests.faults import FaultProxy
+from tests.faults import PATIENCE_SECONDS, FaultProxy
 
 T = TypeVar("T")
 
@@ -35,6 +35,8 @@ _FLAGS = [
 ]
 _READY = "Ctrl-C stops everything"
 _KINDS = "tests.browser.page_kinds"
+# Playwright's own 5 s are too short for a browser and a product that share two cores with others.
+expect.set_options(timeout=PATIENCE_SECONDS * 1000)
 
 
 class Product:
@@ -153,6 +155,12 @@ class Line:
 
 
 @pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """A file that keeps a job from its end until it is there."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
 def line(product: Product) -> Iterator[Line]:
     """A line to the product that the test may cut."""
     line = Line(product.url)
@@ -196,7 +204,7 @@ def new_page(chromium: Browser) -> Iterator[NewPage]:
         page.on("console", listen)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", check)
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PATIENCE_SECONDS * 1000)
         return page
 
     yield make

@@ -79,7 +79,7 @@ class JobPage:
         expect(self.page.locator("#text .line").nth(count - 1)).to_be_visible()
         expect(self.page.locator("#document polygon").nth(count - 1)).to_be_attached()
 
-    def until(self, state: str, timeout: float = 30_000) -> None:
+    def until(self, state: str, timeout: float | None = None) -> None:
         """Wait for a state, by its word on the page."""
         expect(self.page.locator("#job-state")).to_have_text(state, timeout=timeout)
 

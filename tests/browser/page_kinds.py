@@ -1,9 +1,13 @@
-"""Processors for the page's tests: they publish what OCR publishes, at a pace that a test asks for."""
+"""Processors for the page's tests: they publish what OCR publishes, at a pace that a test asks for.
+
+A gate is a file, as in `tests.worker_kinds`: a job that has one ends when the test has made it, however late that is.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import io
+from pathlib import Path
 
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, Field
@@ -20,6 +24,7 @@ class Paper(BaseModel):
     lines: int = Field(6, ge=1, le=500)
     pause_seconds: float = Field(0.02, description="Between two lines.")
     broken_page: int | None = Field(None, description="This page is published with a problem.")
+    gate: str = Field("", description="The last line waits for this file.")
 
 
 @processor("paper", files="required", content_types=["image/*", "application/pdf"], concurrency=4)
@@ -31,6 +36,8 @@ async def paper(ctx: Context, input: Paper) -> dict[str, int]:
         lines = []
         for number in range(input.lines):
             await asyncio.sleep(input.pause_seconds)
+            if (page, number) == (input.pages, input.lines - 1):
+                await _opened(input.gate)
             lines.append(line(page, number, input.lines))
             sheet = {"page": page, "width": WIDTH, "height": HEIGHT}
             await ctx.output(f"page-{page}.lines-{number}", {**sheet, "first": number, "lines": lines[-1:]})
@@ -72,14 +79,22 @@ class Story(BaseModel):
     words: int = 40
     pause_seconds: float = 0.01
     fails: bool = False
+    gate: str = Field("", description="The last word waits for this file.")
 
 
 @processor("story", concurrency=4)
 async def story(ctx: Context, input: Story) -> dict[str, int]:
     """Tell a story, word by word."""
     for number in range(input.words):
+        if number == input.words - 1:
+            await _opened(input.gate)
         await ctx.delta(f"{input.prompt} {number} ")
         await asyncio.sleep(input.pause_seconds)
     if input.fails:
         raise Rejected("The story has no end; try another prompt.", code="story_lost")
     return {"words": input.words}
+
+
+async def _opened(gate: str) -> None:
+    while gate and not Path(gate).exists():  # noqa: ASYNC110 - another process makes it
+        await asyncio.sleep(0.01)
