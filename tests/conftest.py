@@ -16,6 +16,7 @@ import pytest
 
 from gateway.embedded import EmbeddedValkey
 from tests.faults import wait_until
+from tests.patient_clock import PatientClock
 from tests.redis_servers import RedisCluster, SentinelTrio
 
 if TYPE_CHECKING:
@@ -66,6 +67,12 @@ def _left_over() -> list[str]:
         for owner in owners
         if isinstance(owner, asyncio.BaseTransport)
     ]
+
+
+@pytest.fixture
+async def patient_clock() -> PatientClock:
+    """A loop's clock for what says who is first: a moment without a core takes no time."""
+    return PatientClock()
 
 
 @pytest.fixture(scope="session")
@@ -140,9 +147,13 @@ def prefix() -> str:
 
 
 @pytest.fixture
-def lease_seconds() -> float:
-    """How long a lease lasts: short, so that a takeover is quick."""
-    return 0.6
+def lease_seconds(request: pytest.FixtureRequest) -> float:
+    """How long a lease lasts: longer than a busy machine stands still, unless a test's mark `lease` says otherwise.
+
+    What waits for a takeover wants a short one. Anywhere else it would lose jobs to a moment without a core.
+    """
+    mark = request.node.get_closest_marker("lease")
+    return mark.args[0] if mark else 30.0
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import json
 import re
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -56,6 +55,10 @@ Table = dict[str, dict[str, str]]
 """mode -> profile -> outcome."""
 
 
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
 def limit_of(profile: Profile) -> float:
     """The hop's smallest limit, in its own seconds."""
     timers = profile.timers
@@ -73,7 +76,7 @@ class Client:
     pause_seconds: float
 
     def __post_init__(self) -> None:
-        self.until = time.monotonic() + self.job_seconds + _GRACE_SECONDS
+        self.until = _now() + self.job_seconds + _GRACE_SECONDS
         self.cursor = ""
         self.beats = 0
         self.live = 0
@@ -83,7 +86,7 @@ class Client:
     @property
     def waiting(self) -> bool:
         """Whether to try again."""
-        return not self.ended and time.monotonic() < self.until
+        return not self.ended and _now() < self.until
 
     async def submit(self, **headers: str) -> Any:
         """Submit a job; the answer's document."""
@@ -108,7 +111,7 @@ class Client:
             self.cursor = cursor or str(document["id"])
         if document["type"] == "test.beat":
             self.beats += 1
-            self.live += time.monotonic() - document["data"]["sent"] < LIMIT_SECONDS / 2
+            self.live += _now() - document["data"]["sent"] < LIMIT_SECONDS / 2
         self.ended = self.ended or bool(document.get("terminal"))
 
     def outcome(self) -> str:
@@ -302,11 +305,11 @@ async def _attempt(store: Store, claim: Claim) -> None:
     assert begun.lease is not None, begun
     lease, seconds = begun.lease, json.loads(begun.input)["seconds"]
     await store.hold(claim, lease)
-    start = time.monotonic()
+    start = _now()
     for number in range(1, _BEATS + 1):
-        await store.append(lease, number, [event("test.beat", {"sent": time.monotonic()})])
-        await asyncio.sleep(max(0, start + number * seconds / (_BEATS + 0.5) - time.monotonic()))
-    await asyncio.sleep(max(0, start + seconds - time.monotonic()))
+        await store.append(lease, number, [event("test.beat", {"sent": _now()})])
+        await asyncio.sleep(max(0, start + number * seconds / (_BEATS + 0.5) - _now()))
+    await asyncio.sleep(max(0, start + seconds - _now()))
     await end(store, lease, batch=_BEATS + 1)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -217,16 +216,17 @@ async def see(url: str, request: str | bytes, *, until: bytes | None = None, sec
         lines = request if "\r\n" in request else f"{request}\r\n"
         request = f"{lines}Host: {host}\r\nConnection: close\r\n\r\n".encode()
     reader, writer = await asyncio.open_connection(host, int(port))
-    start, seen = time.monotonic(), Seen([])
+    clock = asyncio.get_running_loop().time
+    start, seen = clock(), Seen([])
     try:
         writer.write(request)
         async with asyncio.timeout(seconds):
             while data := await reader.read(65536):
-                seen.pieces.append(((time.monotonic() - start) / SCALE, data))
+                seen.pieces.append(((clock() - start) / SCALE, data))
                 if until is not None and until in seen.all:
                     break
     except ConnectionError:
-        seen.pieces.append(((time.monotonic() - start) / SCALE, b"<reset>"))
+        seen.pieces.append(((clock() - start) / SCALE, b"<reset>"))
     finally:
         writer.transport.abort()
     return seen

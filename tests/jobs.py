@@ -8,9 +8,10 @@ from typing import Any
 from gateway.documents import KindDocument
 from gateway.event_text import encode_event_tail
 from gateway.fold import Fold
-from gateway.protocol import Event
+from gateway.protocol import Event, State
 from gateway.requests import JobOptions
 from gateway.store import Claim, JobRecord, Lease, NewJob, Store, WriterEvent
+from tests.faults import wait_until
 
 
 def new_job(
@@ -88,6 +89,22 @@ async def look_later(store: Store, record: JobRecord, *, seconds: float = 20) ->
     await store._client.hincrby(store._keys.record(record.id), "ended", int(-seconds * 1000))
     await store._client.zadd(store._keys.kind(record.kind)[1], {record.id: 0})
     await store.look([record.kind])
+
+
+async def run_out(store: Store, record: JobRecord) -> None:
+    """Let the lease of a running attempt be over, as if its time had passed, and a look take the job from it."""
+
+    async def taken() -> bool:
+        now = await store.job(record.id)
+        if (now.state, now.attempt) != (State.RUNNING, record.attempt):
+            return True
+        await store._client.hset(store._keys.record(record.id), "lease_until", 0)
+        await store._client.zadd(store._keys.kind(record.kind)[1], {record.id: 0})
+        await store.look([record.kind])
+        return False
+
+    # A renewal that was on its way may come in between.
+    await wait_until(taken)
 
 
 async def use_up(store: Store, kind: KindDocument, **options: Any) -> JobRecord:

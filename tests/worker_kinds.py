@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, field_validator
 
 from processors import Context, ProcessorError, Rejected, Retry, SyncContext, processor
+from tests.faults import PATIENCE_SECONDS
 
 
 class Gate(BaseModel):
@@ -147,9 +148,10 @@ async def slow(ctx: Context) -> None:
 
 @processor("stubborn", cancel_grace_seconds=0.2)
 def stubborn(ctx: SyncContext, input: Gate) -> str:
-    """A thread that asks nobody."""
+    """A thread that asks nobody, though not for ever: one that a failed test leaves behind would hold up all others."""
     ctx.output("pid", os.getpid())
-    while not input.gate.exists():
+    until = time.monotonic() + 2 * PATIENCE_SECONDS
+    while not input.gate.exists() and time.monotonic() < until:
         time.sleep(0.01)
     return "done"
 

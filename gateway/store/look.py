@@ -37,6 +37,8 @@ _TAKEN_MS: Final = 2_000
 _MOST_TAKES: Final = 16
 # With the take's 2 s this keeps "lease + 2 s" for a dead worker's job.
 LOOK_SECONDS: Final = 0.5
+# After a start or an outage, at most: so long workers have for renewing before anybody judges them.
+GRACE_SECONDS: Final = 5.0
 SWEEP_SECONDS: Final = 3600.0
 _SWEEP_AGAIN_SECONDS: Final = 5.0
 _SWEEP_WITHOUT_ROOM_SECONDS: Final = 60.0
@@ -204,7 +206,7 @@ class Look(Children, Dead, Queue, Kinds, Health):
         one master of a cluster is away, what the others hold is looked at meanwhile.
         """
         clock = asyncio.get_running_loop().time
-        grace = min(5.0, self.lease_seconds)
+        grace = min(GRACE_SECONDS, self.lease_seconds)
         run_ids: frozenset[str] = frozenset()
         away: set[Address] = set()
         sweeps_at = float("-inf")

@@ -26,15 +26,8 @@ from tests.worker_jobs import end_of, log_of, working
 KINDS = load_processors(["examples.celery_app"])
 # A worker of Celery takes seconds to start where other tests use the cores.
 PATIENCE_SECONDS = 45.0
-LEASE_SECONDS = 2.0
 
-pytestmark = pytest.mark.timeout(150)
-
-
-@pytest.fixture
-def lease_seconds() -> float:
-    """A slow machine keeps it."""
-    return LEASE_SECONDS
+pytestmark = [pytest.mark.timeout(150), pytest.mark.lease(2.0)]
 
 
 @pytest.fixture

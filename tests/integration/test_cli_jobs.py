@@ -27,12 +27,6 @@ PROBLEM = {"type": "/docs#problem-rejected", "title": "Rejected", "code": "rejec
 
 
 @pytest.fixture
-def lease_seconds() -> float:
-    """Leases outlive the test: nobody renews them here."""
-    return 300
-
-
-@pytest.fixture
 async def gateway(store: Store, tmp_path: Path) -> AsyncIterator[Gateway]:
     """A gateway with a key."""
     async with gateway_for(store, tmp_path / "blobs", api_keys=KEYS) as gateway:

@@ -39,12 +39,6 @@ TRANSPORTS = pytest.mark.parametrize("transport", ["sse", "websocket"])
 
 
 @pytest.fixture
-def lease_seconds() -> float:
-    """Leases outlive the test: nobody renews them here."""
-    return 30
-
-
-@pytest.fixture
 async def gateway(store: Store, tmp_path: Path) -> AsyncIterator[Gateway]:
     """A gateway with quick heartbeats."""
     async with gateway_for(store, tmp_path / "blobs", heartbeat_seconds=0.2, retry_seconds=0.1) as gateway:

@@ -1,14 +1,11 @@
-"""Delivery over several gateways, each a process of its own: moved, killed, drained, and stormed after an outage."""
+"""Delivery over several gateways: moved and killed, drained, and stormed after an outage."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
 from contextlib import AsyncExitStack
 from itertools import cycle, islice
 from pathlib import Path
-from time import monotonic
-from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -18,23 +15,19 @@ from pydantic_core import from_json
 from gateway.client import Client
 from gateway.client.client import Transport as ClientTransport
 from gateway.documents import KindDocument
+from gateway.handlers.context import HUB
 from gateway.protocol import CLOSE_CODES, CloseCode
 from gateway.sse import Decoder
 from gateway.store import Lease, Store
 from gateway.verify.streams import Transport
 from gateway.verify.target import Target, own_work, sessions
 from gateway.verify.trial import Hop, Trial
-from tests.faults import FaultProxy, wait_until
-from tests.gateway_process import GatewayProcess, gateway_process, has_listeners
+from tests.faults import PATIENCE_SECONDS, FaultProxy, wait_until
+from tests.gateway_process import gateway_process, has_listeners
 from tests.jobs import begin, end, event, submit
+from tests.serving import Gateway, gateway_for
 
 KIND = KindDocument(kind="echo")
-
-
-@pytest.fixture
-def lease_seconds() -> float:
-    """Leases outlive the test: nobody renews them here."""
-    return 60
 
 
 async def write_slowly(store: Store, lease: Lease, batches: int, pause_seconds: float) -> None:
@@ -109,46 +102,44 @@ async def test_a_gateway_that_is_killed_loses_nothing(
     assert numbers == list(range(1, len(await log_of(store, record.id)) + 1))
 
 
-async def test_a_drain_spreads_its_listeners_over_the_window(
-    store: Store, valkey: str, prefix: str, tmp_path: Path
-) -> None:
-    """SIGTERM: nobody new is let in, all are told to come back, at different times and after different pauses."""
+@pytest.mark.usefixtures("patient_clock")
+async def test_a_drain_spreads_its_listeners_over_the_window(store: Store, tmp_path: Path) -> None:
+    """Nobody new is let in, all are told to come back, at different times and after different pauses."""
     record = await submit(store, KIND, owner="local")
     window, count = 1.5, 20
     left: list[float] = []
     pauses: list[float] = []
     codes: list[int | None] = []
 
-    async def stream(session: aiohttp.ClientSession, gateway: GatewayProcess) -> None:
+    clock = asyncio.get_running_loop().time
+
+    async def stream(gateway: Gateway) -> None:
         decoder = Decoder()
-        async with session.get(f"{gateway.url}/v1/jobs/{record.id}/events") as response:
+        async with gateway.session.get(f"{gateway.url}/v1/jobs/{record.id}/events") as response:
             messages = [one async for chunk in response.content.iter_any() for one in decoder.feed(chunk)]
-        left.append(monotonic())
+        left.append(clock())
         last = from_json(messages[-1].data)
         assert (last["type"], last["data"]["reason"]) == ("closing", "draining")
         pauses.append(last["data"]["retry_seconds"])
 
-    async def socket(session: aiohttp.ClientSession, gateway: GatewayProcess) -> None:
-        async with session.ws_connect(f"{gateway.url}/v1/ws") as connection:
+    async def socket(gateway: Gateway) -> None:
+        async with gateway.session.ws_connect(f"{gateway.url}/v1/ws") as connection:
             await connection.send_json({"op": "subscribe", "job": record.id})
             while (await connection.receive()).type is WSMsgType.TEXT:
                 pass
-            left.append(monotonic())
+            left.append(clock())
             codes.append(connection.close_code)
 
-    async with (
-        gateway_process(valkey, prefix, tmp_path, drain_seconds=window) as gateway,
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
-    ):
-        listeners = [asyncio.create_task(one(session, gateway)) for one in (stream, socket) for _ in range(count)]
-        await wait_until(lambda: has_listeners(session, gateway.url, 2 * count))
-        began = monotonic()
-        gateway.process.send_signal(signal.SIGTERM)
-        await wait_until(lambda: refuses(gateway), window, what="no new connections")
-        async with asyncio.timeout(30):
-            await asyncio.gather(*listeners)
-        assert await gateway.exit_code() == 0
-        took = monotonic() - began
+    async with gateway_for(store, tmp_path, drain_seconds=window) as gateway:
+        listeners = [asyncio.create_task(one(gateway)) for one in (stream, socket) for _ in range(count)]
+        await wait_until(lambda: len(gateway.app[HUB].listeners) == 2 * count)
+        began = clock()
+        draining = asyncio.create_task(gateway.server.drain())
+        await wait_until(lambda: refuses(gateway), what="no new connections")
+        assert len(left) < 2 * count
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await asyncio.gather(*listeners, draining)
+        took = clock() - began
 
     assert codes == [CLOSE_CODES[CloseCode.DRAINING]] * count
     assert max(left) - min(left) > window / 2
@@ -156,14 +147,13 @@ async def test_a_drain_spreads_its_listeners_over_the_window(
     tenths = [int((at - min(left)) / (max(left) - min(left)) * 9.99) for at in left]
     assert max(tenths.count(tenth) for tenth in range(10)) < 2 * count / 3
     assert len(set(pauses)) > count / 2
-    assert took < window + 15
+    assert took < window + 1
 
 
-async def refuses(gateway: GatewayProcess) -> bool:
+async def refuses(gateway: Gateway) -> bool:
     """Whether a gateway takes no new connections."""
-    port = urlsplit(gateway.url).port
     try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.server.port)
     except OSError:
         return True
     writer.close()

@@ -23,6 +23,8 @@ from tests.jobs import begin, end, event
 from tests.processes import program, ran
 from tests.serving import Gateway, gateway_for
 
+pytestmark = pytest.mark.usefixtures("patient_clock")
+
 
 @pytest.fixture
 async def gateway(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:

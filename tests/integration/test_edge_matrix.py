@@ -34,6 +34,7 @@ async def check(store: Store, folder: Path, cells: list[tuple[str, str]]) -> Tab
     return table
 
 
+@pytest.mark.usefixtures("patient_clock")
 async def test_the_table_is_true_for_the_hops_that_differ_most(patient_store: Store, tmp_path: Path) -> None:
     """All modes, and the control, which every one of these hops ends."""
     table = await check(patient_store, tmp_path, [(mode, name) for mode in MODES for name in FEW])
@@ -43,6 +44,7 @@ async def test_the_table_is_true_for_the_hops_that_differ_most(patient_store: St
     assert all(table[mode]["cloudflare"] in {"yes", "live"} for mode in MODES if mode != CONTROL)
 
 
+@pytest.mark.usefixtures("patient_clock")
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_the_whole_table_is_true(patient_store: Store, tmp_path: Path) -> None:

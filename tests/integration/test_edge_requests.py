@@ -13,6 +13,8 @@ from gateway.edge import Edge
 from tests.edge_origin import Origin, Seen, edge_for, raw_origin, see
 from tests.faults import wait_until
 
+pytestmark = pytest.mark.usefixtures("patient_clock")
+
 
 def body_of(seen: Seen) -> Any:
     """The body, which has a length, as JSON."""

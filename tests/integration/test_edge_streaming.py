@@ -14,6 +14,8 @@ from gateway.edge.wire import Wire
 from tests.edge_origin import SCALE, Origin, Seen, edge_for, raw_origin, see
 from tests.faults import wait_until
 
+pytestmark = pytest.mark.usefixtures("patient_clock")
+
 
 def is_live(seen: Seen, count: int, every: float) -> bool:
     """Whether the events came as they were sent, `every` seconds apart."""

@@ -18,6 +18,8 @@ from gateway.errors import ConfigurationError
 from tests.edge_origin import SCALE, Origin, edge_for, raw_origin, see
 from tests.faults import PATIENCE_SECONDS, wait_until
 
+pytestmark = pytest.mark.usefixtures("patient_clock")
+
 
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:

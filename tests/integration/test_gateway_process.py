@@ -20,7 +20,7 @@ from gateway.config import Settings
 from gateway.errors import ConfigurationError
 from gateway.handlers.context import HUB
 from gateway.store import Store
-from tests.faults import wait_until
+from tests.faults import PATIENCE_SECONDS, wait_until
 from tests.gateway_process import gateway_process, has_listeners, is_ready
 from tests.jobs import begin, end, submit
 from tests.serving import Gateway, gateway_for
@@ -60,7 +60,7 @@ async def test_a_watched_gateway_says_that_it_leaves_before_it_does(
 ) -> None:
     """A load balancer that asks /readyz gets time to see 503 while requests are still served."""
     async with (
-        gateway_process(valkey, prefix, tmp_path, drain_seconds=1.5) as gateway,
+        gateway_process(valkey, prefix, tmp_path, drain_seconds=PATIENCE_SECONDS) as gateway,
         aiohttp.ClientSession() as session,
     ):
         asked_at = time.monotonic()
@@ -71,6 +71,9 @@ async def test_a_watched_gateway_says_that_it_leaves_before_it_does(
         await wait_until(lambda: not_ready(session, gateway.url))
         async with session.get(f"{gateway.url}/v1/jobs") as answer:
             served = answer.status
+        # A second wish, later than a second after the first one, is one for haste.
+        await asyncio.sleep(1.1)
+        gateway.process.send_signal(signal.SIGTERM)
 
         assert served == 200
         assert await gateway.exit_code() == 0

@@ -30,6 +30,7 @@ from tests.ports import free_port
 from tests.serving import Gateway, gateway_for
 from tests.worker_jobs import end_of, log_of
 
+pytestmark = pytest.mark.lease(0.6)
 SUBMIT = ("reserve", "create", "enqueue", "list")
 BEGIN = ("claim", "begin", "settle/running")
 RETRY = ("append/retrying", "leave")

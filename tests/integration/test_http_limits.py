@@ -20,6 +20,9 @@ from tests.serving import AS_ME, AS_OTHER, KEYS, Gateway, gateway_for
 GET = b"GET /v1/jobs HTTP/1.1\r\nHost: localhost\r\n"
 
 
+pytestmark = pytest.mark.usefixtures("patient_clock")
+
+
 @pytest.fixture
 async def gateway(store: Store, tmp_path: Path) -> AsyncIterator[Gateway]:
     """A gateway that is impatient with heads."""

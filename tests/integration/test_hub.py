@@ -84,9 +84,20 @@ class Collector(Listener):
 
 
 @pytest.fixture
+def _positions_come_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.hub._POSITION_SECONDS", 0.05)
+
+
+@pytest.fixture
 async def hub(store: Store) -> AsyncIterator[Hub]:
-    """A hub with short times."""
-    hub = Hub(store, heartbeat_seconds=0.5, write_stall_seconds=1.5, write_buffer_bytes=256 * 1024, metrics=NoMetrics())
+    """A hub with a short heartbeat."""
+    hub = Hub(
+        store,
+        heartbeat_seconds=0.5,
+        write_stall_seconds=PATIENCE_SECONDS,
+        write_buffer_bytes=256 * 1024,
+        metrics=NoMetrics(),
+    )
     running = asyncio.create_task(hub.run())
     yield hub
     running.cancel()
@@ -243,7 +254,6 @@ async def test_a_slow_listener_is_not_waited_for_and_reads_on_when_it_can(hub: H
     lease = await begin(store, "echo")
     slow, fast = await listen(hub, record), await listen(hub, record)
     slow.slow.stopped = True
-    hub.pulse.write_stall_seconds = PATIENCE_SECONDS
 
     last = 2
     for batch in range(1, 101):
@@ -263,6 +273,7 @@ async def test_a_listener_that_never_reads_is_closed_as_slow(hub: Hub, store: St
     await begin(store, "echo")
     collector = await listen(hub, record)
     collector.slow.stopped = True
+    hub.pulse.write_stall_seconds = 0.3
 
     async with asyncio.timeout(PATIENCE_SECONDS):
         assert await collector.closed is CloseCode.SLOW
@@ -322,14 +333,11 @@ async def test_a_job_that_began_before_its_feed_was_followed_has_liveness(hub: H
     assert all(b"worker-9" in text for text in liveness())
 
 
-async def test_a_queued_jobs_listener_hears_its_position(
-    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("_positions_come_soon")
+async def test_a_queued_jobs_listener_hears_its_position(hub: Hub, store: Store) -> None:
     """The place in the queue comes as a transient event when it changes, and when there is an estimate or none."""
-    monkeypatch.setattr("gateway.hub._POSITION_SECONDS", 0.05)
     first = await submit(store, KIND)
     record = await submit(store, KIND)
-    # The loop sleeps for its old time once more.
     collector = await listen(hub, record)
 
     async def hears(data: bytes) -> None:

@@ -221,6 +221,7 @@ async def test_marks_are_renewed(
         await still_open(store, job.id, 2 * (0.3 + GRACE))
 
 
+@pytest.mark.lease(0.6)
 async def test_a_running_jobs_worker_is_asked_to_stop(store: Store, looking: None) -> None:
     """Like anybody's cancel; the end is still the worker's to write."""
     job = await lonely_job(store)

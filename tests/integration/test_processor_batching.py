@@ -142,6 +142,7 @@ async def test_a_cancelled_job_leaves_its_batch_to_the_others(store: Store, blob
     assert await store.output(jobs[1], "seen") is None
 
 
+@pytest.mark.lease(0.6)
 async def test_a_batch_that_can_not_be_ended_swallows_no_more_jobs(store: Store, blobs: Blobs) -> None:
     """What waits behind it is sent elsewhere, nothing more is begun, and once it returns all goes on."""
     jobs = [await submit(store, in_a_thread) for _ in range(3)]

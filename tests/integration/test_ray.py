@@ -22,6 +22,7 @@ from tests.worker_jobs import end_of, working
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
+    pytest.mark.lease(2.0),
     # Ray lets go of the processes that it has started before they have ended.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -29,13 +30,6 @@ pytestmark = [
 
 # Ray starts a dozen processes, and each of them loads half of Python's packages.
 PATIENCE_SECONDS = 180.0
-LEASE_SECONDS = 2.0
-
-
-@pytest.fixture
-def lease_seconds() -> float:
-    """A slow machine keeps it."""
-    return LEASE_SECONDS
 
 
 @pytest.fixture

@@ -27,15 +27,15 @@ from tests.jobs import begin, hand_over, new_job, submit
 from tests.processes import program
 from tests.worker_jobs import log_of
 
+pytestmark = pytest.mark.lease(0.6)
 KIND = KindDocument(kind="echo", max_attempts=2)
-LEASE_SECONDS = 0.6
 
 
 @pytest.fixture
 async def settings(valkey: str, prefix: str, store: Store, tmp_path: Path) -> Settings:
     """The settings of this test's store, as another process reads them."""
     await store.register_kind(KIND)
-    return Settings(redis_url=valkey, prefix=prefix, lease_seconds=LEASE_SECONDS, data=tmp_path)
+    return Settings(redis_url=valkey, prefix=prefix, lease_seconds=store.lease_seconds, data=tmp_path)
 
 
 async def handed_over(store: Store, **input_: Any) -> tuple[str, str]:
@@ -92,7 +92,7 @@ async def test_a_reporter_keeps_its_job_for_longer_than_a_lease(settings: Settin
 
     async with process(settings, token, "hang"):
         with pytest.raises(AssertionError, match="did not come true"):
-            await wait_until(lambda: _is_queued(store, job), 3 * LEASE_SECONDS)
+            await wait_until(lambda: _is_queued(store, job), 3 * store.lease_seconds)
 
 
 async def _is_queued(store: Store, job: str) -> bool:

@@ -226,6 +226,7 @@ async def test_no_step_is_done_twice_however_often_its_parent_is_tried(store: St
 
 
 @pytest.mark.parametrize("boundary", range(4))
+@pytest.mark.lease(0.6)
 async def test_a_takeover_finds_what_its_dead_worker_had_done(store: Store, tmp_path: Path, boundary: int) -> None:
     """Killed before, between and after its steps; another worker ends the job, and calls = steps."""
     calls = tmp_path / "calls"
@@ -279,6 +280,7 @@ async def test_a_cancel_reaches_the_step(store: Store, blobs: Blobs) -> None:
     assert (stopped.state, stopped.ended_ms or 0) <= (State.CANCELLED, record.ended_ms or 0)
 
 
+@pytest.mark.lease(0.6)
 async def test_the_end_of_a_parent_without_a_worker_ends_its_steps(store: Store, tmp_path: Path) -> None:
     """All workers are dead: the cancel finds the step by the parent's record."""
     async with worker_process(store, tmp_path, module="tests.step_kinds") as worker:
@@ -302,6 +304,7 @@ async def test_the_end_of_a_parent_without_a_worker_ends_its_steps(store: Store,
     assert [(await store.job(one)).state for one in (job, *children)] == [State.CANCELLED] * 2
 
 
+@pytest.mark.lease(0.6)
 async def test_a_waiting_parent_takes_no_place_under_its_kinds_cap(store: Store, blobs: Blobs) -> None:
     """`max_running` counts those that do something; a look doesn't put the parent back among them."""
     async with working(store, blobs, concurrency=2):
@@ -319,6 +322,7 @@ async def test_a_waiting_parent_takes_no_place_under_its_kinds_cap(store: Store,
             await asyncio.sleep(store.lease_seconds / 10)
 
 
+@pytest.mark.lease(0.6)
 async def test_a_parent_goes_on_when_its_kinds_cap_has_a_place_and_before_anything_new(
     store: Store, blobs: Blobs
 ) -> None:

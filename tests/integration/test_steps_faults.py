@@ -453,6 +453,7 @@ async def test_a_step_whose_data_is_gone_is_begun_anew(store: Store, blobs: Blob
     assert CALLS == ["hello", "first attempt", "hello"]
 
 
+@pytest.mark.lease(0.6)
 async def test_a_step_that_is_erased_while_its_parent_waits_is_begun_anew(
     store: Store, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -611,6 +612,7 @@ async def test_the_text_of_a_step_that_was_tried_again_stands_by_itself(store: S
     assert text == [("stutters.text", "hel"), ("stutters.text.2", "hello")]
 
 
+@pytest.mark.lease(0.6)
 async def test_a_step_whose_worker_dies_fails_its_job_by_name_and_what_it_said_is_kept(
     store: Store, blobs: Blobs
 ) -> None:

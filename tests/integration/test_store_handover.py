@@ -48,6 +48,7 @@ async def test_a_token_adopts_once(store: Store) -> None:
         await store.adopt(read_token(token).lease, "second")
 
 
+@pytest.mark.lease(0.6)
 async def test_a_handed_over_job_outlives_the_usual_lease_and_not_the_hand_over(store: Store) -> None:
     """Nobody renews it while it waits in another queue, and yet it is not for ever."""
     await submit(store, KIND)
@@ -64,6 +65,7 @@ async def test_a_handed_over_job_outlives_the_usual_lease_and_not_the_hand_over(
     assert (await log_of(store, lease.job))[-1] == "retrying"
 
 
+@pytest.mark.lease(0.6)
 async def test_a_dead_adopters_job_is_taken_over_after_the_usual_lease(store: Store) -> None:
     """However long the hand-over might have taken."""
     await submit(store, KIND)

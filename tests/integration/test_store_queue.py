@@ -15,7 +15,10 @@ from gateway.store import JobRecord, Store
 from tests.faults import PATIENCE_SECONDS
 from tests.jobs import begin, end, event, look_later, new_job, submit
 
-pytestmark = pytest.mark.parametrize("redis_url", ["valkey", "cluster"], indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("redis_url", ["valkey", "cluster"], indirect=True),
+    pytest.mark.lease(0.6),
+]
 KIND = KindDocument(kind="echo")
 
 

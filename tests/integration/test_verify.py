@@ -25,12 +25,6 @@ from tests.worker_jobs import working
 _SILENCE_SECONDS = 1.0
 
 
-@pytest.fixture
-def lease_seconds() -> float:
-    """The usual one: what is tested here is not the takeover."""
-    return 30
-
-
 @asynccontextmanager
 async def deployment(store: Store, folder: Path, **settings: object) -> AsyncIterator[Gateway]:
     """A gateway, and a worker that serves `probe`."""

@@ -205,6 +205,7 @@ async def test_rejected_fails_at_once(store: Store, blobs: Blobs) -> None:
     assert record.end_data()["partial"] is True
 
 
+@pytest.mark.usefixtures("early_looks")
 async def test_an_error_is_tried_again_after_a_pause(store: Store, blobs: Blobs) -> None:
     """The second attempt is another attempt of the same log."""
     async with working(store, blobs, "failing"):
@@ -222,6 +223,7 @@ async def test_an_error_is_tried_again_after_a_pause(store: Store, blobs: Blobs)
 
 
 @pytest.mark.parametrize("how", ["retry", "processor_error", "unexpected", "cancelled", "exit", "wrong_type"])
+@pytest.mark.usefixtures("early_looks")
 async def test_failures_use_the_attempts_up(store: Store, blobs: Blobs, how: str) -> None:
     """After the kind's limit the job fails, and says what the last attempt failed of."""
     async with working(store, blobs, "failing"):
@@ -298,6 +300,7 @@ async def test_a_running_job_hears_of_its_cancel_at_once(
     await store.close()
 
 
+@pytest.mark.lease(0.6)
 async def test_a_thread_that_ignores_its_cancel_loses_its_lease(
     store: Store, blobs: Blobs, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -615,6 +618,7 @@ async def test_a_job_whose_events_redis_lost_starts_again(store: Store, blobs: B
     assert retrying.data["problem"]["code"] == "events_lost"
 
 
+@pytest.mark.lease(0.6)
 async def test_a_worker_lets_go_of_a_job_that_is_not_its_own_any_more(
     store: Store, blobs: Blobs, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

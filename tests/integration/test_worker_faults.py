@@ -18,6 +18,7 @@ from tests.worker_jobs import end_of, log_of
 
 # Three of them are longer than what the store's client retries by itself (about 2 s), as with any real lease.
 LEASE_SECONDS = 1.2
+pytestmark = pytest.mark.lease(0.6)
 
 
 @pytest.fixture

@@ -71,6 +71,7 @@ async def types_of(store: Store, job: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", [passed_on, passed_on_from_a_thread], ids=lambda kind: kind.kind)
+@pytest.mark.lease(0.6)
 async def test_the_worker_lets_go_and_the_adopter_ends_the_job(store: Store, kind: Processor) -> None:
     """Its place is free for the next job while the first one runs elsewhere, for longer than a lease."""
     first, second = [await submit(store, kind.document) for _ in range(2)]

@@ -17,6 +17,8 @@ from tests.processes import runs
 from tests.worker_jobs import end_of, log_of
 from tests.worker_process import WorkerProcess, worker_process
 
+pytestmark = pytest.mark.lease(0.6)
+
 
 async def taken_by(store: Store, job: str, attempt: int) -> int:
     """Wait for the output of an attempt at a gated job; returns its worker's process."""

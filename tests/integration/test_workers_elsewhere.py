@@ -10,7 +10,7 @@ import signal
 import sys
 import urllib.request
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from processors import load_processors
 from processors.worker import Worker
 from tests import worker_jobs
 from tests.faults import wait_until
-from tests.jobs import submit
+from tests.jobs import run_out, submit
 from tests.ports import free_port
 from tests.processes import program
 from tests.serving import Gateway, gateway_for
@@ -34,19 +34,14 @@ KINDS = load_processors(["examples.subprocess_worker", "examples.http_callback"]
 # Long enough for a curl on a busy machine, short enough to wait for its end.
 LEASE_SECONDS = 2.0
 PATIENCE_SECONDS = 30.0
-
-
-@pytest.fixture
-def lease_seconds() -> float:
-    """A slow machine keeps it."""
-    return LEASE_SECONDS
+waits_for_its_end = pytest.mark.lease(LEASE_SECONDS)
 
 
 @pytest.fixture
 async def gateway(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
     """A gateway that the examples find."""
     monkeypatch.setattr(examples.subprocess_worker, "RENEW_SECONDS", LEASE_SECONDS / 4)
-    monkeypatch.setattr(examples.subprocess_worker, "START_SECONDS", LEASE_SECONDS)
+    monkeypatch.setattr(examples.subprocess_worker, "START_SECONDS", store.lease_seconds)
     async with gateway_for(store, tmp_path / "blobs") as gateway:
         monkeypatch.setenv("OUTLAST_URL", gateway.url)
         yield gateway
@@ -113,9 +108,19 @@ def programs_of(job: str) -> list[int]:
     return found
 
 
+def do_before(monkeypatch: pytest.MonkeyPatch, folder: Path, command: str, first: str) -> None:
+    """Let the programs do something before each call of a command, in the shell's language."""
+    wrapped = folder / "bin" / command
+    wrapped.parent.mkdir()
+    wrapped.write_text(f'#!/bin/sh\n{first}\nexec {shutil.which(command)} "$@"\n')
+    wrapped.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{wrapped.parent}:{os.environ['PATH']}")
+
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
+@waits_for_its_end
 async def test_a_program_outlives_the_worker_that_started_it(
     gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,11 +129,7 @@ async def test_a_program_outlives_the_worker_that_started_it(
     No argument of a process, which everybody on the machine can read, has the token in it.
     """
     arguments = tmp_path / "arguments"
-    curl = tmp_path / "bin" / "curl"
-    curl.parent.mkdir()
-    curl.write_text(f'#!/bin/sh\necho "$@" >> {arguments}\nexec {shutil.which("curl")} "$@"\n')
-    curl.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{curl.parent}:{os.environ['PATH']}")
+    do_before(monkeypatch, tmp_path, "curl", f'echo "$@" >> {arguments}')
     kind = KINDS["render"].document
     async with worker_for(gateway):
         job = (await submit(gateway.store, kind, input_={"frames": 2, "seconds_each": LEASE_SECONDS * 0.6})).id
@@ -158,20 +159,30 @@ async def test_a_cancel_ends_the_program(gateway: Gateway) -> None:
 
 
 @linux
-async def test_a_killed_programs_job_is_handed_to_a_new_one(gateway: Gateway) -> None:
+async def test_a_killed_programs_job_is_handed_to_a_new_one(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its lease runs out, and the next attempt starts the program again."""
+    # The first program is still at its second frame when it is killed, however late that is.
+    rendered, gate = tmp_path / "rendered", tmp_path / "gate"
+    held = f'[ "$1" != 0.01 ] || [ -e {gate} ] || if [ -e {rendered} ]; then set 600; else touch {rendered}; fi'
+    do_before(monkeypatch, tmp_path, "sleep", held)
+    store = gateway.store
     async with worker_for(gateway):
-        job = (await submit(gateway.store, KINDS["render"].document, input_={"frames": 3, "seconds_each": 0.4})).id
-        await until_reported(gateway.store, job, "progress")
+        job = (await submit(store, KINDS["render"].document, input_={"frames": 3, "seconds_each": 0.01})).id
+        await until_reported(store, job, "progress")
 
-        # The renewer may start a new process while they are being killed.
+        # What a program has started is in its group of processes, and dies with it in one step.
         def killed() -> bool:
             for pid in programs_of(job):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.killpg(os.getpgid(pid), signal.SIGKILL)
             return not programs_of(job)
 
         await wait_until(killed, what="the death of the program")
-        record = await ended(gateway.store, job)
+        gate.touch()
+        await run_out(store, await store.job(job))
+        record = await ended(store, job)
 
     assert (record.state, record.attempt) == (State.SUCCEEDED, 2)
     log = await log_of(gateway.store, job)
@@ -221,6 +232,7 @@ async def test_a_service_that_breaks_says_so_at_once(gateway: Gateway, monkeypat
     assert (await types_of(gateway.store, job)).count("output") == 1
 
 
+@waits_for_its_end
 async def test_a_killed_services_job_is_done_by_the_next_one(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed half-way, and away for a while: the calls in between are failed attempts, none of them the last."""
     port = free_port()

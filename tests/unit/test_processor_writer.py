@@ -294,6 +294,7 @@ async def test_text_that_no_utf8_can_carry_does_not_break_the_stream() -> None:
         assert bench.log.appended == [("delta", {"channel": "text", "text": "a?b"})]
 
 
+@pytest.mark.usefixtures("patient_clock")
 async def test_progress_is_sent_ten_times_a_second_and_the_latest_wins() -> None:
     """A loop may report each of its million steps."""
     async with at_work() as bench:
