@@ -75,6 +75,12 @@ async def patient_clock() -> PatientClock:
     return PatientClock()
 
 
+@pytest.fixture
+def early_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks in this process begins at once: a retry is put into the queue by a look."""
+    monkeypatch.setattr("gateway.store.look.GRACE_SECONDS", 0.1)
+
+
 @pytest.fixture(scope="session")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a Valkey that all tests of this process share."""
@@ -148,12 +154,12 @@ def prefix() -> str:
 
 @pytest.fixture
 def lease_seconds(request: pytest.FixtureRequest) -> float:
-    """How long a lease lasts: longer than a busy machine stands still, unless a test's mark `lease` says otherwise.
+    """How long a lease lasts: longer than any test, unless the test's mark `lease` says otherwise.
 
     What waits for a takeover wants a short one. Anywhere else it would lose jobs to a moment without a core.
     """
     mark = request.node.get_closest_marker("lease")
-    return mark.args[0] if mark else 30.0
+    return mark.args[0] if mark else 600.0
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from playwright.sync_api import Page
 from tests.browser.conftest import Line, NewPage, Product, running_product, wait_for
 from tests.slow_app import slow_app
 
-pytestmark = pytest.mark.browser
+# One process of the test run has the product that may call the slow application.
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("behind")]
 
 _BEGIN = """async ([url, init]) => {
   const { GatewayClient, createFetch } = await import("/client/index.js");

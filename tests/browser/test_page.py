@@ -418,6 +418,7 @@ def test_a_file_for_a_kind_that_takes_none_is_not_swallowed(shown: JobPage) -> N
     expect(shown.page.locator("#compose-problem")).to_be_hidden()
 
 
+@pytest.mark.xdist_group("keyed")
 @pytest.mark.parametrize("transport", ["SSE", "WebSocket"])
 def test_a_key_is_asked_for_only_where_it_is_needed(
     new_page: NewPage, keyed_product: Product, gate: Path, transport: str

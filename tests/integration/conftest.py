@@ -33,12 +33,6 @@ def _no_key_stays_for_ever(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def early_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who looks in this process begins at once: a retry is put into the queue by a look."""
-    monkeypatch.setattr("gateway.store.look.GRACE_SECONDS", 0.1)
-
-
-@pytest.fixture
 async def source() -> AsyncIterator[TokenSource]:
     """A model server."""
     async with token_source() as source:

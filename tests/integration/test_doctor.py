@@ -31,6 +31,7 @@ from tests.http2_front import Front, certificate
 from tests.meddler import Meddler, page
 from tests.serving import Gateway, gateway_for
 
+pytestmark = pytest.mark.usefixtures("patient_clock")
 TOKEN = "p" * 24
 SCALE = 0.1
 """A frame every 100 ms; the limits of the simulated hops are scaled as well."""

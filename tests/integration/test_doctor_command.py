@@ -31,6 +31,7 @@ from tests.meddler import Meddler, page
 from tests.processes import program
 from tests.serving import Gateway, gateway_for
 
+pytestmark = pytest.mark.usefixtures("patient_clock")
 TOKEN = "p" * 24
 SCALE = 0.1
 

@@ -25,6 +25,7 @@ from tests.faults import wait_until
 from tests.slow_app import SlowApp, raw_server
 from tests.worker_jobs import end_of, working
 
+pytestmark = pytest.mark.usefixtures("early_looks")
 LIMIT_BYTES = 300_000
 
 
@@ -147,12 +148,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTLAST_UPSTREAM_IDLE_SECONDS", "0.3")
 
 
+@pytest.mark.lease(0.6)
 @pytest.mark.usefixtures("impatient")
-async def test_an_upstream_is_waited_for_as_long_as_it_takes(calls: Calls, app: SlowApp) -> None:
+async def test_an_upstream_is_waited_for_as_long_as_it_takes(calls: Calls, app: SlowApp, store: Store) -> None:
     """The lease is renewed many times, and the upstream is called once; only in its answer silence is limited."""
     job = await calls.submit(f"{app.url}/slow")
     await wait_until(lambda: app.waiting == 1)
-    await asyncio.sleep(2)  # Three leases of this store.
+    await asyncio.sleep(3 * store.lease_seconds)
     app.go.set()
 
     assert (await calls.end(job)).state == "succeeded"
@@ -261,6 +263,7 @@ async def test_what_is_not_safe_is_never_sent_twice(calls: Calls, app: SlowApp) 
     assert app.asked == 1
 
 
+@pytest.mark.lease(0.6)
 async def test_a_post_whose_worker_died_is_not_sent_again(calls: Calls, app: SlowApp) -> None:
     """Whether it was done is not known, and the job says so; a GET is simply done again."""
     post = await calls.submit(f"{app.url}/slow", method="POST")

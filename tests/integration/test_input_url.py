@@ -77,6 +77,7 @@ async def test_a_file_that_cannot_be_had_fails_the_job(gateway: Gateway, app: Sl
     assert app.asked == 1
 
 
+@pytest.mark.usefixtures("early_looks")
 async def test_a_server_that_is_busy_is_asked_again(gateway: Gateway, app: SlowApp) -> None:
     """503 may pass; the kind's own limit of attempts holds."""
     answer = await gateway.post("/v1/kinds/sizes/run", json={"input_url": f"{app.url}/status/503"})

@@ -18,6 +18,7 @@ from tests.llm_jobs import ASK, KEY, Asking, llm_worker
 from tests.token_source import MODEL, USAGE, TokenSource
 from tests.worker_jobs import submit
 
+pytestmark = pytest.mark.usefixtures("early_looks")
 ASKS = pipeline("asks", step("llm", "ask"), max_attempts=1)
 
 

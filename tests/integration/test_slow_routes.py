@@ -29,6 +29,7 @@ from tests.serving import KEY, KEYS, Gateway, gateway_for
 from tests.slow_app import SlowApp
 from tests.worker_jobs import working
 
+pytestmark = pytest.mark.usefixtures("early_looks")
 ROUTES = """
 [[route]]
 path = "/hold"

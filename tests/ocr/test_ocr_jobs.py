@@ -193,6 +193,7 @@ async def test_an_engine_that_fails_on_a_page_does_not_spoil_the_others(
     assert "hunter2" not in str([event.data for event in outcome.events])
 
 
+@pytest.mark.usefixtures("early_looks")
 async def test_an_engine_that_fails_on_every_page_fails_the_attempt(
     monkeypatch: pytest.MonkeyPatch, reading: Jobs
 ) -> None:
@@ -361,6 +362,7 @@ async def counting_worker(jobs: Jobs, folder: Path, gated: int) -> AsyncIterator
         yield process
 
 
+@pytest.mark.lease(0.6)
 async def test_a_worker_that_takes_over_does_not_read_finished_pages_again(jobs: Jobs, tmp_path: Path) -> None:
     """The first one is killed in the middle of page 4; engine calls are counted per page over both."""
     notes = tmp_path / "lines"
