@@ -186,6 +186,42 @@ async def test_a_second_pointer_to_a_running_job_begins_nothing(store: Store) ->
     assert await types_of(store, record.id) == ["queued", "started", "succeeded"]
 
 
+@pytest.mark.parametrize("leaves", ["to wait for a child", "for good"])
+async def test_a_hold_that_comes_late_takes_no_place(store: Store, leaves: str) -> None:
+    """It was on its way while its attempt left: nobody would take the job out of hand before its lease is over."""
+    record = await submit(store, KIND)
+    [claim] = await store.claim("echo", "worker", 1)
+    lease = (await store.begin(claim, "worker")).lease
+    assert lease is not None
+
+    if leaves == "for good":
+        await end(store, lease, batch=1)
+    else:
+        await store.wait_for_child(lease, record, "c" * 26)
+    await store.hold(claim, lease)
+
+    assert await store.depths(["echo"]) == {"echo": (0, 0)}
+
+
+@pytest.mark.parametrize(("found", "place"), [("running", 0), ("aside", 1)])
+async def test_a_look_that_comes_late_leaves_a_place_as_it_is(store: Store, found: str, place: int) -> None:
+    """It has judged the job, and before it says so the job leaves its place, or has it again."""
+    record = await submit(store, KIND)
+    lease = await begin(store, "echo")
+    if found == "aside":
+        await store.wait_for_child(lease, record, "c" * 26)
+    look = str(await store._client.zscore(store._keys.kind("echo")[1], record.id))
+
+    if found == "aside":
+        assert await store.go_on(lease)
+    else:
+        await store.wait_for_child(lease, record, "c" * 26)
+    settled = await store._settle("echo", record.id, look, found, 60_000, attempt=lease.attempt)
+
+    assert not settled
+    assert await store.depths(["echo"]) == {"echo": (0, place)}
+
+
 async def test_a_replayed_submit_of_a_job_in_hand_queues_nothing(store: Store) -> None:
     """A replay does all the steps again, and the last one sees that there is nothing to do."""
     job = await store.job_id("me", "key")

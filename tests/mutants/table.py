@@ -284,6 +284,20 @@ MUTANTS: Final = (
         (_PARENTS + "test_a_parent_goes_on_when_its_kinds_cap_has_a_place_and_before_anything_new",),
     ),
     Mutant(
+        "let a late hold take a place",
+        "store/lua/leave.lua",
+        "  outdate(job)\n",
+        "",
+        (_FENCES + "test_a_hold_that_comes_late_takes_no_place",),
+    ),
+    Mutant(
+        "let a late look take a place away",
+        "store/lua/rejoin.lua",
+        "outdate(job)\n",
+        "",
+        (_FENCES + "test_a_look_that_comes_late_leaves_a_place_as_it_is",),
+    ),
+    Mutant(
         "cancel what has ended",
         "store/lua/cancel.lua",
         "if TERMINAL[state] then",

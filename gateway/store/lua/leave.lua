@@ -1,5 +1,5 @@
 -- use: clock queue
--- An attempt is over: its worker takes the job out of the jobs in hand. Without the token, due may only move earlier.
+-- An attempt is over, or only waits: its worker takes the job out of hand. Without the token, due may only move earlier.
 -- ARGV: job, attempt, where (queue | later), due after ms, priority, owner, how long it ran in ms (0: of no account)
 local job = ARGV[1]
 local holder = redis.call('ZSCORE', KEYS[3], job)
@@ -20,5 +20,8 @@ end
 local due = redis.call('ZSCORE', KEYS[2], job)
 if not due or tonumber(due) > now_ms() + tonumber(ARGV[4]) then
   set_due(job, tonumber(ARGV[4]))
+else
+  -- The hold of this attempt, or a look that has found it in hand, may still be on its way.
+  outdate(job)
 end
 return 1

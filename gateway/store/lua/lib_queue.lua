@@ -37,6 +37,14 @@ local function set_due(job, delay_ms)
   return redis.call('ZSCORE', KEYS[2], job)
 end
 
+-- Lets a job's due entry stand where it is, under a new token: what was decided on how things stood before is too late.
+local function outdate(job)
+  local due = redis.call('ZSCORE', KEYS[2], job)
+  if due then
+    set_due(job, tonumber(due) - now_ms())
+  end
+end
+
 -- What counts a key's users together; nil for an owner that is a key itself. Names are URL-quoted: `key%2Fuser`.
 local function users_of(owner)
   return string.match(owner, '^.-%%2F')

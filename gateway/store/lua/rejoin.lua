@@ -12,4 +12,6 @@ if ARGV[3] ~= '1' and cap and there < 0 and redis.call('ZCOUNT', KEYS[3], '0', '
   return 0
 end
 redis.call('ZADD', KEYS[3], attempt, job)
+-- A look that has found it waiting for its children may still be on its way.
+outdate(job)
 return 1
