@@ -216,7 +216,6 @@ class CloseCode(StrEnum):
     CUT = "cut"
     TOKEN_EXPIRED = "token_expired"
     BAD_FRAME = "bad_frame"
-    UNAUTHORIZED = "unauthorized"
     IDLE = "idle"
 
 
@@ -228,8 +227,7 @@ CLOSE_CODES: Final[Mapping[CloseCode, int]] = {
     CloseCode.CUT: 4004,
     CloseCode.TOKEN_EXPIRED: 4005,
     CloseCode.BAD_FRAME: 4500,
-    CloseCode.UNAUTHORIZED: 4501,
-    CloseCode.IDLE: 4502,
+    CloseCode.IDLE: 4501,
 }
 
 

@@ -55,7 +55,6 @@ _ADVICE: Final = {
     CloseCode.TOKEN_EXPIRED: "the token has expired; come back with a fresh one and your cursors",
     CloseCode.CUT: "cut as asked; come back with your cursors",
     CloseCode.BAD_FRAME: "not a frame of this protocol; see /docs#websocket",
-    CloseCode.UNAUTHORIZED: "the credentials are not valid any more",
     CloseCode.IDLE: "nothing was asked for",
 }
 

@@ -10,8 +10,8 @@ from pydantic_core import from_json, to_json
 
 from gateway.client.connection import Connection, translated
 from gateway.client.subscription import Advice, Alive, Ended, Frame, Moved, Opened
-from gateway.errors import OutlastError, RequestError, Unauthorized, Unreachable, error_from_answer
-from gateway.protocol import CLOSE_CODES, CloseCode, Cursor, Event, read_event, should_come_back
+from gateway.errors import OutlastError, RequestError, Unreachable, error_from_answer
+from gateway.protocol import Cursor, Event, read_event, should_come_back
 from gateway.sse import MAX_MESSAGE_CHARS, Decoder
 
 _NO_FRAME: Final = 1006
@@ -95,8 +95,6 @@ def _answer_or_event(text: str) -> Frame:
 
 def _told_to_stay_away(code: int, reason: str | None) -> OutlastError:
     text = f"The gateway closed the connection and asks not to come back: {reason or code}."
-    if code == CLOSE_CODES[CloseCode.UNAUTHORIZED]:
-        return Unauthorized(text)
     return RequestError(text, code=f"closed_{code}")
 
 

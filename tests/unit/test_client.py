@@ -416,18 +416,6 @@ async def test_a_socket_that_says_stay_away_is_believed(code: int) -> None:
     assert len(gateway.asked) == 1
 
 
-async def test_a_socket_closed_for_its_key_is_unauthorized() -> None:
-    """The same error as over SSE."""
-
-    async def handler(asked: Asked, wire: Wire) -> None:
-        await wire.accept_socket(asked)
-        await wire.close_socket(4501)
-
-    async with opened(handler, transport="websocket") as (client, _):
-        with pytest.raises(Unauthorized):
-            [event async for event in client.events(JOB)]
-
-
 @pytest.mark.parametrize("code", [1001, 1012, 4000, 4003, 4499])
 async def test_a_socket_that_says_come_back_is_come_back_to(code: int) -> None:
     """The range decides here too."""
