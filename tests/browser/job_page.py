@@ -50,6 +50,9 @@ class JobPage:
 
     def fill(self, **options: object) -> None:
         """Fill in options by name."""
+        # The form comes when the kinds are known; only then can be seen whether some of it is folded away.
+        for name in options:
+            expect(self.page.locator(f"#option-{name}")).to_be_attached()
         more = self.page.locator("#options details:not([open]) summary")
         if more.count():
             more.click()
