@@ -35,7 +35,7 @@ def shown(new_page: NewPage, product: Product) -> JobPage:
 def test_a_dropped_or_pasted_file_shows_its_pages_line_by_line(shown: JobPage, gate: Path, event: str) -> None:
     """Boxes and text come while the job runs; the picture, the bar and the result are there at the end."""
     page = shown.page
-    shown.drop_file("minutes.png", event, pages=2, lines=8, gate=gate)
+    shown.drop_file("minutes.png", event, pages=2, lines=8, pause_seconds=0.1, gate=gate)
 
     shown.until_lines(3)
     assert shown.document()["state"] == "running"
