@@ -107,9 +107,10 @@ class Look(Children, Dead, Queue, Kinds, Health):
         looked = 0
         keys = self._keys.kind(kind)
         for _ in range(_MOST_TAKES):
-            if self._topology.owner(keys[0]) in away:
+            master = self._topology.owner(keys[0])
+            if master in away:
                 break
-            with _noting(self._topology.owner(keys[0]), away):
+            with _noting(master, away):
                 flat: list[bytes] = await self._run("take", keys, (_TAKE, _TAKEN_MS))
             pairs = [(flat[i].decode(), flat[i + 1].decode()) for i in range(0, len(flat), 2)]
             await all_done([self._look_at(kind, job, token, away, within_reach_ms) for job, token in pairs])
@@ -120,9 +121,10 @@ class Look(Children, Dead, Queue, Kinds, Health):
 
     async def _look_at(self, kind: str, job: str, token: str, away: set[Address], within_reach_ms: int) -> None:
         keys = self._keys.job(job)
-        if self._topology.owner(keys[0]) in away:
+        master = self._topology.owner(keys[0])
+        if master in away:
             return
-        with _noting(self._topology.owner(keys[0]), away):
+        with _noting(master, away):
             arguments = (job, *_TAILS, END_GRACE_MS, LONGEST_LOOK_MS, within_reach_ms)
             answer: list[bytes] = await self._run("judge", keys, arguments)
         verdict = answer[0].decode()
