@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, field_validator
 
 from processors import Context, ProcessorError, Rejected, Retry, SyncContext, processor
-from tests.faults import PATIENCE_SECONDS
+from tests.faults import PATIENCE_SECONDS, wait_until
 
 
 class Gate(BaseModel):
@@ -27,8 +28,7 @@ class Gate(BaseModel):
 
     async def passed(self) -> None:
         """Wait for the gate."""
-        while not self.gate.exists():  # noqa: ASYNC110 - another process makes it
-            await asyncio.sleep(0.01)
+        await wait_until(self.gate.exists, math.inf)
 
 
 class Even(BaseModel):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, Field
 
 from processors import Context, Rejected, processor
+from tests.faults import wait_until
 
 WIDTH, HEIGHT = 620, 877
 
@@ -96,5 +98,5 @@ async def story(ctx: Context, input: Story) -> dict[str, int]:
 
 
 async def _opened(gate: str) -> None:
-    while gate and not Path(gate).exists():  # noqa: ASYNC110 - another process makes it
-        await asyncio.sleep(0.01)
+    if gate:
+        await wait_until(Path(gate).exists, math.inf)
